@@ -1,0 +1,404 @@
+"""DETRPose configuration: every number of the network, its losses and its denoising, named and checked."""
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from .keypoint_schemas import COCO_PERSON, SCHEMAS, KeypointSchema
+
+# Stage plans of HGNetV2: stem channels, then per stage input, middle and output channels, blocks and layers.
+_HGNET_PLANS = {
+    "B0": ((3, 16, 16), (16, 64, 256, 512), (16, 32, 64, 128), (64, 256, 512, 1024), (1, 1, 2, 1), 3),
+    "B2": ((3, 24, 32), (32, 96, 384, 768), (32, 64, 128, 256), (96, 384, 768, 1536), (1, 1, 3, 1), 4),
+    "B4": ((3, 32, 48), (48, 128, 512, 1024), (48, 96, 192, 384), (128, 512, 1024, 2048), (1, 1, 3, 1), 6),
+    "B5": ((3, 32, 64), (64, 128, 512, 1024), (64, 128, 256, 512), (128, 512, 1024, 2048), (1, 2, 5, 2), 6),
+}
+
+# What differs between the published sizes (paper, table 1); everything else is the default of `DETRPoseConfig`.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "n": {
+        "backbone": "B0",
+        "feature_strides": (16, 32),
+        "d_model": 128,
+        "encoder_ffn_dim": 512,
+        "hidden_expansion": 0.34,
+        "depth_mult": 0.5,
+        "decoder_layers": 3,
+        "decoder_ffn_dim": 512,
+        "decoder_n_points": 6,
+    },
+    "s": {"backbone": "B0", "hidden_expansion": 0.5, "depth_mult": 0.34, "decoder_layers": 3},
+    "m": {"backbone": "B2", "depth_mult": 0.67, "decoder_layers": 4},
+    "l": {"backbone": "B4"},
+    "x": {"backbone": "B5", "d_model": 384, "encoder_ffn_dim": 2048, "reg_scale": 8.0},
+}
+
+# Official label ids: the networks have two labels, of which only 1 was ever used.
+OFFICIAL_ID2LABEL = {0: "N/A", 1: "person"}
+
+
+def hgnet_config(plan: str, feature_strides=(8, 16, 32)) -> dict[str, Any]:
+    """Returns the transformers configuration of one HGNetV2 as a dictionary.
+
+    Args:
+        plan: "B0", "B2", "B4" or "B5".
+        feature_strides: strides of the feature maps to return, finest first, out of 4, 8, 16 and 32.
+    """
+    stem_channels, in_channels, mid_channels, out_channels, num_blocks, num_layers = _HGNET_PLANS[plan]
+    stage_of_stride = {4: "stage1", 8: "stage2", 16: "stage3", 32: "stage4"}
+    return {
+        "model_type": "hgnet_v2",
+        "stem_channels": list(stem_channels),
+        "stage_in_channels": list(in_channels),
+        "stage_mid_channels": list(mid_channels),
+        "stage_out_channels": list(out_channels),
+        "hidden_sizes": list(out_channels),
+        "embedding_size": stem_channels[-1],
+        "depths": list(num_blocks),
+        "stage_num_blocks": list(num_blocks),
+        "stage_numb_of_layers": [num_layers] * 4,
+        "stage_downsample": [False, True, True, True],
+        "stage_light_block": [False, False, True, True],
+        "stage_kernel_size": [3, 3, 5, 5],
+        "use_learnable_affine_block": plan in ("B0", "B2"),
+        "out_features": [stage_of_stride[stride] for stride in feature_strides],
+    }
+
+
+class DETRPoseConfig(PretrainedConfig):
+    """Configuration of a DETRPose model: backbone, hybrid encoder, pose decoder, losses and pose denoising.
+
+    The defaults are DETRPose-L for COCO; `from_variant` gives the published sizes. Lengths are in channels, coordinates
+    are fractions of the image, keypoint similarities (KS) lie in (0, 1].
+
+    Args:
+        backbone_config (`dict` or `PretrainedConfig`, *optional*):
+            Configuration of the backbone, any that `AutoBackbone` builds. HGNetV2-B4 if not given.
+        freeze_backbone_batch_norms (`bool`, defaults to `True`):
+            Keep statistics and affine parameters of the backbone's batch norms fixed. Training from random weights
+            needs `False`.
+        keypoint_schema (`KeypointSchema`, `dict` or `str`, *optional*):
+            The skeleton; a string names a known one ("coco", "crowdpose"). COCO's if not given.
+        id2label (`dict[int, str]`, *optional*):
+            Names of the classes; `{0: "N/A", 1: "person"}` if neither it nor `num_labels` is given.
+        feature_strides (`list[int]`, defaults to `[8, 16, 32]`):
+            Strides of the backbone's feature maps, finest first; each twice the one before.
+        d_model (`int`, defaults to 256): Channels D of encoder and decoder.
+        activation_function (`str`, defaults to `"silu"`): Activation of the encoder's convolutions.
+        batch_norm_eps (`float`, defaults to 1e-05): Epsilon of the encoder's batch norms.
+        layer_norm_eps (`float`, defaults to 1e-05): Epsilon of all layer norms.
+        encoder_ffn_dim (`int`, defaults to 1024): Feed-forward width of the encoder's transformer layer.
+        encoder_attention_heads (`int`, defaults to 8): Heads of the encoder's self-attention.
+        encoder_activation_function (`str`, defaults to `"gelu"`): Activation of the encoder's feed-forward part.
+        encoder_position_temperature (`float`, defaults to 20.0): Temperature of the encoder's position encoding.
+        hidden_expansion (`float`, defaults to 1.0): Width of the encoder's fusion blocks, relative to D / 2.
+        depth_mult (`float`, defaults to 1.0): Depth of the encoder's fusion blocks, relative to 3.
+        num_queries (`int`, defaults to 60): Instance queries Q, the most poses that one image can yield.
+        decoder_layers (`int`, defaults to 6): Decoder layers L.
+        decoder_ffn_dim (`int`, defaults to 1024): Feed-forward width of the decoder layers.
+        decoder_attention_heads (`int`, defaults to 8): Heads H of all decoder attentions.
+        decoder_n_points (`int`, defaults to 4): Points that each head samples in each feature map.
+        decoder_activation_function (`str`, defaults to `"relu"`): Activation in the decoder and its heads.
+        decoder_position_temperature (`float`, defaults to 10000.0): Temperature of the keypoints' position encoding.
+        anchor_margin (`float`, defaults to 0.01): Feature-map locations closer than this to the border of the image
+            are not selected as queries.
+        use_fdr_heads (`bool`, defaults to `True`):
+            Refine keypoints through distributions over offsets (fine-grained distribution refinement). Without, each
+            layer moves the points that it was given.
+        max_num_bins (`int`, defaults to 32): Bins R of a distribution, minus one; even, at least 4.
+        reg_scale (`float`, defaults to 4.0): Regression scale, the divisor of the expected offset.
+        up (`float`, defaults to 0.5): Upper bound of the weighting function, relative to `reg_scale`.
+        use_pose_lqe (`bool`, defaults to `True`):
+            Add a quality read off the finest encoder map at the predicted keypoints to the class scores (Pose-LQE).
+        lqe_top_k (`int`, defaults to 4): Largest channels per keypoint that Pose-LQE reads, beside their mean.
+        lqe_hidden_dim (`int`, defaults to 256): Hidden width of Pose-LQE.
+        num_denoising (`int`, defaults to 20):
+            Denoising groups times people per image, at most (at least one group); 0 switches pose denoising off.
+        num_denoising_labels (`int`, defaults to 80):
+            Class ids from which label noise is drawn; the label table has one row more.
+        label_noise_ratio (`float`, defaults to 0.25): Share of denoising queries that get a random class id.
+        denoising_positive_similarity (`list[float]`, defaults to `[0.5, 1.0]`): Range of KS of positive queries.
+        denoising_negative_similarity (`list[float]`, defaults to `[0.1, 0.5]`): Range of KS of negative queries.
+        matcher_class_cost (`float`, defaults to 2.0): Weight of the classification cost in the matching.
+        matcher_keypoints_cost (`float`, defaults to 10.0): Weight of the L1 cost in the matching.
+        matcher_similarity_cost (`float`, defaults to 4.0): Weight of 1 - KS in the matching.
+        matcher_alpha (`float`, defaults to 0.25): Alpha of the matcher's focal cost.
+        matcher_gamma (`float`, defaults to 2.0): Gamma of the matcher's focal cost.
+        classification_loss (`str`, defaults to `"ksvf"`): "ksvf" (keypoint similarity varifocal) or "focal".
+        focal_loss_alpha (`float`, defaults to 0.25): Alpha of either classification loss.
+        focal_loss_gamma (`float`, defaults to 2.0): Gamma of either classification loss.
+        weight_loss_class (`float`, defaults to 2.0): Weight of the classification loss.
+        weight_loss_keypoints (`float`, defaults to 10.0): Weight of the L1 loss of keypoints.
+        weight_loss_similarity (`float`, defaults to 4.0): Weight of the 1 - KS loss.
+        initializer_bias_prior_prob (`float`, defaults to 0.01): Score of an untrained classification head.
+
+    Raises:
+        ValueError: if a value is impossible; the message names the field, the value and what would be accepted.
+
+    Example:
+
+    ```python
+    >>> from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation
+
+    >>> config = DETRPoseConfig.from_variant("s", skeleton="coco")
+    >>> model = DETRPoseForPoseEstimation(config)
+    ```
+    """
+
+    model_type = "detrpose"
+    attribute_map = {"hidden_size": "d_model", "num_attention_heads": "decoder_attention_heads"}
+
+    def __init__(
+        self,
+        backbone_config: dict | PretrainedConfig | None = None,
+        freeze_backbone_batch_norms: bool = True,
+        keypoint_schema: KeypointSchema | dict | str | None = None,
+        id2label: dict[int, str] | None = None,
+        feature_strides: list[int] | tuple[int, ...] = (8, 16, 32),
+        d_model: int = 256,
+        activation_function: str = "silu",
+        batch_norm_eps: float = 1e-5,
+        layer_norm_eps: float = 1e-5,
+        encoder_ffn_dim: int = 1024,
+        encoder_attention_heads: int = 8,
+        encoder_activation_function: str = "gelu",
+        encoder_position_temperature: float = 20.0,
+        hidden_expansion: float = 1.0,
+        depth_mult: float = 1.0,
+        num_queries: int = 60,
+        decoder_layers: int = 6,
+        decoder_ffn_dim: int = 1024,
+        decoder_attention_heads: int = 8,
+        decoder_n_points: int = 4,
+        decoder_activation_function: str = "relu",
+        decoder_position_temperature: float = 10000.0,
+        anchor_margin: float = 0.01,
+        use_fdr_heads: bool = True,
+        max_num_bins: int = 32,
+        reg_scale: float = 4.0,
+        up: float = 0.5,
+        use_pose_lqe: bool = True,
+        lqe_top_k: int = 4,
+        lqe_hidden_dim: int = 256,
+        num_denoising: int = 20,
+        num_denoising_labels: int = 80,
+        label_noise_ratio: float = 0.25,
+        denoising_positive_similarity: list[float] | tuple[float, float] = (0.5, 1.0),
+        denoising_negative_similarity: list[float] | tuple[float, float] = (0.1, 0.5),
+        matcher_class_cost: float = 2.0,
+        matcher_keypoints_cost: float = 10.0,
+        matcher_similarity_cost: float = 4.0,
+        matcher_alpha: float = 0.25,
+        matcher_gamma: float = 2.0,
+        classification_loss: str = "ksvf",
+        focal_loss_alpha: float = 0.25,
+        focal_loss_gamma: float = 2.0,
+        weight_loss_class: float = 2.0,
+        weight_loss_keypoints: float = 10.0,
+        weight_loss_similarity: float = 4.0,
+        initializer_bias_prior_prob: float = 0.01,
+        **kwargs,
+    ):
+        self.backbone_config = _backbone_config(backbone_config, feature_strides)
+        self.freeze_backbone_batch_norms = freeze_backbone_batch_norms
+        self.keypoint_schema = _keypoint_schema(keypoint_schema)
+        self.feature_strides = list(feature_strides)
+        self.d_model = d_model
+        self.activation_function = activation_function
+        self.batch_norm_eps = batch_norm_eps
+        self.layer_norm_eps = layer_norm_eps
+        self.encoder_ffn_dim = encoder_ffn_dim
+        self.encoder_attention_heads = encoder_attention_heads
+        self.encoder_activation_function = encoder_activation_function
+        self.encoder_position_temperature = encoder_position_temperature
+        self.hidden_expansion = hidden_expansion
+        self.depth_mult = depth_mult
+        self.num_queries = num_queries
+        self.decoder_layers = decoder_layers
+        self.decoder_ffn_dim = decoder_ffn_dim
+        self.decoder_attention_heads = decoder_attention_heads
+        self.decoder_n_points = decoder_n_points
+        self.decoder_activation_function = decoder_activation_function
+        self.decoder_position_temperature = decoder_position_temperature
+        self.anchor_margin = anchor_margin
+        self.use_fdr_heads = use_fdr_heads
+        self.max_num_bins = max_num_bins
+        self.reg_scale = reg_scale
+        self.up = up
+        self.use_pose_lqe = use_pose_lqe
+        self.lqe_top_k = lqe_top_k
+        self.lqe_hidden_dim = lqe_hidden_dim
+        self.num_denoising = num_denoising
+        self.num_denoising_labels = num_denoising_labels
+        self.label_noise_ratio = label_noise_ratio
+        self.denoising_positive_similarity = list(denoising_positive_similarity)
+        self.denoising_negative_similarity = list(denoising_negative_similarity)
+        self.matcher_class_cost = matcher_class_cost
+        self.matcher_keypoints_cost = matcher_keypoints_cost
+        self.matcher_similarity_cost = matcher_similarity_cost
+        self.matcher_alpha = matcher_alpha
+        self.matcher_gamma = matcher_gamma
+        self.classification_loss = classification_loss
+        self.focal_loss_alpha = focal_loss_alpha
+        self.focal_loss_gamma = focal_loss_gamma
+        self.weight_loss_class = weight_loss_class
+        self.weight_loss_keypoints = weight_loss_keypoints
+        self.weight_loss_similarity = weight_loss_similarity
+        self.initializer_bias_prior_prob = initializer_bias_prior_prob
+
+        if id2label is None and kwargs.get("num_labels") is None:
+            id2label = OFFICIAL_ID2LABEL
+        if id2label is not None:
+            id2label = {int(index): str(name) for index, name in id2label.items()}
+            kwargs["label2id"] = {name: index for index, name in id2label.items()}
+            kwargs.pop("num_labels", None)
+        super().__init__(id2label=id2label, **kwargs)
+        self._check_fields()
+
+    @property
+    def num_keypoints(self) -> int:
+        """`int`: keypoints per pose, K."""
+        return self.keypoint_schema.num_keypoints
+
+    @property
+    def sub_configs(self) -> dict[str, type[PretrainedConfig]]:
+        """Configurations inside this one, for transformers."""
+        return {"backbone_config": type(self.backbone_config)}
+
+    @classmethod
+    def from_variant(cls, variant: str, skeleton: str | KeypointSchema = "coco", **kwargs) -> "DETRPoseConfig":
+        """Builds the configuration of a published size.
+
+        Args:
+            variant: "n", "s", "m", "l" or "x".
+            skeleton: "coco", "crowdpose" or a `KeypointSchema` of your own.
+            kwargs: any field of the configuration, in place of the variant's value.
+
+        Raises:
+            ValueError: if the variant or the skeleton is unknown.
+        """
+        if variant not in VARIANTS:
+            raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(map(repr, VARIANTS))}.")
+        fields = {**VARIANTS[variant], **kwargs}
+        plan = fields.pop("backbone")
+        fields.setdefault("backbone_config", hgnet_config(plan, fields.get("feature_strides", (8, 16, 32))))
+        return cls(keypoint_schema=skeleton, **fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the configuration as a dictionary of JSON types."""
+        fields = super().to_dict()
+        fields["keypoint_schema"] = self.keypoint_schema.to_dict()
+        return fields
+
+    def _check_fields(self):
+        """Raises `ValueError` for the first field whose value is impossible."""
+
+        def require(field: str, condition: bool, accepted: str):
+            if not condition:
+                raise ValueError(f"`{field}` must be {accepted}, but got {getattr(self, field)!r}.")
+
+        for field in _SWITCHES:
+            require(field, isinstance(getattr(self, field), bool), "True or False")
+        for field, minimum in _INTEGERS.items():
+            value = getattr(self, field)
+            is_integer = isinstance(value, int) and not isinstance(value, bool)
+            require(field, is_integer and value >= minimum, f"an integer of at least {minimum}")
+        for field, (low, high) in _NUMBERS.items():
+            value = getattr(self, field)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            accepted = f"a number above {low}" if high is None else f"a number between {low} and {high}"
+            in_range = is_number and (value > low if high is None else low <= value <= high)
+            require(field, in_range, accepted)
+        for field in _WEIGHTS:
+            value = getattr(self, field)
+            require(field, isinstance(value, (int, float)) and 0 <= value < float("inf"), "a number of at least 0")
+        for field in ("denoising_positive_similarity", "denoising_negative_similarity"):
+            value = getattr(self, field)
+            is_range = len(value) == 2 and 0 < value[0] <= value[1] <= 1
+            require(field, is_range, "two similarities, low and high, with 0 < low <= high <= 1")
+
+        strides = self.feature_strides
+        doubling = all(fine * 2 == coarse for fine, coarse in zip(strides, strides[1:]))
+        require("feature_strides", len(strides) > 0 and doubling, "strides each twice the one before, such as [16, 32]")
+        require("d_model", self.d_model % 4 == 0, "divisible by 4 (sine and cosine of x and y)")
+        for heads in ("encoder_attention_heads", "decoder_attention_heads"):
+            require(heads, self.d_model % getattr(self, heads) == 0, f"a divisor of `d_model` = {self.d_model}")
+        require("max_num_bins", self.max_num_bins % 2 == 0, "an even integer")
+        require("lqe_top_k", self.lqe_top_k <= self.d_model, f"at most `d_model` = {self.d_model}")
+        require("classification_loss", self.classification_loss in ("ksvf", "focal"), "'ksvf' or 'focal'")
+        labels = sorted(self.id2label)
+        require("id2label", labels == list(range(len(labels))) and labels, "names of the labels 0, 1, 2, ... in a row")
+        enough_rows = self.num_denoising_labels + 1 >= len(labels)
+        require("num_denoising_labels", enough_rows, f"at least the number of labels ({len(labels)}) minus one")
+        num_channels = len(getattr(self.backbone_config, "out_features", None) or strides)
+        require("feature_strides", num_channels == len(strides), f"one per feature map of the backbone ({num_channels})")
+
+
+_SWITCHES = ("freeze_backbone_batch_norms", "use_fdr_heads", "use_pose_lqe")
+_INTEGERS = {
+    "d_model": 4,
+    "encoder_ffn_dim": 1,
+    "encoder_attention_heads": 1,
+    "num_queries": 1,
+    "decoder_layers": 1,
+    "decoder_ffn_dim": 1,
+    "decoder_attention_heads": 1,
+    "decoder_n_points": 1,
+    "max_num_bins": 4,
+    "lqe_top_k": 1,
+    "lqe_hidden_dim": 1,
+    "num_denoising": 0,
+    "num_denoising_labels": 1,
+}
+# Lower bound (exclusive where there is no upper bound) and upper bound.
+_NUMBERS = {
+    "batch_norm_eps": (0, None),
+    "layer_norm_eps": (0, None),
+    "encoder_position_temperature": (0, None),
+    "decoder_position_temperature": (0, None),
+    "hidden_expansion": (0, None),
+    "depth_mult": (0, None),
+    "reg_scale": (0, None),
+    "up": (0, None),
+    "anchor_margin": (0, 0.49),
+    "label_noise_ratio": (0, 1),
+    "matcher_alpha": (0, 1),
+    "focal_loss_alpha": (0, 1),
+    "initializer_bias_prior_prob": (1e-6, 1 - 1e-6),
+}
+_WEIGHTS = (
+    "matcher_class_cost",
+    "matcher_keypoints_cost",
+    "matcher_similarity_cost",
+    "matcher_gamma",
+    "focal_loss_gamma",
+    "weight_loss_class",
+    "weight_loss_keypoints",
+    "weight_loss_similarity",
+)
+
+
+def _backbone_config(backbone_config, feature_strides) -> PretrainedConfig:
+    if backbone_config is None:
+        backbone_config = hgnet_config("B4", feature_strides)
+    if isinstance(backbone_config, PretrainedConfig):
+        return backbone_config
+    fields = dict(backbone_config)
+    model_type = fields.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"`backbone_config` must have a `model_type` that transformers knows, but got {model_type!r}.")
+    return CONFIG_MAPPING[model_type](**fields)
+
+
+def _keypoint_schema(schema) -> KeypointSchema:
+    if schema is None:
+        return COCO_PERSON
+    if isinstance(schema, KeypointSchema):
+        return schema
+    if isinstance(schema, dict):
+        return KeypointSchema(**schema)
+    if schema not in SCHEMAS:
+        raise ValueError(
+            f"unknown skeleton {schema!r}: choose one of {', '.join(map(repr, SCHEMAS))} or give a KeypointSchema."
+        )
+    return SCHEMAS[schema]
