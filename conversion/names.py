@@ -1,0 +1,96 @@
+"""The tables of names: which tensor of an official checkpoint becomes which tensor of ours.
+
+A table is a list of (pattern, replacement), applied in order to the whole name; a name may match several rows.
+"""
+
+import re
+
+import torch
+
+_BACKBONE = [
+    (r"^backbone\.stem\.", "backbone.embedder."),
+    (r"^backbone\.stages\.", "backbone.encoder.stages."),
+    (r"^(backbone\..*)\.conv\.", r"\1.convolution."),
+    (r"^(backbone\..*)\.bn\.", r"\1.normalization."),
+]
+
+_ENCODER = [
+    (r"^encoder\.input_proj\.", "encoder.input_projections."),
+    (r"^encoder\.encoder\.0\.layers\.0\.", "encoder.transformer_layer."),
+    (r"^(encoder\.transformer_layer\.self_attn)\.out_proj\.", r"\1.o_proj."),
+    (r"^(encoder\.transformer_layer)\.linear(\d)\.", r"\1.fc\2."),
+    (r"^(encoder\.transformer_layer)\.norm1\.", r"\1.self_attn_layer_norm."),
+    (r"^(encoder\.transformer_layer)\.norm2\.", r"\1.final_layer_norm."),
+    (r"^(encoder\.(?:fpn|pan)_blocks\.\d+)\.cv1\.", r"\1.conv1."),
+    (r"^(encoder\.(?:fpn|pan)_blocks\.\d+)\.cv2\.0\.", r"\1.csp1."),
+    (r"^(encoder\.(?:fpn|pan)_blocks\.\d+)\.cv2\.1\.", r"\1.conv2."),
+    (r"^(encoder\.(?:fpn|pan)_blocks\.\d+)\.cv3\.0\.", r"\1.csp2."),
+    (r"^(encoder\.(?:fpn|pan)_blocks\.\d+)\.cv3\.1\.", r"\1.conv3."),
+    (r"^(encoder\.(?:fpn|pan)_blocks\.\d+)\.cv4\.", r"\1.conv4."),
+    (r"^(encoder\.downsample_convs\.\d+)\.0\.cv(\d)\.", r"\1.conv\2."),
+]
+
+_TRANSFORMER = [
+    (r"^transformer\.enc_output\.", "query_selection.output_proj."),
+    (r"^transformer\.enc_output_norm\.", "query_selection.output_norm."),
+    (r"^transformer\.enc_out_class_embed\.", "query_selection.class_head."),
+    (r"^transformer\.enc_pose_embed\.", "query_selection.keypoint_head."),
+    (r"^transformer\.instance_embedding\.", "query_content.instance_embedding."),
+    (r"^transformer\.keypoint_embedding\.", "query_content.keypoint_embedding."),
+    (r"^transformer\.tgt_embed\.", "query_content.query_embedding."),
+    (r"^transformer\.label_enc\.", "query_content.denoising_label_embedding."),
+    (r"^transformer\.pose_enc\.", "query_content.denoising_keypoint_embedding."),
+    (r"^transformer\.class_embed\.", "decoder.class_heads."),
+    (r"^transformer\.pose_embed\.", "decoder.keypoint_heads."),
+    (r"^transformer\.pre_pose_embed\.", "decoder.initial_keypoint_head."),
+    (r"^transformer\.lqe_embed\.(\d+)\.reg_conf\.", r"decoder.quality_heads.\1.mlp."),
+    (r"^transformer\.decoder\.half_pose_ref_point_head\.", "decoder.position_head."),
+    (r"^transformer\.decoder\.layers\.", "decoder.layers."),
+    (r"^(decoder\.layers\.\d+\.\w+_attn)\.out_proj\.", r"\1.o_proj."),
+    (r"^(decoder\.layers\.\d+)\.within_norm\.", r"\1.within_attn_layer_norm."),
+    (r"^(decoder\.layers\.\d+)\.across_norm\.", r"\1.across_attn_layer_norm."),
+    (r"^(decoder\.layers\.\d+)\.gateway\.", r"\1.gate."),
+    (r"^(decoder\.layers\.\d+)\.linear(\d)\.", r"\1.fc\2."),
+    (r"^(decoder\.layers\.\d+)\.norm2\.", r"\1.final_layer_norm."),
+]
+
+OFFICIAL = _BACKBONE + _ENCODER + _TRANSFORMER
+
+# transformers' own D-FINE. Line 4.57 numbers the parts of the encoder and calls the layers out_proj, fc1 and fc2; line 5
+# gives them names of their own.
+TRANSFORMERS_DFINE = [
+    (r"^backbone\.model\.", "backbone."),
+]
+
+# Official tensors that are computed here: anchors and their mask, frequencies, scales.
+COMPUTED = re.compile(r"^transformer\.(up|reg_scale|anchors|valid_mask|decoder\.dim_t)$")
+COUNTER = re.compile(r"\.num_batches_tracked$")
+
+
+def rename(name: str, table: list[tuple[str, str]]) -> str:
+    """Returns the name that a table of (pattern, replacement) gives to `name`."""
+    for pattern, replacement in table:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def translate(state_dict: dict[str, torch.Tensor], table: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
+    """Renames the tensors of a checkpoint and splits joint query, key and value projections into three.
+
+    Args:
+        state_dict: name → tensor, as the file holds them.
+        table: rows of (pattern, replacement).
+
+    Returns:
+        name → tensor, as [`DETRPoseModel`] names them.
+    """
+    translated = {}
+    for source, tensor in state_dict.items():
+        name = rename(source, table)
+        joint = re.fullmatch(r"(.*)\.in_proj_(weight|bias)", name)
+        if joint is None:
+            translated[name] = tensor
+            continue
+        for part, chunk in zip("qkv", tensor.chunk(3)):
+            translated[f"{joint[1]}.{part}_proj.{joint[2]}"] = chunk.clone()
+    return translated
