@@ -55,11 +55,19 @@ _TRANSFORMER = [
 ]
 
 OFFICIAL = _BACKBONE + _ENCODER + _TRANSFORMER
+OFFICIAL_DFINE = _BACKBONE + _ENCODER
 
-# transformers' own D-FINE. Line 4.57 numbers the parts of the encoder and calls the layers out_proj, fc1 and fc2; line 5
-# gives them names of their own.
+# transformers' own D-FINE, as either line names its parts: 5.x renamed those of the encoder's transformer layer.
 TRANSFORMERS_DFINE = [
+    (r"^model\.", ""),
     (r"^backbone\.model\.", "backbone."),
+    (r"^encoder_input_proj\.(\d+)\.0\.", r"encoder.input_projections.\1.conv."),
+    (r"^encoder_input_proj\.(\d+)\.1\.", r"encoder.input_projections.\1.norm."),
+    (r"^encoder\.(?:encoder|aifi)\.0\.layers\.0\.", "encoder.transformer_layer."),
+    (r"^(encoder\.transformer_layer\.self_attn)\.out_proj\.", r"\1.o_proj."),
+    (r"^(encoder\.transformer_layer)\.mlp\.layers\.0\.", r"\1.fc1."),
+    (r"^(encoder\.transformer_layer)\.mlp\.layers\.1\.", r"\1.fc2."),
+    (r"^(encoder\.(?:fpn|pan)_blocks\.\d+)\.csp_rep(\d)\.", r"\1.csp\2."),
 ]
 
 # Official tensors that are computed here: anchors and their mask, frequencies, scales.
@@ -91,6 +99,6 @@ def translate(state_dict: dict[str, torch.Tensor], table: list[tuple[str, str]])
         if joint is None:
             translated[name] = tensor
             continue
-        for part, chunk in zip("qkv", tensor.chunk(3)):
+        for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
             translated[f"{joint[1]}.{part}_proj.{joint[2]}"] = chunk.clone()
     return translated

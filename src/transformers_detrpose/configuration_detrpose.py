@@ -1,5 +1,6 @@
 """DETRPose configuration: every number of the network, its losses and its denoising, named and checked."""
 
+from itertools import pairwise
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
@@ -318,7 +319,7 @@ class DETRPoseConfig(PretrainedConfig):
             require(field, is_range, "two similarities, low and high, with 0 < low <= high <= 1")
 
         strides = self.feature_strides
-        doubling = all(fine * 2 == coarse for fine, coarse in zip(strides, strides[1:]))
+        doubling = all(fine * 2 == coarse for fine, coarse in pairwise(strides))
         require("feature_strides", len(strides) > 0 and doubling, "strides each twice the one before, such as [16, 32]")
         require("d_model", self.d_model % 4 == 0, "divisible by 4 (sine and cosine of x and y)")
         for heads in ("encoder_attention_heads", "decoder_attention_heads"):
@@ -331,7 +332,7 @@ class DETRPoseConfig(PretrainedConfig):
         enough_rows = self.num_denoising_labels + 1 >= len(labels)
         require("num_denoising_labels", enough_rows, f"at least the number of labels ({len(labels)}) minus one")
         num_channels = len(getattr(self.backbone_config, "out_features", None) or strides)
-        require("feature_strides", num_channels == len(strides), f"one per feature map of the backbone ({num_channels})")
+        require("feature_strides", num_channels == len(strides), f"one for each of {num_channels} feature maps")
 
 
 _SWITCHES = ("freeze_backbone_batch_norms", "use_fdr_heads", "use_pose_lqe")

@@ -50,7 +50,7 @@ class KeypointSchema:
             raise ValueError(f"`names` must be distinct, but {repeated} appear more than once.")
         if len(sigmas) != len(names):
             raise ValueError(f"`sigmas` has {len(sigmas)} values, but there are {len(names)} keypoints.")
-        for name, sigma in zip(names, sigmas):
+        for name, sigma in zip(names, sigmas, strict=True):
             if not (math.isfinite(sigma) and sigma > 0):
                 raise ValueError(f"`sigmas` must be positive and finite, but {name!r} has {sigma}.")
         flipped = [index for pair in self.flip_pairs for index in pair]

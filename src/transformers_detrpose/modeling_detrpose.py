@@ -8,9 +8,11 @@ together, H heads and R + 1 distribution bins. Every point is (x, y) as fraction
 import copy
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import HfApi
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 from transformers import AutoBackbone, PreTrainedModel
@@ -22,6 +24,7 @@ from transformers.utils import ModelOutput
 from .configuration_detrpose import DETRPoseConfig
 from .denoising import DenoisingQueries, make_denoising_queries
 from .loss_detrpose import pose_estimation_loss, validate_labels
+from .model_card import model_card
 
 # The largest float16: activations beyond it would become infinite in half precision.
 _MAX_ACTIVATION = 65504.0
@@ -364,14 +367,14 @@ class DETRPoseHybridEncoder(nn.Module):
         Returns:
             The fused maps, finest first, each (B, D, height, width), and the weights or None.
         """
-        maps = [projection(x) for projection, x in zip(self.input_projections, feature_maps)]
+        maps = [projection(x) for projection, x in zip(self.input_projections, feature_maps, strict=True)]
         maps[-1], weights = self.attend(maps[-1], output_attentions)
 
-        for step, (lateral_conv, block) in enumerate(zip(self.lateral_convs, self.fpn_blocks)):
+        for step, (lateral_conv, block) in enumerate(zip(self.lateral_convs, self.fpn_blocks, strict=True)):
             fine, coarse = -2 - step, -1 - step
             maps[coarse] = lateral_conv(maps[coarse])
             maps[fine] = block(F.interpolate(maps[coarse], scale_factor=2.0, mode="nearest"), maps[fine])
-        for step, (downsample, block) in enumerate(zip(self.downsample_convs, self.pan_blocks)):
+        for step, (downsample, block) in enumerate(zip(self.downsample_convs, self.pan_blocks, strict=True)):
             maps[step + 1] = block(downsample(maps[step]), maps[step + 1])
         return maps, weights
 
@@ -394,7 +397,7 @@ class DETRPoseMLP(nn.Module):
     def __init__(self, config, in_features, hidden_features, out_features, num_layers):
         super().__init__()
         sizes = [in_features, *[hidden_features] * (num_layers - 1), out_features]
-        self.layers = nn.ModuleList(nn.Linear(size, next_size) for size, next_size in zip(sizes, sizes[1:]))
+        self.layers = nn.ModuleList(nn.Linear(size, next_size) for size, next_size in pairwise(sizes))
         self.activation = ACT2FN[config.decoder_activation_function]
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
@@ -500,7 +503,7 @@ class DETRPoseDeformableAttention(nn.Module):
 
         mixed = 0
         level_weights = weights.view(shape).permute(3, 0, 2, 1, 4).flatten(1, 2).unsqueeze(2)
-        for value_map, level_offsets, weight in zip(value_maps, offsets, level_weights):
+        for value_map, level_offsets, weight in zip(value_maps, offsets, level_weights, strict=True):
             height, width = value_map.shape[-2:]
             size = torch.cat((centers.new_full((1,), width), centers.new_full((1,), height)))
             locations = centers + level_offsets / size
@@ -707,7 +710,7 @@ class DETRPoseDecoder(nn.Module):
             "distribution_logits": distribution_logits,
             "output_sets": output_sets,
             "hidden_states": tuple(all_hidden_states) if output_hidden_states else None,
-            "attentions": tuple(zip(*all_attentions)) if output_attentions else (None, None, None),
+            "attentions": tuple(zip(*all_attentions, strict=True)) if output_attentions else (None, None, None),
         }
 
     def position_encoding(self, keypoints: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -759,7 +762,7 @@ class DETRPosePreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Sets the initial values of one module, and leaves those of its children to their own turn or to its parent."""
+        """Sets the initial values of one module, after those of its children."""
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -791,6 +794,33 @@ class DETRPosePreTrainedModel(PreTrainedModel):
         elif hasattr(module, "lab") and hasattr(module.lab, "scale"):
             nn.init.ones_(module.lab.scale)
             nn.init.zeros_(module.lab.bias)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Saves weights, configuration and code into a folder, as every transformers model does.
+
+        Raises:
+            ValueError: if the model is fused.
+        """
+        if getattr(self, "is_fused", False):
+            raise ValueError("a fused model cannot be saved: save the model it was fused from, and fuse after loading.")
+        # transformers notes the class being saved; with both, either Auto class finds its own in the code.
+        self.config.auto_map = {
+            "AutoModel": f"modeling_detrpose.{DETRPoseModel.__name__}",
+            "AutoModelForKeypointDetection": f"modeling_detrpose.{DETRPoseForPoseEstimation.__name__}",
+        }
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, repo_id, *args, **kwargs):
+        """Uploads weights, configuration, code and, where the repository has none, a model card.
+
+        Arguments and result are those of every transformers model.
+        """
+        api = HfApi(token=kwargs.get("token"))
+        repo_id = api.create_repo(repo_id, private=kwargs.get("private"), exist_ok=True).repo_id
+        if not api.file_exists(repo_id, "README.md"):
+            card = model_card(self.config, repo_id, "Trained with transformers-detrpose.")
+            api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repo_id)
+        return super().push_to_hub(repo_id, *args, **kwargs)
 
     @property
     def _prior_logit(self) -> float:
@@ -948,7 +978,7 @@ class DETRPoseModel(DETRPosePreTrainedModel):
     def _check_pixel_values(self, pixel_values: torch.Tensor):
         if pixel_values.ndim != 4:
             raise ValueError(
-                f"`pixel_values` must have the shape (batch, channels, height, width), got {tuple(pixel_values.shape)}."
+                f"`pixel_values` must be (batch, channels, height, width), but got {tuple(pixel_values.shape)}."
             )
         stride = self.config.feature_strides[-1]
         height, width = pixel_values.shape[-2:]
@@ -1081,12 +1111,6 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         content.denoising_label_embedding = content.denoising_keypoint_embedding = None
         fused.is_fused = True
         return fused
-
-    def save_pretrained(self, *args, **kwargs):
-        """Saves weights and configuration into a folder, as every transformers model does."""
-        if self.is_fused:
-            raise ValueError("a fused model cannot be saved: save the model that it was fused from, and fuse on loading.")
-        super().save_pretrained(*args, **kwargs)
 
 
 def named_sets(outputs: list[dict]) -> dict[str, dict[str, torch.Tensor]]:

@@ -1,0 +1,92 @@
+"""Converts an official DETRPose checkpoint into a folder that `from_pretrained` loads.
+
+    python conversion/convert_detrpose.py --variant l --dataset coco --output detrpose-l
+
+Without --checkpoint the published file is downloaded. Nothing is written unless every tensor of the file is used or
+known not to be needed, and every tensor of the model is filled.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from checkpoints import (
+    ConversionError,
+    check_output,
+    check_variant,
+    fill,
+    push,
+    read_state_dict,
+    run,
+    save_all,
+    write_folder,
+)
+from names import COMPUTED, OFFICIAL, translate
+from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation
+from transformers_detrpose.configuration_detrpose import VARIANTS
+from transformers_detrpose.keypoint_schemas import SCHEMAS
+from transformers_detrpose.model_card import model_card
+
+RELEASE = "https://github.com/SebastianJanampa/DETRPose/releases/download/model_weights"
+
+logger = logging.getLogger("convert_detrpose")
+
+
+def download_published(variant: str, dataset: str) -> str:
+    """Downloads the published file of a variant into PyTorch's cache, unless it is there, and returns its path."""
+    name = f"detrpose_hgnetv2_{variant}{'' if dataset == 'coco' else '_' + dataset}.pth"
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(f"{RELEASE}/{name}", str(path))
+        except OSError as error:
+            raise ConversionError(f"{RELEASE}/{name}: download failed ({error}); give --checkpoint FILE.") from error
+    return str(path)
+
+
+def convert(args: argparse.Namespace):
+    """Reads, checks and writes, in that order."""
+    check_output(args.output)
+    source = args.checkpoint or download_published(args.variant, args.dataset)
+    official = read_state_dict(source, args.weights)
+    computed = [name for name in official if COMPUTED.match(name)]
+    tensors = translate({name: tensor for name, tensor in official.items() if name not in computed}, OFFICIAL)
+    check_variant(tensors, source, args.variant, args.dataset)
+
+    model = DETRPoseForPoseEstimation(DETRPoseConfig.from_variant(args.variant, skeleton=args.dataset))
+    not_needed = computed + fill(model, tensors)
+    logger.info("%s: %d tensors, of which not needed: %s", source, len(official), ", ".join(not_needed) or "none")
+
+    origin = f"Converted from the official DETRPose-{args.variant.upper()} weights for {args.dataset}."
+    card = model_card(model.config, args.push_to_hub or args.output, origin)
+    write_folder(args.output, lambda folder: save_all(model, card, folder))
+    logger.info("wrote %s", args.output)
+    if args.push_to_hub:
+        push(args.output, args.push_to_hub)
+        logger.info("pushed to %s", args.push_to_hub)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Reads the command line and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--variant", required=True, choices=list(VARIANTS), help="size of the model")
+    parser.add_argument("--dataset", default="coco", choices=list(SCHEMAS), help="skeleton of the checkpoint")
+    parser.add_argument("--output", required=True, help="folder to write; must not exist or be empty")
+    parser.add_argument("--checkpoint", help=".pth or safetensors file, folder or Hub id; downloaded if not given")
+    parser.add_argument(
+        "--weights",
+        default="best",
+        choices=["best", "averaged", "last"],
+        help="which weights of a .pth file: averaged (ema), last, or averaged where there are any",
+    )
+    parser.add_argument("--push-to-hub", metavar="ID", help="Hub repository to upload the folder to")
+    return run(convert, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,72 @@
+"""The card that goes with saved weights: what the model predicts, where it comes from and how to run it."""
+
+from .configuration_detrpose import DETRPoseConfig
+
+_TEMPLATE = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: keypoint-detection
+tags:
+- detrpose
+- pose-estimation
+- keypoint-detection
+{datasets}---
+
+# {title}
+
+DETRPose finds every person in a picture and their keypoints in one pass: no person detector, no suppression of
+duplicates, no grouping ([paper](https://arxiv.org/abs/2506.13027),
+[official code](https://github.com/SebastianJanampa/DETRPose)).
+
+{origin}
+
+```python
+import transformers_detrpose
+from transformers import pipeline
+
+pose_estimator = pipeline("keypoint-detection", model="{name}")
+poses = pose_estimator("people.jpg", threshold=0.5)
+```
+
+## What it predicts
+
+Classes: {classes}.
+
+{num_keypoints} keypoints per instance, in this order: {keypoints}.
+
+At most {num_queries} instances per picture. A keypoint's score is its expected similarity to the truth under the
+predicted distribution of its position; it does not say whether the keypoint is hidden.
+{metrics}"""
+
+
+def model_card(
+    config: DETRPoseConfig,
+    name: str,
+    origin: str,
+    datasets: tuple[str, ...] = (),
+    metrics: dict[str, float] | None = None,
+) -> str:
+    """Writes the card of a model in Markdown.
+
+    Args:
+        config: the model's configuration; classes and skeleton are read from it.
+        name: folder or Hub id under which the model is loaded.
+        origin: where the weights come from, a sentence or two.
+        datasets: Hub ids of the datasets it was trained on.
+        metrics: measured values by name, such as `{"COCO val AP": 0.725}`.
+
+    Returns:
+        The text of a `README.md`.
+    """
+    rows = "".join(f"| {metric} | {value:.4f} |\n" for metric, value in (metrics or {}).items())
+    return _TEMPLATE.format(
+        title=f"DETRPose: {name.rstrip('/').rsplit('/', 1)[-1]}",
+        name=name,
+        origin=origin,
+        datasets="".join(["datasets:\n", *(f"- {dataset}\n" for dataset in datasets)]) if datasets else "",
+        classes=", ".join(f"{label} ({index})" for index, label in config.id2label.items()),
+        num_keypoints=config.num_keypoints,
+        keypoints=", ".join(config.keypoint_schema.names),
+        num_queries=config.num_queries,
+        metrics=f"\n## Measured\n\n| metric | value |\n|---|---|\n{rows}" if rows else "",
+    )
