@@ -19,6 +19,7 @@ from transformers import AutoBackbone, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2LearnableAffineBlock
 from transformers.utils import ModelOutput
 
 from .configuration_detrpose import DETRPoseConfig
@@ -26,6 +27,10 @@ from .denoising import DenoisingQueries, make_denoising_queries
 from .loss_detrpose import pose_estimation_loss, validate_labels
 from .model_card import model_card
 
+_BACKBONE_INITIAL_VALUES = {
+    FrozenBatchNorm2d: {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0},
+    HGNetV2LearnableAffineBlock: {"scale": 1.0, "bias": 0.0},
+}
 # The largest float16: activations beyond it would become infinite in half precision.
 _MAX_ACTIVATION = 65504.0
 
@@ -261,7 +266,7 @@ class DETRPoseDownsample(nn.Module):
         return self.conv2(self.conv1(hidden_state))
 
 
-def eager_attention(module, query, key, value, attention_mask, scaling, **kwargs):
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, **kwargs):
     """Attention written out, for when its weights are wanted. Shapes as in transformers' attention functions."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
@@ -310,7 +315,7 @@ class DETRPoseSelfAttention(nn.Module):
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
         implementation = self.config._attn_implementation
         eager = output_attentions or implementation in (None, "eager")
-        attention = eager_attention if eager else ALL_ATTENTION_FUNCTIONS[implementation]
+        attention = eager_attention_forward if eager else ALL_ATTENTION_FUNCTIONS[implementation]
         attended, weights = attention(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False
         )
@@ -391,13 +396,48 @@ class DETRPoseHybridEncoder(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (height, width)), weights
 
 
-class DETRPoseMLP(nn.Module):
-    """Linear layers with an activation between them."""
+# Three linear layers with initial values of their own. Each is a class because transformers 5 asks `_init_weights` of
+# models outside its package only about modules that hold parameters themselves, never about the modules around them.
 
-    def __init__(self, config, in_features, hidden_features, out_features, num_layers):
+
+class DETRPoseZeroLinear(nn.Linear):
+    """Starts at zero, so that what it refines starts unchanged."""
+
+
+class DETRPoseClassHead(nn.Linear):
+    """Scores the labels of a token before the sigmoid; starts with one low score for everything."""
+
+    def __init__(self, config):
+        super().__init__(config.d_model, config.num_labels)
+
+
+class DETRPoseSamplingOffsets(nn.Linear):
+    """Says how far from a token's point to sample; starts with one direction per head, farther out point by point."""
+
+    def __init__(self, config):
+        self.shape = (config.decoder_attention_heads, len(config.feature_strides), config.decoder_n_points, 2)
+        super().__init__(config.d_model, math.prod(self.shape))
+
+    def initial_bias(self) -> torch.Tensor:
+        """Returns the offsets (x, y) of all heads, levels and points, flattened."""
+        heads, _, points, _ = self.shape
+        angles = torch.arange(heads, dtype=torch.float32) * (2 * math.pi / heads)
+        directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
+        directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+        distances = torch.arange(1, points + 1, dtype=torch.float32)
+        offsets = directions[:, None, None] * distances[:, None]
+        return offsets.expand(self.shape).flatten()
+
+
+class DETRPoseMLP(nn.Module):
+    """Linear layers with an activation between them; with `starts_at_zero` it returns zeros until trained."""
+
+    def __init__(self, config, in_features, hidden_features, out_features, num_layers, starts_at_zero=True):
         super().__init__()
-        sizes = [in_features, *[hidden_features] * (num_layers - 1), out_features]
-        self.layers = nn.ModuleList(nn.Linear(size, next_size) for size, next_size in pairwise(sizes))
+        sizes = [in_features, *[hidden_features] * (num_layers - 1)]
+        layers = [nn.Linear(size, next_size) for size, next_size in pairwise(sizes)]
+        last_layer = DETRPoseZeroLinear if starts_at_zero else nn.Linear
+        self.layers = nn.ModuleList([*layers, last_layer(hidden_features, out_features)])
         self.activation = ACT2FN[config.decoder_activation_function]
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
@@ -414,7 +454,7 @@ class DETRPoseQuerySelection(nn.Module):
         self.config = config
         self.output_proj = nn.Linear(config.d_model, config.d_model)
         self.output_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-        self.class_head = nn.Linear(config.d_model, config.num_labels)
+        self.class_head = DETRPoseClassHead(config)
         self.keypoint_head = DETRPoseMLP(config, config.d_model, 2 * config.d_model, 2 * config.num_keypoints, 4)
 
     def forward(
@@ -478,8 +518,8 @@ class DETRPoseDeformableAttention(nn.Module):
         self.num_levels = len(config.feature_strides)
         self.num_points = config.decoder_n_points
         samples = self.num_heads * self.num_levels * self.num_points
-        self.sampling_offsets = nn.Linear(config.d_model, 2 * samples)
-        self.attention_weights = nn.Linear(config.d_model, samples)
+        self.sampling_offsets = DETRPoseSamplingOffsets(config)
+        self.attention_weights = DETRPoseZeroLinear(config.d_model, samples)
 
     def forward(
         self, hidden_states: torch.Tensor, reference_points: torch.Tensor, value_maps: tuple[torch.Tensor, ...]
@@ -518,7 +558,7 @@ class DETRPoseGate(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.gate = nn.Linear(2 * config.d_model, 2 * config.d_model)
+        self.gate = DETRPoseZeroLinear(2 * config.d_model, 2 * config.d_model)
         self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
@@ -618,8 +658,8 @@ class DETRPoseDecoder(nn.Module):
         d_model, num_layers = config.d_model, config.decoder_layers
         coordinates = 2 * (config.max_num_bins + 1) if config.use_fdr_heads else 2
         self.layers = nn.ModuleList(DETRPoseDecoderLayer(config) for _ in range(num_layers))
-        self.position_head = DETRPoseMLP(config, d_model, d_model, d_model, 2)
-        self.class_heads = nn.ModuleList(nn.Linear(d_model, config.num_labels) for _ in range(num_layers))
+        self.position_head = DETRPoseMLP(config, d_model, d_model, d_model, 2, starts_at_zero=False)
+        self.class_heads = nn.ModuleList(DETRPoseClassHead(config) for _ in range(num_layers))
         self.keypoint_heads = nn.ModuleList(
             DETRPoseMLP(config, d_model, d_model, coordinates, 3) for _ in range(num_layers)
         )
@@ -762,38 +802,46 @@ class DETRPosePreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Sets the initial values of one module, after those of its children."""
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        """Sets the initial values of one module that holds parameters."""
+        if isinstance(module, DETRPoseSamplingOffsets):
+            nn.init.zeros_(module.weight)
+            init_copy(module.bias, module.initial_bias())
+        elif isinstance(module, DETRPoseZeroLinear):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
-                nn.init.zeros_(module.bias)
+                nn.init.constant_(module.bias, self._prior_logit if isinstance(module, DETRPoseClassHead) else 0.0)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight)
-        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d, FrozenBatchNorm2d)):
+        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-            if not isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.BatchNorm2d):
                 nn.init.zeros_(module.running_mean)
                 nn.init.ones_(module.running_var)
-        elif isinstance(module, DETRPoseDeformableAttention):
-            init_sampling(module)
-        elif isinstance(module, DETRPoseGate):
-            init_zeros(module.gate)
-        elif isinstance(module, DETRPoseQuerySelection):
-            init_zeros(module.keypoint_head.layers[-1])
-            nn.init.constant_(module.class_head.bias, self._prior_logit)
-        elif isinstance(module, DETRPoseQualityHead):
-            init_zeros(module.mlp.layers[-1])
-        elif isinstance(module, DETRPoseDecoder):
-            for head in module.class_heads:
-                nn.init.constant_(head.bias, self._prior_logit)
-            for head in module.keypoint_heads:
-                init_zeros(head.layers[-1])
-            if self.config.use_fdr_heads:
-                init_zeros(module.initial_keypoint_head.layers[-1])
-        elif hasattr(module, "lab") and hasattr(module.lab, "scale"):
-            nn.init.ones_(module.lab.scale)
-            nn.init.zeros_(module.lab.bias)
+                nn.init.zeros_(module.num_batches_tracked)
+
+    @torch.no_grad()
+    def initialize_weights(self):
+        """Sets the initial values of all parameters and buffers that no checkpoint has filled."""
+        super().initialize_weights()
+        # The backbone, a transformers model itself, does the same for its own modules, except for these.
+        for module in self.modules():
+            for name, value in _BACKBONE_INITIAL_VALUES.get(type(module), {}).items():
+                init_copy(getattr(module, name), value)
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # transformers guesses this from words in the source, other ones in each of its lines.
+        return True
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs):
+        """Chooses the attention function, "sdpa" or "eager", of everything but the backbone, which has no attention."""
+        if isinstance(attn_implementation, str):
+            attn_implementation = {"": attn_implementation}
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Saves weights, configuration and code into a folder, as every transformers model does.
@@ -828,29 +876,10 @@ class DETRPosePreTrainedModel(PreTrainedModel):
         return -math.log((1 - prior) / prior)
 
 
-def init_zeros(linear: nn.Linear):
-    """Sets weight and bias to zero, so that a head starts by changing nothing."""
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-
-
-def init_sampling(attention: DETRPoseDeformableAttention):
-    """Spreads the sampling points over one direction per head, farther out point by point, with equal weights."""
-    angles = torch.arange(attention.num_heads, dtype=torch.float32) * (2 * math.pi / attention.num_heads)
-    directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
-    directions = directions / directions.abs().amax(dim=-1, keepdim=True)
-    distances = torch.arange(1, attention.num_points + 1, dtype=torch.float32)
-    offsets = directions[:, None, None] * distances[:, None]
-    offsets = offsets.expand(-1, attention.num_levels, -1, -1)
-    nn.init.zeros_(attention.sampling_offsets.weight)
-    init_copy(attention.sampling_offsets.bias, offsets.flatten())
-    init_zeros(attention.attention_weights)
-
-
-def init_copy(parameter: nn.Parameter, values: torch.Tensor):
-    """Copies `values` into a parameter unless a checkpoint has filled it already."""
-    if not getattr(parameter, "_is_hf_initialized", False):
-        parameter.copy_(values)
+def init_copy(tensor: torch.Tensor, values: torch.Tensor | float):
+    """Copies `values` into a parameter or buffer unless a checkpoint has filled it already."""
+    if not getattr(tensor, "_is_hf_initialized", False):
+        tensor.copy_(torch.as_tensor(values))
 
 
 class DETRPoseModel(DETRPosePreTrainedModel):

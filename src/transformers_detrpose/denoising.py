@@ -1,0 +1,238 @@
+"""Pose denoising: noisy copies of the labelled poses as extra decoder queries, and who may attend to whom.
+
+Everything here is a pure function of the labels. A batch of labels becomes `PoseTargets`, padded to the image with
+most people, so that neither the noise nor the losses need a loop over people.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+# What a coordinate and its distance from 1 count as at least, so that no logit is infinite.
+_LOGIT_EPSILON = 1e-3
+
+
+@dataclass
+class PoseTargets:
+    """People as dense float32 arrays: those of each image (`pad_targets`) or those matched to each query (`at`).
+
+    The leading shape is (B, M) for the people of a batch and (..., B, Q) for queries. An entry that stands for nobody
+    has no visible keypoint, an area of 1 and the class 0, so that it is harmless in any sum weighted by visibility.
+
+    Args:
+        class_labels (`torch.LongTensor` of shape `(...)`): class ids.
+        keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y as image fractions, 0 where unlabelled.
+        visibility (`torch.FloatTensor` of shape `(..., K)`): 1 where labelled, else 0.
+        area (`torch.FloatTensor` of shape `(...)`): areas as fractions of the image area.
+        is_person (`torch.BoolTensor` of shape `(...)`): entries that stand for a person with a labelled keypoint.
+    """
+
+    class_labels: torch.Tensor
+    keypoints: torch.Tensor
+    visibility: torch.Tensor
+    area: torch.Tensor
+    is_person: torch.Tensor
+
+    def at(self, matches: torch.Tensor) -> "PoseTargets":
+        """Returns the person matched to each query.
+
+        Args:
+            matches (`torch.LongTensor` of shape `(..., B, Q)`): index of a person among the M of the image, or -1.
+        """
+        index = matches.clamp(min=0)
+        image = torch.arange(index.shape[-2], device=index.device).unsqueeze(-1)
+        is_person = (matches >= 0) & self.is_person[image, index]
+        return PoseTargets(
+            class_labels=self.class_labels[image, index],
+            keypoints=self.keypoints[image, index],
+            visibility=self.visibility[image, index] * is_person.unsqueeze(-1),
+            area=self.area[image, index],
+            is_person=is_person,
+        )
+
+
+@dataclass
+class DenoisingQueries:
+    """Noisy poses that the decoder learns to repair; P = 2 · m · G of them, before the Q matching queries.
+
+    Args:
+        labels (`torch.LongTensor` of shape `(B, P)`): class id in each slot after label noise, -1 where empty.
+        reference_points (`torch.FloatTensor` of shape `(B, P, K + 1, 2)`):
+            x, y as image fractions, the instance point first; 0.5 in empty slots.
+        attention_mask (`torch.BoolTensor` of shape `(P + Q, P + Q)`): True where a row may not attend to a column.
+        num_groups (`int`): G; each group has m positive slots, then m negative ones.
+    """
+
+    labels: torch.Tensor
+    reference_points: torch.Tensor
+    attention_mask: torch.Tensor
+    num_groups: int
+
+    @property
+    def num_slots(self) -> int:
+        """`int`: positive (as many as negative) slots in each group, m."""
+        return self.labels.shape[1] // (2 * self.num_groups)
+
+
+def pad_targets(labels: list[Mapping[str, torch.Tensor]]) -> PoseTargets:
+    """Pads the people of a batch to M, the most that one image has (at least 1).
+
+    Args:
+        labels: one dictionary per image with `class_labels` (n,), `keypoints` (n, K, 3) = x, y as image fractions and
+            visibility (0 unlabelled, 1 or 2 labelled), and `area` (n,) as fractions of the image area.
+
+    Returns:
+        `PoseTargets` of shape (B, M). People without a labelled keypoint are no targets: `is_person` is False.
+    """
+    keypoints = _pad([image["keypoints"] for image in labels]).float()
+    labelled = keypoints[..., 2] > 0
+    is_person = labelled.any(-1)
+    return PoseTargets(
+        class_labels=_pad([image["class_labels"] for image in labels]),
+        keypoints=keypoints[..., :2].masked_fill(~labelled.unsqueeze(-1), 0.0),
+        visibility=labelled.float(),
+        area=_pad([image["area"] for image in labels]).float().masked_fill(~is_person, 1.0),
+        is_person=is_person,
+    )
+
+
+def make_denoising_queries(
+    labels: list[Mapping[str, torch.Tensor]],
+    config,
+    image_size: tuple[int, int],
+    generator: torch.Generator | None = None,
+) -> DenoisingQueries | None:
+    """Makes the denoising queries of a batch (paper, Pose Denoising).
+
+    With at most m people in an image there are G = max(1, `config.num_denoising` // m) groups. Slot i of the positives
+    and slot i of the negatives of every group are noisy copies of person i.
+
+    Args:
+        labels: one dictionary per image, as in `pad_targets`.
+        config (`DETRPoseConfig`): the fields that name denoising or label noise, the sigmas, `num_queries`.
+        image_size: (height, width) of the images in pixels.
+        generator: source of all random numbers, on the labels' device; the global one if not given.
+
+    Returns:
+        The queries on the labels' device, or `None` if denoising is off or there is nobody in the batch.
+
+    Raises:
+        ValueError: if `image_size` is not two positive numbers.
+    """
+    if len(image_size) != 2 or min(image_size) <= 0:
+        raise ValueError(f"`image_size` must be a positive (height, width) in pixels, but got {image_size!r}.")
+    if config.num_denoising == 0 or not any(len(image["class_labels"]) for image in labels):
+        return None
+    targets = pad_targets(labels)
+    num_slots = targets.area.shape[1]
+    num_groups = max(1, config.num_denoising // num_slots)
+    device = targets.area.device
+    noisy_labels = _noisy_class_labels(targets, num_groups, config, generator)
+    points = _noisy_points(targets, num_groups, config, image_size, generator)
+    return DenoisingQueries(
+        labels=noisy_labels.flatten(1),
+        reference_points=points.flatten(1, 3),
+        attention_mask=denoising_attention_mask(num_slots, num_groups, config.num_queries, device),
+        num_groups=num_groups,
+    )
+
+
+def denoising_attention_mask(
+    num_slots: int, num_groups: int, num_queries: int, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Keeps matching queries from seeing denoising ones, and groups from seeing each other.
+
+    Args:
+        num_slots: positive (as many as negative) slots in each group, m.
+        num_groups: denoising groups G.
+        num_queries: matching queries Q, which every query may see.
+        device: where to make the mask.
+
+    Returns:
+        `torch.BoolTensor` of shape `(P + Q, P + Q)` with P = 2 · m · G, True where a row may not attend to a column.
+    """
+    group = torch.arange(num_groups, device=device).repeat_interleave(2 * num_slots)
+    group = torch.cat([group, group.new_full((num_queries,), num_groups)])
+    return (group[:, None] != group[None, :]) & (group[None, :] < num_groups)
+
+
+def positive_matches(targets: PoseTargets, num_groups: int) -> torch.Tensor:
+    """Says which person each denoising query is a positive copy of.
+
+    Args:
+        targets: the people of the batch, of shape (B, m).
+        num_groups: denoising groups G.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, 2 · m · G)`: index of a person, -1 for negatives and empty slots.
+    """
+    num_slots = targets.is_person.shape[1]
+    person = torch.arange(num_slots, device=targets.is_person.device)
+    positives = torch.where(targets.is_person, person, -1)
+    return torch.cat([positives, torch.full_like(positives, -1)], dim=1).repeat(1, num_groups)
+
+
+def clamped_logit(fractions: torch.Tensor) -> torch.Tensor:
+    """Returns ln(max(x, 1e-3) / max(1 - x, 1e-3)) of x clamped to [0, 1], so that it stays finite at the border."""
+    fractions = fractions.clamp(0, 1)
+    return torch.log(fractions.clamp(min=_LOGIT_EPSILON) / (1 - fractions).clamp(min=_LOGIT_EPSILON))
+
+
+def keypoint_sigmas(config, device: torch.device | str | None = None) -> torch.Tensor:
+    """Returns the fall-offs σ of the configured skeleton as a `torch.FloatTensor` of shape `(K,)`."""
+    # A copy that blocks would make a GPU wait for the host in every step.
+    return torch.tensor(config.keypoint_schema.sigmas).to(device, non_blocking=True)
+
+
+def _pad(tensors: list[torch.Tensor]) -> torch.Tensor:
+    padded = pad_sequence(list(tensors), batch_first=True)
+    # One empty entry where the whole batch is empty lets everything downstream index without exceptions.
+    return padded if padded.shape[1] else padded.new_zeros(padded.shape[0], 1, *padded.shape[2:])
+
+
+def _noisy_class_labels(targets: PoseTargets, num_groups: int, config, generator) -> torch.Tensor:
+    """Returns class ids (B, G, 2, m), some of them replaced by random ones, -1 where the slot is empty."""
+    shape = (len(targets.area), num_groups, 2, targets.area.shape[1])
+    draws = {"generator": generator, "device": targets.area.device}
+    replaced = torch.rand(shape, **draws) < config.label_noise_ratio
+    random_labels = torch.randint(config.num_denoising_labels, shape, **draws)
+    noisy = torch.where(replaced, random_labels, targets.class_labels[:, None, None])
+    return noisy.masked_fill(~targets.is_person[:, None, None], -1)
+
+
+def _noisy_points(targets: PoseTargets, num_groups: int, config, image_size, generator) -> torch.Tensor:
+    """Returns points (B, G, 2, m, K + 1, 2): the mean of the labelled keypoints, then the moved keypoints."""
+    noise = _keypoint_noise(targets, num_groups, config, image_size, generator)
+    moved = targets.keypoints[:, None, None] + noise * targets.visibility[:, None, None, ..., None]
+    num_labelled = targets.visibility.sum(-1, keepdim=True).clamp(min=1)
+    centre = targets.keypoints.sum(-2) / num_labelled
+    centre = centre[:, None, None, :, None].expand(*moved.shape[:4], 1, 2)
+    points = clamped_logit(torch.cat([centre, moved], dim=-2)).sigmoid()
+    return points.masked_fill(~targets.is_person[:, None, None, :, None, None], 0.5)
+
+
+def _keypoint_noise(targets: PoseTargets, num_groups: int, config, image_size, generator) -> torch.Tensor:
+    """Draws the displacement of every keypoint that leaves it with a similarity drawn uniformly from its range.
+
+    KS = exp(-α² / (2 s² κ²)) gives α = s κ √(-2 ln KS), with s² the area and κ = 2σ; α goes along a unit vector drawn
+    uniformly over all angles (paper, Pose Denoising). s is in units of the longer side of the image: in square images,
+    as in the recipe, the similarity is exactly the one drawn, in others it is somewhat higher.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B, G, 2, m, K, 2)`, dx and dy as image fractions; positives, then negatives.
+    """
+    height, width = image_size
+    scale = (targets.area * (height * width)).sqrt() / max(height, width)
+    batch_size, num_slots, num_keypoints = targets.visibility.shape
+    shape = (batch_size, num_groups, num_slots, num_keypoints)
+    draws = {"generator": generator, "device": scale.device}
+    ranges = (config.denoising_positive_similarity, config.denoising_negative_similarity)
+    similarity = torch.stack([low + (high - low) * torch.rand(shape, **draws) for low, high in ranges], dim=2)
+    angle = 2 * math.pi * torch.rand(similarity.shape, **draws)
+    # Rounding can take a similarity of 1 above it.
+    distance = (-2 * similarity.log()).clamp(min=0).sqrt() * 2 * keypoint_sigmas(config, scale.device)
+    distance = distance * scale[:, None, None, :, None]
+    return distance.unsqueeze(-1) * torch.stack([angle.cos(), angle.sin()], dim=-1)

@@ -1,0 +1,403 @@
+"""Training losses of DETRPose: keypoint similarity, Hungarian matching, union matching, and the losses themselves.
+
+The decoder is supervised after every layer, and so are its starting points; each of these S output sets is stacked on
+the others, so that every cost and every loss is computed once, for all sets together. Losses are float32 whatever the
+precision of the model.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .denoising import DenoisingQueries, PoseTargets, keypoint_sigmas, pad_targets, positive_matches
+
+# Keeps similarities above 0 and the divisor of people without a labelled keypoint away from it.
+_KS_EPSILON = 1e-6
+# Labels are fractions of the image; whatever is larger than this is in pixels.
+_LARGEST_FRACTION = 10.0
+
+
+class OutputSets(NamedTuple):
+    """Predictions of several output sets, stacked and in float32.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(S, B, Q, C)`): class scores before the sigmoid.
+        keypoints (`torch.FloatTensor` of shape `(S, B, Q, K, 2)`): x, y as image fractions.
+    """
+
+    logits: Tensor
+    keypoints: Tensor
+
+
+def pose_estimation_loss(
+    output_sets: Mapping[str, Mapping[str, Tensor]],
+    labels: list[Mapping[str, Tensor]],
+    config,
+    denoising_queries: DenoisingQueries | None = None,
+    denoising_output_sets: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Computes the weighted training losses of a batch (paper, section on losses).
+
+    Classification uses each set's own matching, the two keypoint losses one union matching for all sets. Both
+    divisors, people for classification and union matches for the keypoints, are averaged over processes and at least
+    1, so that averaged gradients weigh every person alike, however people fall to processes. Denoising losses have one
+    divisor, people (averaged likewise) times the groups of this process.
+
+    Args:
+        output_sets: for the name of each set "logits" (B, Q, C) and "pred_keypoints" (B, Q, K, 2), x, y as image
+            fractions. "" is the last decoder layer, "0", "1", ... are the earlier ones, then "initial" and "encoder".
+        labels: one dictionary per image with `class_labels` (n,), `keypoints` (n, K, 3) = x, y as image fractions and
+            visibility, and `area` (n,) as fractions of the image area. `validate_labels` checks them; this does not.
+        config (`DETRPoseConfig`): weights of costs and losses, sigmas.
+        denoising_queries: the queries of `make_denoising_queries`, or `None`.
+        denoising_output_sets: outputs for them, (B, P, ...); every decoder layer "0", ..., "L-1" and "initial".
+
+    Returns:
+        The sum of all losses, and each by its name: "loss_class", "loss_keypoints" and "loss_similarity" with the
+        suffix "_{name}" of its set (none for the last layer) or "_denoising_{name}"; weighted.
+
+    Raises:
+        ValueError: if a matching cost is not finite, or the denoising arguments do not fit each other or the labels.
+    """
+    _check_denoising_arguments(labels, denoising_queries, denoising_output_sets)
+    targets = pad_targets(labels)
+    outputs = stack_output_sets(output_sets)
+    matches = match_people(outputs, targets, config)
+    union = union_matches(matches, num_people=targets.is_person.shape[1])
+    counts = torch.stack([targets.is_person.sum(), (union >= 0).sum()])
+    num_people, num_union_matches = average_over_processes(counts)
+
+    losses = _losses_by_set(outputs, targets.at(matches), targets.at(union), num_people, num_union_matches, config)
+    loss_dict = _named_losses(losses, [f"_{name}" if name else "" for name in output_sets])
+    if denoising_queries is not None:
+        outputs = stack_output_sets(denoising_output_sets)
+        num_groups = denoising_queries.num_groups
+        matched = targets.at(positive_matches(targets, num_groups))
+        num_positives = num_people * num_groups
+        losses = _losses_by_set(outputs, matched, matched, num_positives, num_positives, config)
+        loss_dict |= _named_losses(losses, [f"_denoising_{name}" for name in denoising_output_sets])
+    return torch.stack(list(loss_dict.values())).sum(), loss_dict
+
+
+def stack_output_sets(output_sets: Mapping[str, Mapping[str, Tensor]]) -> OutputSets:
+    """Stacks the "logits" and "pred_keypoints" of all sets, in their order, and turns them into float32."""
+    logits = torch.stack([outputs["logits"] for outputs in output_sets.values()])
+    keypoints = torch.stack([outputs["pred_keypoints"] for outputs in output_sets.values()])
+    return OutputSets(logits.float(), keypoints.float())
+
+
+def keypoint_similarity(
+    pred_keypoints: Tensor, keypoints: Tensor, visibility: Tensor, area: Tensor, sigmas: Tensor
+) -> Tensor:
+    """Computes KS = Σ v · exp(-d² / (2 · area · (2σ)²)) / Σ v, COCO's object keypoint similarity (paper, KS).
+
+    All leading shapes broadcast against each other: add axes to compare each prediction with each person.
+
+    Args:
+        pred_keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y in image fractions.
+        keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y of the labels in image fractions.
+        visibility (`torch.FloatTensor` of shape `(..., K)`): 1 where labelled, else 0.
+        area (`torch.FloatTensor` of shape `(...)`): areas in fractions of the image area, above 0.
+        sigmas (`torch.FloatTensor` of shape `(K,)`): fall-off of each keypoint.
+
+    Returns:
+        `torch.FloatTensor` of shape `(...)`, from 1e-6 to 1.
+    """
+    # Sums over an axis of two are several times slower than additions.
+    dx, dy = (pred_keypoints - keypoints).unbind(-1)
+    variance = area.unsqueeze(-1) * (2 * sigmas).square()
+    exponent = -(dx.square() + dy.square()) / (2 * variance)
+    # Below -80 exp yields subnormal numbers, which add nothing but make a CPU ten times slower.
+    similarity = exponent.clamp(min=-80).exp() * visibility
+    return (similarity.sum(-1) / (visibility.sum(-1) + _KS_EPSILON)).clamp(min=_KS_EPSILON)
+
+
+# Matching
+
+
+@torch.no_grad()
+def match_people(outputs: OutputSets, targets: PoseTargets, config) -> Tensor:
+    """Matches the people of each image to queries at the least total cost, for each output set.
+
+    Args:
+        outputs: predictions of S sets.
+        targets: the people, of shape (B, M).
+        config (`DETRPoseConfig`): the fields whose names begin with `matcher`.
+
+    Returns:
+        `torch.LongTensor` of shape `(S, B, Q)`: index of the person matched to each query, or -1.
+
+    Raises:
+        ValueError: if a cost is not finite.
+    """
+    costs = matching_costs(outputs, targets, config)
+    return assign(costs, targets.is_person).to(costs.device, non_blocking=True)
+
+
+def matching_costs(outputs: OutputSets, targets: PoseTargets, config) -> Tensor:
+    """Computes what it costs to match each query to each person: focal class cost, L1 distance and 1 - KS, weighted.
+
+    Returns:
+        `torch.FloatTensor` of shape `(S, B, Q, M)`.
+    """
+    pred_keypoints = outputs.keypoints.unsqueeze(3)
+    keypoints, visibility = targets.keypoints.unsqueeze(1), targets.visibility.unsqueeze(1)
+    sigmas = keypoint_sigmas(config, keypoints.device)
+    similarity = keypoint_similarity(pred_keypoints, keypoints, visibility, targets.area.unsqueeze(1), sigmas)
+    distance = _labelled_l1_distance(pred_keypoints, keypoints, visibility)
+    class_cost = focal_cost(outputs.logits, config.matcher_alpha, config.matcher_gamma)
+    people_labels = targets.class_labels.unsqueeze(1).expand_as(distance)
+    return (
+        config.matcher_class_cost * class_cost.gather(-1, people_labels)
+        + config.matcher_keypoints_cost * distance
+        + config.matcher_similarity_cost * (1 - similarity)
+    )
+
+
+def focal_cost(logits: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Computes α (1-p)^γ (-ln p) - (1-α) p^γ (-ln (1-p)): the focal loss of a match, less that of no match."""
+    score = logits.sigmoid()
+    matched = -alpha * (1 - score) ** gamma * (score + 1e-8).log()
+    unmatched = -(1 - alpha) * score**gamma * (1 - score + 1e-8).log()
+    return matched - unmatched
+
+
+def assign(costs: Tensor, is_person: Tensor) -> Tensor:
+    """Finds the assignments of least total cost, all of them after a single transfer from the device.
+
+    Args:
+        costs (`torch.FloatTensor` of shape `(S, B, Q, M)`): cost of each pair of query and person.
+        is_person (`torch.BoolTensor` of shape `(B, M)`): the columns to assign; the others are padding.
+
+    Returns:
+        `torch.LongTensor` of shape `(S, B, Q)` on the host: index of a person, or -1.
+
+    Raises:
+        ValueError: if a cost is not finite.
+    """
+    from scipy.optimize import linear_sum_assignment  # slow to import, and only training needs it
+
+    # The mask travels as a last row of the costs: each transfer makes the host wait for the device.
+    mask = is_person[:, None].expand(len(costs), -1, 1, -1)
+    table = torch.cat([costs, mask.to(costs.dtype)], dim=2).cpu().numpy()
+    if not np.isfinite(table).all():
+        bad_set, image, query, _ = np.argwhere(~np.isfinite(table))[0]
+        raise ValueError(
+            f"the matching costs are not finite (first in output set {bad_set}, image {image}, query {query}): the "
+            "model's outputs hold NaN or infinity. Training has diverged: lower the learning rate or clip gradients."
+        )
+    matches = np.full(costs.shape[:-1], -1, dtype=np.int64)
+    for index in np.ndindex(*matches.shape[:2]):
+        people = table[index][-1].nonzero()[0]
+        query, column = linear_sum_assignment(table[index][:-1, people])
+        matches[index][query] = people[column]
+    return torch.from_numpy(matches)
+
+
+def union_matches(matches: Tensor, num_people: int) -> Tensor:
+    """Pools the matches of all sets: each query keeps the person that most sets gave it.
+
+    Of equally frequent people the one with the lowest index wins. A person may be kept by several queries.
+
+    Args:
+        matches (`torch.LongTensor` of shape `(S, B, Q)`): index of a person in each set, or -1.
+        num_people: M, above every index.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, Q)`: index of a person, -1 for queries that no set has matched.
+    """
+    people = torch.arange(num_people, device=matches.device)
+    votes = (matches.unsqueeze(-1) == people).sum(0)
+    # argmax returns the first of equal values.
+    return torch.where(votes.any(-1), votes.argmax(-1), -1)
+
+
+def average_over_processes(counts: Tensor) -> Tensor:
+    """Averages counts over the processes of a distributed training, in one exchange; at least 1 each, in float32."""
+    counts = counts.float()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(counts)
+        counts = counts / torch.distributed.get_world_size()
+    return counts.clamp(min=1)
+
+
+# Losses: each takes the outputs of S sets, the person matched to each query, the sigmas and the configuration, and
+# returns one sum per set, of shape (S,).
+
+
+def ksvf_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, config) -> Tensor:
+    """Keypoint similarity varifocal loss: cross entropy against the KS of the match (paper, KSVF).
+
+    The matched label of a query aims at KS and weighs KS; every other label aims at 0 and weighs α p^γ. KS and weights
+    are not differentiated.
+    """
+    is_label = _is_matched_label(outputs, matched)
+    with torch.no_grad():
+        similarity = _matched_similarity(outputs, matched, sigmas).unsqueeze(-1) * is_label
+        background = config.focal_loss_alpha * outputs.logits.sigmoid() ** config.focal_loss_gamma
+        weight = torch.where(is_label, similarity, background)
+    loss = F.binary_cross_entropy_with_logits(outputs.logits, similarity, weight, reduction="none")
+    return loss.flatten(1).sum(1)
+
+
+def focal_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, config) -> Tensor:
+    """Sigmoid focal loss: α (1-p)^γ (-ln p) on the matched label, (1-α) p^γ (-ln (1-p)) on the others."""
+    is_label = _is_matched_label(outputs, matched).expand_as(outputs.logits)
+    cross_entropy = F.binary_cross_entropy_with_logits(outputs.logits, is_label.float(), reduction="none")
+    alpha = torch.where(is_label, config.focal_loss_alpha, 1 - config.focal_loss_alpha)
+    # exp(-cross entropy) is the probability given to the right answer.
+    loss = alpha * (1 - torch.exp(-cross_entropy)) ** config.focal_loss_gamma * cross_entropy
+    return loss.flatten(1).sum(1)
+
+
+def keypoints_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, config) -> Tensor:
+    """L1 distance of the labelled coordinates, in image fractions."""
+    return _labelled_l1_distance(outputs.keypoints, matched.keypoints, matched.visibility).flatten(1).sum(1)
+
+
+def similarity_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, config) -> Tensor:
+    """1 - KS of the matches."""
+    similarity = _matched_similarity(outputs, matched, sigmas)
+    return ((1 - similarity) * matched.is_person).flatten(1).sum(1)
+
+
+CLASSIFICATION_LOSSES = {"ksvf": ksvf_loss, "focal": focal_loss}
+KEYPOINT_LOSSES = {"keypoints": keypoints_loss, "similarity": similarity_loss}
+
+
+def _losses_by_set(outputs, own_matched, union_matched, num_people, num_matches, config) -> dict[str, Tensor]:
+    """Returns the weighted losses "class", "keypoints" and "similarity" of S sets, each of shape (S,)."""
+    sigmas = keypoint_sigmas(config, outputs.keypoints.device)
+    classification_loss = CLASSIFICATION_LOSSES[config.classification_loss]
+    losses = {"class": classification_loss(outputs, own_matched, sigmas, config) / num_people}
+    for name, loss in KEYPOINT_LOSSES.items():
+        losses[name] = loss(outputs, union_matched, sigmas, config) / num_matches
+    return {name: getattr(config, f"weight_loss_{name}") * loss for name, loss in losses.items()}
+
+
+def _named_losses(losses: dict[str, Tensor], suffixes: list[str]) -> dict[str, Tensor]:
+    return {
+        f"loss_{name}{suffix}": value
+        for name, values in losses.items()
+        for suffix, value in zip(suffixes, values.unbind(), strict=True)
+    }
+
+
+def _labelled_l1_distance(pred_keypoints: Tensor, keypoints: Tensor, visibility: Tensor) -> Tensor:
+    dx, dy = (pred_keypoints - keypoints).abs().unbind(-1)
+    return ((dx + dy) * visibility).sum(-1)
+
+
+def _matched_similarity(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor) -> Tensor:
+    return keypoint_similarity(outputs.keypoints, matched.keypoints, matched.visibility, matched.area, sigmas)
+
+
+def _is_matched_label(outputs: OutputSets, matched: PoseTargets) -> Tensor:
+    """Returns a mask (..., B, Q, C) of the class of the person matched to each query, all False without one."""
+    classes = torch.arange(outputs.logits.shape[-1], device=outputs.logits.device)
+    return (matched.class_labels.unsqueeze(-1) == classes) & matched.is_person.unsqueeze(-1)
+
+
+# Checks
+
+
+def validate_labels(labels: list[Mapping[str, Tensor]], config, batch_size: int) -> None:
+    """Checks that labels are what the losses and the denoising expect.
+
+    Shapes and types are checked on the host; values in one pass over the batch, which makes the host wait for the
+    device once.
+
+    Args:
+        labels: one dictionary per image with `class_labels` (n,) int64, `keypoints` (n, K, 3) = x, y as image
+            fractions and visibility 0, 1 or 2, and `area` (n,) as fractions of the image area. Other keys are ignored.
+        config (`DETRPoseConfig`): number of labels and keypoints.
+        batch_size: images in the batch.
+
+    Raises:
+        ValueError: if they are not; the message names image and key, what was expected and what was found.
+    """
+    if not isinstance(labels, (list, tuple)) or len(labels) != batch_size:
+        found = f"{len(labels)} of them" if isinstance(labels, (list, tuple)) else f"a {type(labels).__name__}"
+        raise ValueError(f"`labels` must be a list of {batch_size} dictionaries, one per image, but got {found}.")
+    for index, image in enumerate(labels):
+        _check_structure(index, image, config.num_keypoints)
+    if any(len(image["class_labels"]) for image in labels):
+        _check_values(labels, config.num_labels)
+
+
+def _check_structure(index: int, image: Mapping[str, Tensor], num_keypoints: int) -> None:
+    """Raises `ValueError` unless an image's labels have the right keys, types and shapes."""
+    if not isinstance(image, Mapping):
+        raise ValueError(f"`labels[{index}]` must be a dictionary, but got a {type(image).__name__}.")
+    missing = [key for key in ("class_labels", "keypoints", "area") if key not in image]
+    if missing:
+        raise ValueError(f"`labels[{index}]` lacks {missing}; it has {sorted(map(str, image))}.")
+
+    def require(key: str, dtype: str, has_dtype, shape: tuple):
+        value = image[key]
+        if not isinstance(value, Tensor):
+            found = f"a {type(value).__name__}"
+        elif not has_dtype(value) or tuple(value.shape) != shape:
+            found = f"{value.dtype} of shape {tuple(value.shape)}"
+        else:
+            return
+        raise ValueError(f"`labels[{index}]['{key}']` must be a {dtype} tensor of shape {shape}, but got {found}.")
+
+    class_labels = image["class_labels"]
+    num_people = class_labels.numel() if isinstance(class_labels, Tensor) else "n"
+    require("class_labels", "torch.int64", lambda value: value.dtype == torch.int64, (num_people,))
+    require("keypoints", "floating point", Tensor.is_floating_point, (num_people, num_keypoints, 3))
+    require("area", "floating point", Tensor.is_floating_point, (num_people,))
+
+
+def _check_values(labels: list[Mapping[str, Tensor]], num_labels: int) -> None:
+    """Raises `ValueError` for the first value that is out of range, looking at the whole batch at once."""
+    class_labels, keypoints, area = (
+        torch.cat([image[key] for image in labels]) for key in ("class_labels", "keypoints", "area")
+    )
+    points, visibility = keypoints[..., :2], keypoints[..., 2]
+    labelled = (visibility > 0).any(-1)
+    # Comparisons with NaN are False, so NaN fails every check.
+    is_class = (class_labels >= 0) & (class_labels < num_labels)
+    is_fraction = points.abs() <= _LARGEST_FRACTION
+    is_visibility = (visibility == 0) | (visibility == 1) | (visibility == 2)
+    is_area = (area > 0) & (area <= _LARGEST_FRACTION) | ~labelled
+    checks = (
+        ("class_labels", f"class ids from 0 to {num_labels - 1}", class_labels, is_class),
+        ("keypoints", "x, y as fractions of the image, not pixels", points, is_fraction),
+        ("keypoints", "visibilities 0, 1 or 2", visibility, is_visibility),
+        ("area", "areas above 0, as fractions of the image area, not pixels", area, is_area),
+    )
+    faulty = torch.stack([~passed.reshape(len(passed), -1).all(1) for *_, passed in checks])
+    if faulty.any():
+        check, person = faulty.nonzero()[0].tolist()
+        key, expected, values, passed = checks[check]
+        found = values[person][~passed[person]][0].item()
+        image, person = _image_of_person(labels, person)
+        raise ValueError(f"`labels[{image}]['{key}']` must hold {expected}, but person {person} has {found}.")
+
+
+def _image_of_person(labels: list[Mapping[str, Tensor]], person: int) -> tuple[int, int]:
+    """Returns the image of a person counted over the batch, and the index of the person in that image."""
+    image = 0
+    while person >= len(labels[image]["class_labels"]):
+        person -= len(labels[image]["class_labels"])
+        image += 1
+    return image, person
+
+
+def _check_denoising_arguments(labels, denoising_queries, denoising_output_sets) -> None:
+    if (denoising_queries is None) != (denoising_output_sets is None):
+        raise ValueError("give both `denoising_queries` and `denoising_output_sets`, or neither.")
+    if denoising_queries is None:
+        return
+    num_people = max(len(image["class_labels"]) for image in labels)
+    if denoising_queries.num_slots != num_people:
+        raise ValueError(
+            f"`denoising_queries` have {denoising_queries.num_slots} slots for people in each group, but the labels "
+            f"have up to {num_people} people in an image: both must come from the same labels."
+        )
