@@ -23,7 +23,7 @@ from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2LearnableAffin
 from transformers.utils import ModelOutput
 
 from .configuration_detrpose import DETRPoseConfig
-from .denoising import DenoisingQueries, make_denoising_queries
+from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
 from .loss_detrpose import pose_estimation_loss, validate_labels
 from .model_card import model_card
 
@@ -117,12 +117,6 @@ class DETRPoseForPoseEstimationOutput(ModelOutput):
     encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
     auxiliary_outputs: list[dict] | None = None
     denoising_outputs: list[dict] | None = None
-
-
-def inverse_sigmoid(x: torch.Tensor, eps: float = 1e-3) -> torch.Tensor:
-    """Returns the logit of `x` in float32, with `x` and `1 - x` kept at `eps` or above."""
-    x = x.float().clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
 def sine_position_encoding(points: torch.Tensor, num_channels: int, temperature: float) -> torch.Tensor:
@@ -267,12 +261,12 @@ class DETRPoseDownsample(nn.Module):
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, **kwargs):
-    """Attention written out, for when its weights are wanted. Shapes as in transformers' attention functions."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    """Attention written out, for when its weights are wanted: transformers' attention functions, of any batch shape."""
+    scores = torch.matmul(query, key.transpose(-2, -1)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(weights, value).transpose(1, 2), weights
+    return torch.matmul(weights, value).transpose(-3, -2), weights
 
 
 class DETRPoseSelfAttention(nn.Module):
@@ -300,25 +294,25 @@ class DETRPoseSelfAttention(nn.Module):
         """Attends within each row of the batch.
 
         Args:
-            hidden_states: (N, length, D).
-            position: added to queries and keys, not to values; broadcast to (N, length, D).
+            hidden_states: (..., length, D).
+            position: added to queries and keys, not to values; broadcast to (..., length, D).
             attention_mask: (1, 1, length, length), added to the scores before the softmax.
             output_attentions: whether to return the weights.
 
         Returns:
-            The attended values (N, length, D), and the weights (N, heads, length, length) or None.
+            The attended values (..., length, D), and the weights (..., heads, length, length) or None.
         """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         located = hidden_states if position is None else hidden_states + position
-        query = self.q_proj(located).view(shape).transpose(1, 2)
-        key = self.k_proj(located).view(shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        states = [self.q_proj(located), self.k_proj(located), self.v_proj(hidden_states)]
+        states = [x.view(shape).transpose(-3, -2) for x in states]
         implementation = self.config._attn_implementation
-        eager = output_attentions or implementation in (None, "eager")
-        attention = eager_attention_forward if eager else ALL_ATTENTION_FUNCTIONS[implementation]
-        attended, weights = attention(
-            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False
-        )
+        if output_attentions or implementation in (None, "eager"):
+            attention = eager_attention_forward
+        else:
+            attention = ALL_ATTENTION_FUNCTIONS[implementation]
+            states = [x.flatten(0, -4) for x in states]
+        attended, weights = attention(self, *states, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False)
         return self.o_proj(attended.reshape(hidden_states.shape)), weights if output_attentions else None
 
 
@@ -443,7 +437,8 @@ class DETRPoseMLP(nn.Module):
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
             hidden_state = self.activation(layer(hidden_state))
-        return self.layers[-1](hidden_state)
+        last = self.layers[-1]
+        return F.linear(hidden_state.float(), last.weight.float(), last.bias.float())
 
 
 class DETRPoseQuerySelection(nn.Module):
@@ -479,7 +474,7 @@ class DETRPoseQuerySelection(nn.Module):
         indices = logits.amax(dim=-1).topk(num_queries, dim=1).indices.unsqueeze(-1)
 
         selected = hidden_states.gather(1, indices.expand(-1, -1, hidden_states.shape[-1]))
-        offsets = self.keypoint_head(selected).float().unflatten(-1, (self.config.num_keypoints, 2))
+        offsets = self.keypoint_head(selected).unflatten(-1, (self.config.num_keypoints, 2))
         anchor_logits = torch.logit(anchors)[indices.squeeze(-1)]
         keypoints = torch.sigmoid(offsets + anchor_logits.unsqueeze(2))
         return logits.gather(1, indices.expand(-1, -1, logits.shape[-1])), keypoints
@@ -537,7 +532,7 @@ class DETRPoseDeformableAttention(nn.Module):
         batch_size, num_queries, num_tokens, d_model = hidden_states.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
         shape = (batch_size, num_queries * num_tokens, heads, levels, points)
-        weights = self.attention_weights(hidden_states).view(*shape[:3], -1).float().softmax(dim=-1)
+        weights = self.attention_weights(hidden_states).unflatten(-1, (heads, -1)).float().softmax(dim=-1)
         offsets = self.sampling_offsets(hidden_states).view(*shape, 2).float().permute(3, 0, 2, 1, 4, 5)
         centers = reference_points.float().view(batch_size, 1, -1, 1, 2)
 
@@ -550,7 +545,7 @@ class DETRPoseDeformableAttention(nn.Module):
             sampled = bilinear_sample(value_map, locations.flatten(0, 1))
             mixed = mixed + (sampled * weight).sum(dim=-1)
         mixed = mixed.view(batch_size, d_model, -1).transpose(1, 2).view(hidden_states.shape)
-        return mixed.to(hidden_states.dtype), weights.view(*hidden_states.shape[:3], heads, -1)
+        return mixed.to(hidden_states.dtype), weights
 
 
 class DETRPoseGate(nn.Module):
@@ -608,15 +603,12 @@ class DETRPoseDecoderLayer(GradientCheckpointingLayer):
         """
         # The position stays in the residual stream and in the values: released weights were trained so.
         hidden_states = hidden_states + position
-        attended, within = self.within_attn(hidden_states.flatten(0, 1), output_attentions=output_attentions)
-        hidden_states = self.within_attn_layer_norm(hidden_states + attended.view(hidden_states.shape))
+        attended, within = self.within_attn(hidden_states, output_attentions=output_attentions)
+        hidden_states = self.within_attn_layer_norm(hidden_states + attended)
 
-        swapped = hidden_states.transpose(1, 2)
-        attended, across = self.across_attn(
-            swapped.flatten(0, 1), attention_mask=attention_mask, output_attentions=output_attentions
-        )
-        swapped = attended.view(swapped.shape)
-        hidden_states = self.across_attn_layer_norm(hidden_states + swapped.transpose(1, 2))
+        swapped = hidden_states.transpose(1, 2).contiguous()
+        attended, across = self.across_attn(swapped, attention_mask=attention_mask, output_attentions=output_attentions)
+        hidden_states = self.across_attn_layer_norm(hidden_states + attended.transpose(1, 2))
 
         hidden_states = hidden_states + position
         attended, cross = self.cross_attn(hidden_states, reference_points, value_maps)
@@ -625,12 +617,7 @@ class DETRPoseDecoderLayer(GradientCheckpointingLayer):
         update = self.fc2(self.activation(self.fc1(hidden_states)))
         hidden_states = (hidden_states + update).clamp(-_MAX_ACTIVATION, _MAX_ACTIVATION)
         hidden_states = self.final_layer_norm(hidden_states)
-        if not output_attentions:
-            return hidden_states, None
-        batch_size, num_queries, num_tokens, _ = hidden_states.shape
-        within = within.unflatten(0, (batch_size, num_queries))
-        across = across.unflatten(0, (batch_size, num_tokens))
-        return hidden_states, (within, across, cross)
+        return hidden_states, (within, across, cross) if output_attentions else None
 
 
 class DETRPoseQualityHead(nn.Module):
@@ -712,15 +699,15 @@ class DETRPoseDecoder(nn.Module):
 
             head = self.keypoint_heads[index]
             if not self.config.use_fdr_heads:
-                keypoints = torch.sigmoid(head(keypoint_tokens).float() + inverse_sigmoid(keypoints))
+                keypoints = torch.sigmoid(head(keypoint_tokens) + clamped_logit(keypoints))
             elif previous is None:
-                offsets = self.initial_keypoint_head(keypoint_tokens).float()
-                initial_keypoints = torch.sigmoid(offsets + inverse_sigmoid(keypoints))
-                distribution_logits = head(keypoint_tokens).float()
+                offsets = self.initial_keypoint_head(keypoint_tokens)
+                initial_keypoints = torch.sigmoid(offsets + clamped_logit(keypoints))
+                distribution_logits = head(keypoint_tokens)
             else:
                 # Released weights: what reaches the next head carries the next layer's position as well.
                 previous = (previous + position[:, :, 1:]).detach()
-                distribution_logits = distribution_logits + head(keypoint_tokens + previous).float()
+                distribution_logits = distribution_logits + head(keypoint_tokens + previous)
             if self.config.use_fdr_heads:
                 offsets = self.expected_offsets(distribution_logits)
                 keypoints = initial_keypoints.detach() + offsets / self.config.reg_scale
@@ -757,7 +744,7 @@ class DETRPoseDecoder(nn.Module):
         """Returns the position vectors (B, Q, K + 1, D) of keypoints (B, Q, K, 2): zero for the instance token."""
         temperature = self.config.decoder_position_temperature
         sines = sine_position_encoding(keypoints, self.config.d_model, temperature)
-        return F.pad(self.position_head(sines.to(dtype)), (0, 0, 1, 0))
+        return F.pad(self.position_head(sines.to(dtype)).to(dtype), (0, 0, 1, 0))
 
     def expected_offsets(self, distribution_logits: torch.Tensor) -> torch.Tensor:
         """Returns the expected offset (B, Q, K, 2) of distributions (B, Q, K, 2 (R + 1)), before the scale."""
@@ -891,6 +878,9 @@ class DETRPoseModel(DETRPosePreTrainedModel):
 
     def __init__(self, config: DETRPoseConfig):
         super().__init__(config)
+        if config.backbone_config._attn_implementation == "sdpa":
+            # A backbone without attention refuses what the whole model was asked for: let it choose.
+            config.backbone_config._attn_implementation = None
         self.backbone = AutoBackbone.from_config(config.backbone_config)
         if config.freeze_backbone_batch_norms:
             freeze_batch_norms(self.backbone)
@@ -963,17 +953,18 @@ class DETRPoseModel(DETRPosePreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        outputs = self._collect(decoded, num_denoising, output_distributions)
-        outputs.encoder_last_hidden_state = encoder_hidden_states
-        outputs.encoder_hidden_states = tuple(feature_maps) if output_hidden_states else None
-        outputs.encoder_attentions = (encoder_attention,) if output_attentions else None
-        if output_auxiliary:
-            encoder_set = {"name": "encoder", "logits": encoder_logits, "pred_keypoints": encoder_keypoints}
-            outputs.auxiliary_outputs = [encoder_set, *outputs.auxiliary_outputs]
+        fields = self._collect(decoded, num_denoising, output_distributions)
+        encoder_set = {"name": "encoder", "logits": encoder_logits, "pred_keypoints": encoder_keypoints}
+        fields["auxiliary_outputs"] = [encoder_set, *fields["auxiliary_outputs"]] if output_auxiliary else None
+        fields["encoder_last_hidden_state"] = encoder_hidden_states
+        fields["encoder_hidden_states"] = tuple(feature_maps) if output_hidden_states else None
+        fields["encoder_attentions"] = (encoder_attention,) if output_attentions else None
+        # All at once: on transformers 4 a field filled in later is missing from the tuple.
+        outputs = DETRPoseModelOutput(**fields)
         return outputs if return_dict else outputs.to_tuple()
 
-    def _collect(self, decoded: dict, num_denoising: int, output_distributions: bool) -> DETRPoseModelOutput:
-        """Sorts what the decoder computed into outputs, with the denoising queries apart."""
+    def _collect(self, decoded: dict, num_denoising: int, output_distributions: bool) -> dict:
+        """Sorts what the decoder computed into output fields, with the denoising queries apart."""
         output_sets = decoded["output_sets"]
         last = str(self.config.decoder_layers - 1)
         auxiliary = [
@@ -990,19 +981,19 @@ class DETRPoseModel(DETRPosePreTrainedModel):
             distribution_logits = decoded["distribution_logits"][:, num_denoising:]
             probabilities, deviations = distribution_statistics(distribution_logits, self.config)
         within, across, cross = decoded["attentions"]
-        return DETRPoseModelOutput(
-            last_hidden_state=decoded["last_hidden_state"][:, num_denoising:],
-            logits=decoded["logits"][:, num_denoising:],
-            pred_keypoints=decoded["pred_keypoints"][:, num_denoising:],
-            pred_keypoint_std=deviations,
-            pred_distributions=probabilities if output_distributions else None,
-            hidden_states=decoded["hidden_states"],
-            attentions=within,
-            across_attentions=across,
-            cross_attentions=cross,
-            auxiliary_outputs=auxiliary,
-            denoising_outputs=denoising if num_denoising else None,
-        )
+        return {
+            "last_hidden_state": decoded["last_hidden_state"][:, num_denoising:],
+            "logits": decoded["logits"][:, num_denoising:],
+            "pred_keypoints": decoded["pred_keypoints"][:, num_denoising:],
+            "pred_keypoint_std": deviations,
+            "pred_distributions": probabilities if output_distributions else None,
+            "hidden_states": decoded["hidden_states"],
+            "attentions": within,
+            "across_attentions": across,
+            "cross_attentions": cross,
+            "auxiliary_outputs": auxiliary,
+            "denoising_outputs": denoising if num_denoising else None,
+        }
 
     def _check_pixel_values(self, pixel_values: torch.Tensor):
         if pixel_values.ndim != 4:

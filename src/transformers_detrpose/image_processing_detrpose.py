@@ -1,0 +1,511 @@
+"""Images and COCO annotations in, tensors for DETRPose out; and its outputs back to poses in pixels."""
+
+import os
+import reprlib
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms.v2 import functional as tvF
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils_fast import BaseImageProcessorFast
+from transformers.image_utils import (
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+    load_image,
+)
+
+from .configuration_detrpose import _keypoint_schema
+from .keypoint_schemas import DEFAULT_SIGMA, KeypointSchema
+
+# Area of a person relative to the box around it, where nobody has outlined the person.
+PERSON_TO_BOX_AREA = 0.53
+# Shortest side of a pose's box when its area sets the scale of the keypoint scores: one pixel, or a thousandth of the
+# image where coordinates stay fractions. A pose whose keypoints coincide would otherwise have no scale at all.
+MINIMUM_SIDE_PIXELS = 1.0
+MINIMUM_SIDE_FRACTION = 1e-3
+
+_BILINEAR = (PILImageResampling.BILINEAR, tvF.InterpolationMode.BILINEAR)
+
+
+class DETRPoseImageProcessor(BaseImageProcessorFast):
+    """Prepares images and COCO annotations for DETRPose, and turns its outputs into poses.
+
+    By default an image becomes RGB, is resized to 640x640 without keeping its aspect ratio and divided by 255. Resizing
+    uint8 images on the CPU gives exactly the pixels of Pillow's bilinear filter, whatever the image came as; other
+    filters, floating-point images and other devices go through torchvision (which differs by one grey level in places).
+
+    Images are `PIL.Image` objects, arrays, tensors, paths, URLs or base64 strings, one or a list. What becomes of them:
+
+    - Transparency is dropped, not composited, as `transformers.image_utils.load_image` does.
+    - 16-bit images (Pillow's modes "I;16" and "I", which older Pillow gives 16-bit PNGs; uint16 arrays and tensors) are
+      scaled to 8 bit.
+    - The EXIF orientation of paths, URLs and base64 strings is applied. A `PIL.Image` is taken as its pixels are; call
+      `PIL.ImageOps.exif_transpose` first if it came from a camera (the pipeline does).
+    - The channels of an array are looked for in its first dimension, then in its last. A (height, width, channels)
+      array of 1, 3 or 4 rows therefore needs `input_data_format="channels_last"`.
+
+    Args:
+        keypoint_schema (`KeypointSchema`, `dict` or `str`, *optional*):
+            Skeleton of the model, saved with the processor: its sigmas scale the keypoint scores, its number of
+            keypoints K is checked. Without it every sigma is `DEFAULT_SIGMA`, and K is read off the first annotation
+            of a batch (0 in a batch without annotations), so training needs it.
+        do_resize (`bool`, defaults to `True`): Resize to `size`.
+        size (`dict[str, int]`, defaults to `{"height": 640, "width": 640}`): Size after resizing, in pixels.
+        resample (`PILImageResampling`, defaults to bilinear): Filter for resizing.
+        do_rescale (`bool`, defaults to `True`): Multiply by `rescale_factor`.
+        rescale_factor (`float`, defaults to 1/255): Factor for rescaling.
+        do_normalize (`bool`, defaults to `False`): Subtract `image_mean` and divide by `image_std`, both of which have
+            to be given.
+        do_convert_rgb (`bool`, defaults to `True`): Convert to RGB.
+        kwargs: further arguments of transformers' torchvision image processors.
+
+    Example:
+
+    ```python
+    >>> from transformers_detrpose import DETRPoseImageProcessor
+
+    >>> processor = DETRPoseImageProcessor(keypoint_schema="coco")
+    >>> inputs = processor(images=image, return_tensors="pt")
+    >>> outputs = model(**inputs)
+    >>> poses = processor.post_process_pose_estimation(outputs, target_sizes=[(image.height, image.width)])[0]
+    ```
+    """
+
+    model_input_names = ["pixel_values"]
+    resample = PILImageResampling.BILINEAR
+    size = {"height": 640, "width": 640}
+    do_resize = True
+    do_rescale = True
+    do_normalize = False
+    do_convert_rgb = True
+
+    def __init__(self, keypoint_schema: KeypointSchema | dict | str | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.keypoint_schema = keypoint_schema
+
+    @property
+    def keypoint_schema(self) -> KeypointSchema | None:
+        """`KeypointSchema`, *optional*: the skeleton of the model. Dictionaries and known names may be assigned."""
+        return self._keypoint_schema
+
+    @keypoint_schema.setter
+    def keypoint_schema(self, schema: KeypointSchema | dict | str | None):
+        self._keypoint_schema = None if schema is None else _keypoint_schema(schema)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as a dictionary of JSON types."""
+        fields = super().to_dict()
+        fields.pop("_keypoint_schema", None)
+        if self.keypoint_schema is not None:
+            fields["keypoint_schema"] = self.keypoint_schema.to_dict()
+        return fields
+
+    def preprocess(
+        self, images: ImageInput, annotations: Mapping | Sequence[Mapping] | None = None, **kwargs
+    ) -> BatchFeature:
+        """Prepares one image or several, and the people in them, for the model.
+
+        Args:
+            images: One image or a list; see the class for what is accepted.
+            annotations: One dictionary per image with `image_id` (an integer) and `annotations`, a list of COCO
+                annotations: `keypoints` (x, y, visibility for each of K keypoints), `category_id`, `bbox` (x, y,
+                width, height), optionally `area` (0.53 times the area of `bbox` if missing) and `iscrowd`; lengths in
+                pixels. Crowds and people without a labelled keypoint are left out.
+            kwargs: `return_tensors="pt"` and any setting of the class, for this call only.
+
+        Returns:
+            `BatchFeature` with `pixel_values` of shape (batch, 3, height, width) and, with annotations, `labels`: per
+            image a dictionary as `prepare_coco_labels` returns it.
+
+        Raises:
+            ValueError: if an image is not usable or an annotation is malformed; the message names the image, the
+                annotation, the key, what it is and what it should be.
+        """
+        return super().preprocess(images, annotations, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self, images, annotations=None, *, do_convert_rgb=None, input_data_format=None, device=None, **kwargs
+    ) -> BatchFeature:
+        if annotations is not None and (kwargs.get("do_center_crop") or kwargs.get("do_pad")):
+            raise ValueError("annotations do not follow `do_center_crop` and `do_pad`: switch them off.")
+        images = [
+            image_to_tensor(image, do_convert_rgb, input_data_format, device)
+            for image in self._prepare_images_structure(images)
+        ]
+        features = self._preprocess(images, **kwargs)
+        if annotations is not None:
+            features["labels"] = self._prepare_labels(annotations, images)
+        return features
+
+    def _prepare_labels(self, annotations, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        targets = [annotations] if isinstance(annotations, Mapping) else list(annotations)
+        if len(targets) != len(images):
+            raise ValueError(f"got {len(images)} images but {len(targets)} annotations: one per image is needed.")
+        for index, target in enumerate(targets):
+            _check_target(target, index)
+        if self.keypoint_schema is None:
+            num_keypoints = _count_keypoints(targets)
+        else:
+            num_keypoints = self.keypoint_schema.num_keypoints
+        return [
+            prepare_coco_labels(target, tuple(image.shape[-2:]), num_keypoints, device=image.device)
+            for target, image in zip(targets, images, strict=True)
+        ]
+
+    def fetch_images(self, images):
+        """Opens the paths, URLs and base64 strings among the images as upright RGB images; others stay as they are."""
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, (str, os.PathLike)):
+            return load_rgb_image(images)
+        return super().fetch_images(images)
+
+    def resize(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
+        """Resizes images of one size; with Pillow where that makes the pixels those of `PIL.Image.resize`.
+
+        Args:
+            image: (..., height, width).
+            size: `height` and `width` in pixels, or whatever else transformers accepts.
+            kwargs: the filter, as `resample` (transformers 5) or `interpolation` (transformers 4).
+
+        Returns:
+            Tensor of the same type, (..., new height, new width).
+        """
+        resample = kwargs.get("resample", kwargs.get("interpolation"))
+        is_plain = resample in _BILINEAR and bool(size.height and size.width)
+        if is_plain and image.dtype == torch.uint8 and image.device.type == "cpu":
+            return resize_with_pillow(image, (size.height, size.width))
+        return super().resize(image=image, size=size, **kwargs)
+
+    def post_process_pose_estimation(
+        self,
+        outputs,
+        threshold: float = 0.5,
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Turns the outputs of the model into poses.
+
+        In each image the best `num_queries` pairs of query and label are selected, then those above the threshold are
+        kept. A query may thus appear under two labels.
+
+        Args:
+            outputs: `DETRPoseForPoseEstimationOutput`, or anything with `logits` (batch, queries, labels),
+                `pred_keypoints` (batch, queries, K, 2) as x, y fractions and, optionally, `pred_keypoint_std` (batch,
+                queries, K, 2), standard deviations in x and y as fractions.
+            threshold: Poses need a higher score than this, from 0 to 1.
+            target_sizes: (height, width) of each image in pixels, as a list or a tensor (batch, 2). Without them
+                coordinates stay fractions of the image.
+
+        Returns:
+            Per image a dictionary of float32 tensors (labels int64) on the outputs' device, best pose first:
+
+            - `scores` (n,): probability of the label.
+            - `labels` (n,).
+            - `keypoints` (n, K, 2): x, y in pixels. They may lie outside the image.
+            - `keypoint_scores` (n, K): the keypoint similarity that the model itself expects of each keypoint, see
+              `expected_keypoint_similarity`; without `pred_keypoint_std` the score of the pose, repeated.
+            - `boxes` (n, 4): x1, y1, x2, y2 in pixels, around the keypoints.
+
+        Raises:
+            ValueError: if a shape, the threshold or the number of target sizes is not usable.
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` must lie between 0 and 1, but got {threshold}.")
+        logits, keypoints, deviations = _output_tensors(outputs)
+        batch_size, num_queries, num_labels = logits.shape
+        sigmas = self._sigmas(keypoints.shape[2], logits.device)
+        image_scale = _image_scale(target_sizes, batch_size, logits.device)
+        minimum_side = MINIMUM_SIDE_FRACTION if target_sizes is None else MINIMUM_SIDE_PIXELS
+
+        scores, pairs = logits.float().sigmoid().flatten(1).topk(num_queries, dim=1)
+        keep = scores > threshold
+        image, rank = keep.nonzero(as_tuple=True)
+        scores, pairs = scores[image, rank], pairs[image, rank]
+        query = pairs // num_labels
+        scale = image_scale[image, None]
+
+        keypoints = keypoints[image, query].float() * scale
+        boxes = torch.cat([keypoints.amin(dim=1), keypoints.amax(dim=1)], dim=1)
+        if deviations is None:
+            keypoint_scores = scores[:, None].repeat(1, keypoints.shape[1])
+        else:
+            deviations = deviations[image, query].float() * scale
+            keypoint_scores = expected_keypoint_similarity(deviations, boxes, sigmas, minimum_side)
+
+        poses = {
+            "scores": scores,
+            "labels": pairs % num_labels,
+            "keypoints": keypoints,
+            "keypoint_scores": keypoint_scores,
+            "boxes": boxes,
+        }
+        counts = keep.sum(dim=1).tolist()
+        per_image = zip(*(values.split(counts) for values in poses.values()), strict=True)
+        return [dict(zip(poses, values, strict=True)) for values in per_image]
+
+    def _sigmas(self, num_keypoints: int, device: torch.device) -> torch.Tensor:
+        if self.keypoint_schema is None:
+            return torch.full((num_keypoints,), DEFAULT_SIGMA, device=device)
+        if self.keypoint_schema.num_keypoints != num_keypoints:
+            raise ValueError(
+                f"the outputs have {num_keypoints} keypoints, but `keypoint_schema` has "
+                f"{self.keypoint_schema.num_keypoints}: use the image processor that was saved with the model."
+            )
+        return torch.tensor(self.keypoint_schema.sigmas, device=device)
+
+
+def expected_keypoint_similarity(
+    deviations: torch.Tensor, boxes: torch.Tensor, sigmas: torch.Tensor, minimum_side: float
+) -> torch.Tensor:
+    """Returns the keypoint similarity to expect where keypoints err like Gaussians of known standard deviation.
+
+    The mean of exp(-(dx² + dy²) / (2 k²)) over independent Gaussian errors dx and dy is
+    1 / sqrt((1 + sx² / k²) (1 + sy² / k²)), with k² = area · (2 sigma)² as in COCO's OKS. The area is 0.53 times that
+    of the pose's box, whose sides count as at least `minimum_side`.
+
+    Args:
+        deviations: (n, K, 2), standard deviations sx, sy.
+        boxes: (n, 4), x1, y1, x2, y2 around each pose, in the unit of the deviations.
+        sigmas: (K,), fall-off of each keypoint.
+        minimum_side: in the same unit.
+
+    Returns:
+        (n, K), from 0 to 1.
+    """
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=minimum_side)
+    area = PERSON_TO_BOX_AREA * sides.prod(dim=-1)
+    falloff = area[:, None] * (2 * sigmas) ** 2
+    return (1 + deviations.square() / falloff[..., None]).prod(dim=-1).rsqrt()
+
+
+def _output_tensors(outputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    logits, keypoints = outputs.logits, outputs.pred_keypoints
+    deviations = getattr(outputs, "pred_keypoint_std", None)
+    if logits.ndim != 3:
+        raise ValueError(f"`logits` must have the shape (batch, queries, labels), but got {tuple(logits.shape)}.")
+    if keypoints.ndim != 4 or keypoints.shape[:2] != logits.shape[:2] or keypoints.shape[3] != 2:
+        raise ValueError(
+            f"`pred_keypoints` must have the shape {(*logits.shape[:2], 'K', 2)} to go with `logits`, "
+            f"but got {tuple(keypoints.shape)}."
+        )
+    if deviations is not None and deviations.shape != keypoints.shape:
+        raise ValueError(
+            f"`pred_keypoint_std` must have the shape of `pred_keypoints`, {tuple(keypoints.shape)}, "
+            f"but got {tuple(deviations.shape)}."
+        )
+    return logits, keypoints, deviations
+
+
+def _image_scale(target_sizes, batch_size: int, device: torch.device) -> torch.Tensor:
+    """Returns (width, height) of each image as float32 (batch, 2); ones without target sizes."""
+    if target_sizes is None:
+        return torch.ones(batch_size, 2, device=device)
+    sizes = target_sizes
+    if not isinstance(sizes, torch.Tensor):
+        try:
+            sizes = torch.tensor([[float(length) for length in size] for size in target_sizes])
+        except (TypeError, ValueError):
+            sizes = torch.empty(0)
+    if sizes.shape != (batch_size, 2) or not (sizes > 0).all():
+        raise ValueError(
+            f"`target_sizes` must hold a positive height and width for each of {batch_size} images, "
+            f"but got {reprlib.repr(target_sizes)}."
+        )
+    return sizes.to(device=device, dtype=torch.float32).flip(1)
+
+
+def load_rgb_image(image: str | os.PathLike | Image.Image, timeout: float | None = None) -> Image.Image:
+    """Opens an image, applies its EXIF orientation and converts it to RGB.
+
+    `transformers.image_utils.load_image`, except that 16-bit images are scaled to 8 bit rather than clipped (those
+    behind URLs and in base64 strings are clipped), and that any path-like object will do.
+
+    Args:
+        image: Path, URL, base64 string or image.
+        timeout: Seconds to wait for a URL.
+    """
+    if isinstance(image, (str, os.PathLike)) and os.path.isfile(image):
+        image = Image.open(image)
+    if isinstance(image, Image.Image):
+        return convert_to_rgb(ImageOps.exif_transpose(image))
+    return load_image(os.fspath(image) if isinstance(image, os.PathLike) else image, timeout=timeout)
+
+
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Returns the image as RGB: transparency dropped, 16 bit scaled to 8 bit (where Pillow would clip)."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def image_to_tensor(
+    image: Image.Image | np.ndarray | torch.Tensor,
+    do_convert_rgb: bool | None = True,
+    input_data_format: str | ChannelDimension | None = None,
+    device: str | torch.device | None = None,
+) -> torch.Tensor:
+    """Returns one image as a tensor (channels, height, width) of its own type, 16 bit scaled to 8 bit.
+
+    Args:
+        image: Image, or array or tensor of 1, 3 or 4 channels; two dimensions are height and width.
+        do_convert_rgb: whether to return three channels: grey repeated, transparency dropped.
+        input_data_format: "channels_first" or "channels_last", for arrays and tensors; looked for if not given.
+        device: where the tensor shall be.
+
+    Raises:
+        ValueError: if the channels cannot be found.
+    """
+    if isinstance(image, Image.Image):
+        image = np.array(convert_to_rgb(image) if do_convert_rgb else image)
+        input_data_format = ChannelDimension.LAST
+    if isinstance(image, np.ndarray):
+        # PyTorch takes neither mirrored arrays, such as BGR turned into RGB by [..., ::-1], nor read-only ones.
+        image = np.require(image, requirements=["C", "W"])
+    image = torch.as_tensor(image)
+    if image.ndim == 2:
+        image, input_data_format = image[None], ChannelDimension.FIRST
+    if input_data_format is None:
+        input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+    if ChannelDimension(input_data_format) == ChannelDimension.LAST:
+        image = image.permute(2, 0, 1)
+    if image.dtype == torch.uint16:
+        image = tvF.to_dtype(image, torch.uint8, scale=True)
+    if do_convert_rgb:
+        if image.shape[0] not in (1, 3, 4):
+            raise ValueError(f"an image must have 1, 3 or 4 channels to become RGB, but got {image.shape[0]}.")
+        image = image[:3].expand(3, -1, -1)
+    return image.to(device)
+
+
+def resize_with_pillow(images: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+    """Resizes uint8 images with Pillow's antialiased bilinear filter, channel by channel.
+
+    Args:
+        images: (..., height, width), uint8 on the CPU.
+        size_hw: new height and width in pixels.
+
+    Returns:
+        uint8 (..., new height, new width).
+    """
+    planes = [Image.fromarray(plane.numpy()) for plane in images.flatten(0, -3)]
+    resized = [tvF.pil_to_tensor(plane.resize(size_hw[::-1], Image.Resampling.BILINEAR)) for plane in planes]
+    return torch.cat(resized).reshape(*images.shape[:-2], *size_hw)
+
+
+def prepare_coco_labels(
+    target: Mapping[str, Any],
+    size_hw: tuple[int, int],
+    num_keypoints: int,
+    device: str | torch.device | None = None,
+) -> dict[str, torch.Tensor]:
+    """Turns the COCO annotations of one image into labels; crowds and people without a labelled keypoint are left out.
+
+    Args:
+        target: `image_id` (an integer) and `annotations`, as for `DETRPoseImageProcessor.preprocess`.
+        size_hw: height and width of the image that the annotations were made on, in pixels.
+        num_keypoints: K.
+        device: where the tensors shall be.
+
+    Returns:
+        For n people, n >= 0:
+
+        - `class_labels` (n,) int64, the `category_id`.
+        - `keypoints` (n, K, 3) float32, x, y as fractions of the image and visibility (0 not labelled, then x = y = 0;
+          1 hidden; 2 visible).
+        - `area` (n,) float32, fraction of the image's area.
+        - `boxes` (n, 4) float32, center x, center y, width, height as fractions.
+        - `image_id` (1,) int64.
+        - `orig_size` (2,) int64, height and width in pixels.
+
+    Raises:
+        ValueError: if an annotation is malformed.
+    """
+    height, width = size_hw
+    image_id = target["image_id"]
+    people = [
+        _prepare_person(annotation, f"image {image_id}, annotation {annotation.get('id')}", num_keypoints)
+        for annotation in target["annotations"]
+        if not annotation.get("iscrowd")
+    ]
+    people = [person for person in people if person is not None]
+    class_labels, keypoints, areas, boxes = zip(*people, strict=True) if people else ([], [], [], [])
+
+    keypoints = np.array(keypoints, dtype=np.float32).reshape(len(people), num_keypoints, 3)
+    boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    boxes[:, :2] += boxes[:, 2:] / 2
+    labels = {
+        "class_labels": np.array(class_labels, dtype=np.int64),
+        "keypoints": keypoints / np.float32([width, height, 1]),
+        "area": np.array(areas, dtype=np.float32) / np.float32(width * height),
+        "boxes": boxes / np.float32([width, height, width, height]),
+        "image_id": np.array([image_id], dtype=np.int64),
+        "orig_size": np.array([height, width], dtype=np.int64),
+    }
+    return {key: torch.from_numpy(values).to(device) for key, values in labels.items()}
+
+
+def _prepare_person(annotation: Mapping[str, Any], where: str, num_keypoints: int):
+    """Returns category, keypoints (K, 3), area and box (x, y, width, height) in pixels; None without a keypoint."""
+    keypoints = _numbers(
+        annotation, "keypoints", 3 * num_keypoints, f"x, y, visibility for each of {num_keypoints} keypoints", where
+    ).reshape(-1, 3)
+    if not np.isin(keypoints[:, 2], (0, 1, 2)).all():
+        found = reprlib.repr(keypoints[:, 2].tolist())
+        raise ValueError(f"{where}: visibilities in `keypoints` must be 0, 1 or 2, but got {found}.")
+    keypoints = np.where(keypoints[:, 2:] > 0, keypoints, np.float32(0))
+    if not keypoints[:, 2].any():
+        return None
+
+    category = annotation.get("category_id")
+    if not isinstance(category, Integral) or category < 0:
+        raise ValueError(f"{where}: `category_id` must be an integer of at least 0, but got {category!r}.")
+    box = _numbers(annotation, "bbox", 4, "x, y, width, height", where)
+    if annotation.get("area") is None:
+        area = PERSON_TO_BOX_AREA * box[2] * box[3]
+    else:
+        area = _numbers(annotation, "area", 1, "the area in pixels", where)[0]
+    if not (area > 0 and (box[2:] >= 0).all()):
+        raise ValueError(f"{where}: the person must cover some area, but got area {area:g} and `bbox` {box.tolist()}.")
+    return category, keypoints, area, box
+
+
+def _numbers(annotation: Mapping[str, Any], key: str, count: int, meaning: str, where: str) -> np.ndarray:
+    """Returns an entry of an annotation as float32 (count,), or raises `ValueError`."""
+    found = annotation.get(key)
+    try:
+        values = np.asarray(found, dtype=np.float32).reshape(-1)
+    except (TypeError, ValueError):
+        values = np.empty(0, dtype=np.float32)
+    if values.size != count or not np.isfinite(values).all():
+        length = f" ({len(found)} values)" if isinstance(found, Sequence) else ""
+        raise ValueError(
+            f"{where}: `{key}` must be {meaning} ({count} finite numbers), but got {reprlib.repr(found)}{length}."
+        )
+    return values
+
+
+def _check_target(target: Any, index: int):
+    """Raises `ValueError` unless the annotations of image number `index` have the right form."""
+    if not isinstance(target, Mapping):
+        raise ValueError(f"annotations of image number {index} must be a dictionary, but got {reprlib.repr(target)}.")
+    image_id, annotations = target.get("image_id"), target.get("annotations")
+    if not isinstance(image_id, Integral):
+        raise ValueError(f"image number {index}: `image_id` must be an integer, but got {image_id!r}.")
+    is_list = isinstance(annotations, (list, tuple))
+    if not is_list or not all(isinstance(annotation, Mapping) for annotation in annotations):
+        raise ValueError(
+            f"image {image_id}: `annotations` must be a list of dictionaries, but got {reprlib.repr(annotations)}."
+        )
+
+
+def _count_keypoints(targets: list[Mapping[str, Any]]) -> int:
+    """Returns K according to the first annotation of a batch that has keypoints; 0 if none has."""
+    lengths = (np.size(a["keypoints"]) for t in targets for a in t["annotations"] if a.get("keypoints") is not None)
+    return next(lengths, 0) // 3

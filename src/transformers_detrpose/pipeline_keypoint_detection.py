@@ -1,0 +1,132 @@
+"""The "keypoint-detection" pipeline: images in, named keypoints out."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import AutoModelForKeypointDetection, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .image_processing_detrpose import load_rgb_image
+
+TASK = "keypoint-detection"
+
+
+class KeypointDetectionPipeline(Pipeline):
+    """Finds the people in images, or whatever the model was trained for, and their keypoints.
+
+    Works with any model whose configuration has a `keypoint_schema` and whose image processor has
+    `post_process_pose_estimation`; the model need not be a PyTorch module, one that ONNX Runtime executes will do.
+
+    Example:
+
+    ```python
+    >>> import transformers_detrpose
+    >>> from transformers import pipeline
+
+    >>> pose_estimator = pipeline("keypoint-detection", model="detrpose-l")
+    >>> pose_estimator("people.jpg", threshold=0.5)
+    [{'score': 0.97, 'label': 'person', 'box': {'xmin': 69, 'ymin': 171, 'xmax': 396, 'ymax': 507},
+      'keypoints': [{'name': 'nose', 'x': 230.4, 'y': 190.1, 'score': 0.99}, ...]}, ...]
+    ```
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if getattr(self.model.config, "keypoint_schema", None) is None:
+            raise ValueError(
+                f"the {TASK} pipeline needs a model whose configuration has a `keypoint_schema`, such as DETRPose, "
+                f"but got {type(self.model).__name__} with {type(self.model.config).__name__}."
+            )
+
+    def _sanitize_parameters(self, threshold: float | None = None, timeout: float | None = None):
+        preprocess_parameters = {} if timeout is None else {"timeout": timeout}
+        postprocess_parameters = {} if threshold is None else {"threshold": threshold}
+        return preprocess_parameters, {}, postprocess_parameters
+
+    def __call__(self, inputs, **kwargs) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Estimates the poses in one image or in several.
+
+        Args:
+            inputs (`str`, `PIL.Image`, or a list, generator or dataset of them):
+                Paths, URLs, base64 strings or images. The EXIF orientation is applied.
+            threshold (`float`, *optional*, defaults to 0.5):
+                Poses need a higher score than this, from 0 to 1.
+            timeout (`float`, *optional*):
+                Seconds to wait for a URL; for ever if not given.
+
+        Returns:
+            A list of poses, best first, or for several images a list (for generators and datasets an iterator) of such
+            lists. A pose is a dictionary:
+
+            - **score** (`float`): probability of the label.
+            - **label** (`str`): name of the class.
+            - **box** (`dict[str, int]`): `xmin`, `ymin`, `xmax`, `ymax` around the keypoints in pixels, integers (cut
+              off, not rounded) as in the other pipelines of transformers.
+            - **keypoints** (`list[dict]`): in the order of the skeleton, `name`, `x` and `y` in pixels and `score`, the
+              keypoint similarity that the model expects; floating-point numbers.
+
+        Raises:
+            ValueError: if the threshold is not usable or an image cannot be read.
+        """
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(self, image, timeout: float | None = None) -> dict[str, torch.Tensor]:
+        """Opens one image and prepares it for the model."""
+        image = load_rgb_image(image, timeout=timeout)
+        inputs = self.image_processor(images=image, return_tensors="pt").to(self.dtype or torch.float32)
+        inputs["target_sizes"] = torch.tensor([[image.height, image.width]])
+        return inputs
+
+    def _forward(self, model_inputs) -> dict[str, torch.Tensor | None]:
+        target_sizes = model_inputs["target_sizes"]
+        outputs = self.model(pixel_values=model_inputs["pixel_values"])
+        # Only what post-processing reads, batch first: the pipeline takes batches apart along the first dimension.
+        return {
+            "logits": outputs.logits,
+            "pred_keypoints": outputs.pred_keypoints,
+            "pred_keypoint_std": getattr(outputs, "pred_keypoint_std", None),
+            "target_sizes": target_sizes,
+        }
+
+    def postprocess(self, model_outputs, threshold: float = 0.5) -> list[dict[str, Any]]:
+        """Turns the outputs for one image into poses."""
+        poses = self.image_processor.post_process_pose_estimation(
+            SimpleNamespace(**model_outputs), threshold=threshold, target_sizes=model_outputs["target_sizes"]
+        )[0]
+        columns = (
+            poses["scores"].tolist(),
+            poses["labels"].tolist(),
+            poses["boxes"].int().tolist(),
+            poses["keypoints"].tolist(),
+            poses["keypoint_scores"].tolist(),
+        )
+        return [self._describe_pose(*pose) for pose in zip(*columns, strict=True)]
+
+    def _describe_pose(self, score, label, box, keypoints, keypoint_scores) -> dict[str, Any]:
+        config = self.model.config
+        named = zip(config.keypoint_schema.names, keypoints, keypoint_scores, strict=True)
+        return {
+            "score": score,
+            "label": config.id2label[label],
+            "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)),
+            "keypoints": [{"name": name, "x": x, "y": y, "score": s} for name, (x, y), s in named],
+        }
+
+
+def register_pipeline():
+    """Makes `pipeline("keypoint-detection")` known to transformers. Doing so again changes nothing."""
+    if PIPELINE_REGISTRY.supported_tasks.get(TASK, {}).get("impl") is KeypointDetectionPipeline:
+        return
+    PIPELINE_REGISTRY.register_pipeline(
+        TASK, pipeline_class=KeypointDetectionPipeline, pt_model=(AutoModelForKeypointDetection,), type="image"
+    )
+    # With this attribute, which registering leaves behind, a saved pipeline would be marked as remote code: loading it
+    # would need `trust_remote_code=True` even where this package is installed.
+    del KeypointDetectionPipeline._registered_impl

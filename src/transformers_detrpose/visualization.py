@@ -1,0 +1,175 @@
+"""Drawing poses on images. Nothing here edits what it is given: every function returns something new."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import supervision as sv
+from PIL import Image
+
+from .keypoint_schemas import KeypointSchema
+
+# Neighbours in this list are easy to tell apart, and each stands out from skin, grass, sky and tarmac.
+PALETTE = sv.ColorPalette.from_hex(
+    ["#FF9500", "#1E90FF", "#2ECC40", "#F012BE", "#FFE000", "#00E5FF", "#FF4136", "#A56BFF", "#B6FF00", "#FF8FC7"]
+)
+OUTLINE = sv.Color(r=20, g=20, b=20)
+
+
+def to_supervision(
+    result: Mapping, keypoint_threshold: float = 0.0, id2label: Mapping[int, str] | None = None
+) -> sv.KeyPoints:
+    """Converts the poses of one image for `supervision`: its annotators, its metrics, and trackers that accept it.
+
+    Args:
+        result: Poses of one image as `post_process_pose_estimation` returns them, tensors or arrays: `scores` (n,),
+            `labels` (n,), `keypoints` (n, K, 2) as x, y in pixels, `keypoint_scores` (n, K), and `boxes` (n, 4) as
+            x1, y1, x2, y2 in pixels.
+        keypoint_threshold: Keypoints with a lower score are marked as not visible, and so are coordinates that are not
+            finite.
+        id2label: Names of the labels, added as `data["class_name"]` when given.
+
+    Returns:
+        `supervision.KeyPoints` of n poses in the same order, with the boxes as `data["xyxy"]`.
+    """
+    scores, labels, keypoints, keypoint_scores, boxes = (
+        _to_numpy(result[key]) for key in ("scores", "labels", "keypoints", "keypoint_scores", "boxes")
+    )
+    data = {"xyxy": boxes.astype(np.float32)}
+    if id2label is not None:
+        data["class_name"] = np.array([id2label[int(label)] for label in labels], dtype=str)
+    return sv.KeyPoints(
+        xy=keypoints.astype(np.float32),
+        class_id=labels.astype(int),
+        keypoint_confidence=keypoint_scores.astype(np.float32),
+        detection_confidence=scores.astype(np.float32),
+        visible=(keypoint_scores >= keypoint_threshold) & np.isfinite(keypoints).all(axis=-1),
+        data=data,
+    )
+
+
+def draw_poses(
+    image: Image.Image | np.ndarray,
+    result: Mapping,
+    schema: KeypointSchema,
+    id2label: Mapping[int, str] | None = None,
+    keypoint_threshold: float = 0.0,
+    thickness: int | None = None,
+    color_indices: Sequence[int] | None = None,
+) -> Image.Image | np.ndarray:
+    """Draws the poses of one image, the best on top and each in its own colour.
+
+    Args:
+        image: PIL image, or RGB array of shape (height, width, 3) and type uint8.
+        result: Poses of this image as `post_process_pose_estimation` returns them (see `to_supervision`).
+        schema: The keypoints' schema, `model.config.keypoint_schema`; its edges are the lines that are drawn.
+        id2label: Names of the labels, `model.config.id2label`. When given, each pose is labelled with its name and
+            score.
+        keypoint_threshold: Keypoints with a lower score, and the edges that end there, are left out.
+        thickness: Width of the lines in pixels; chosen from the sizes of the image and of each pose when not given.
+        color_indices: One number of at least 0 per pose that chooses its colour, such as the ids of a tracker, which
+            keep a person's colour throughout a video. The pose's place in the result when not given.
+
+    Returns:
+        A new RGB image with the poses, of the type of `image`.
+
+    Raises:
+        ValueError: if the image is an array of another shape or type, or if the result does not fit the schema.
+    """
+    poses = to_supervision(result, keypoint_threshold, id2label)
+    _check_schema(poses, schema)
+    colors = [PALETTE.by_idx(int(index)) for index in (range(len(poses)) if color_indices is None else color_indices)]
+    scene = _to_bgr(image)
+    for index in reversed(range(len(poses))):
+        width = thickness or _line_thickness(scene.shape[:2], poses.data["xyxy"][index])
+        _draw_pose(scene, poses[index], colors[index], schema.edges, width)
+    if id2label is not None and len(poses):
+        _draw_labels(scene, poses, colors)
+    drawn = np.ascontiguousarray(scene[:, :, ::-1])
+    return drawn if isinstance(image, np.ndarray) else Image.fromarray(drawn)
+
+
+def _to_numpy(values) -> np.ndarray:
+    """Returns a tensor (on any device, of any float type) or an array as an array."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+    return np.asarray(values)
+
+
+def _to_bgr(image: Image.Image | np.ndarray) -> np.ndarray:
+    """Returns a copy of an RGB image as the BGR array (height, width, 3) that supervision draws on."""
+    if not isinstance(image, np.ndarray):
+        image = np.asarray(image.convert("RGB"))
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(
+            "`image` must be a PIL image or an RGB array of shape (height, width, 3) and type uint8, "
+            f"but got shape {image.shape} and type {image.dtype}."
+        )
+    return image[:, :, ::-1].copy()
+
+
+def _check_schema(poses: sv.KeyPoints, schema: KeypointSchema):
+    num_keypoints = poses.xy.shape[1]
+    if len(poses) and num_keypoints != schema.num_keypoints:
+        raise ValueError(
+            f"`schema` has {schema.num_keypoints} keypoints, but the poses of `result` have {num_keypoints}."
+        )
+
+
+def _line_thickness(size_hw: tuple[int, int], box_xyxy: np.ndarray) -> int:
+    """Returns a line width in pixels that suits the image, and is finer for a pose that is small in it."""
+    for_image = max(2, round(0.0025 * sum(size_hw)))
+    extent = float(max(box_xyxy[2:] - box_xyxy[:2]))
+    # A pose without an extent is a single point, which has no lines that could run into each other.
+    return min(for_image, max(1, round(0.02 * extent))) if extent > 0 else for_image
+
+
+def _draw_pose(scene: np.ndarray, pose: sv.KeyPoints, color: sv.Color, edges, thickness: int):
+    """Draws one pose into a BGR array: lines and points in its colour, each on a slightly wider dark one."""
+    border = max(1, round(thickness / 3))
+    radius = round(1.2 * thickness)
+    window, pose = _cut_out(scene, pose, margin=radius + border + 1)
+    if window.size == 0:
+        return
+    lines = [(OUTLINE, thickness + 2 * border), (color, thickness)] if edges else []
+    points = [(OUTLINE, radius + border), (color, radius)]
+    # supervision counts keypoints from 1, and guesses a skeleton when it is given no edges.
+    edges = [(start + 1, end + 1) for start, end in edges]
+    annotators = [sv.EdgeAnnotator(line_color, width, edges) for line_color, width in lines]
+    annotators += [sv.VertexAnnotator(point_color, size) for point_color, size in points]
+    drawn = window.copy()
+    for annotator in annotators:
+        drawn = annotator.annotate(drawn, pose)
+    window[:] = drawn
+
+
+def _cut_out(scene: np.ndarray, pose: sv.KeyPoints, margin: int) -> tuple[np.ndarray, sv.KeyPoints]:
+    """Returns the part of an image around a pose, as a view, and the pose in the coordinates of that part.
+
+    Without OpenCV, supervision takes as long for a line as the image has pixels. The margin, in pixels, also keeps
+    keypoints away from (0, 0), which supervision takes for a missing one.
+    """
+    xy = np.clip(pose.xy, -1e6, 1e6)  # drawing takes 32-bit integers
+    shown = xy[pose.visible] if pose.visible.any() else np.zeros((1, 2))
+    x1, y1 = np.maximum(np.floor(shown.min(axis=0)) - margin, 0).astype(int)
+    x2, y2 = np.maximum(np.ceil(shown.max(axis=0)) + margin, 0).astype(int)
+    return scene[y1:y2, x1:x2], sv.KeyPoints(xy=xy - np.array([x1, y1]), visible=pose.visible)
+
+
+def _draw_labels(scene: np.ndarray, poses: sv.KeyPoints, colors: list[sv.Color]):
+    """Draws the class name and score of every pose into a BGR array, at the top left corner of its box."""
+    height, width = scene.shape[:2]
+    boxes_xyxy = np.clip(np.nan_to_num(poses.data["xyxy"]), 0, (width, height, width, height))
+    detections = sv.Detections(xyxy=boxes_xyxy, class_id=poses.class_id)
+    names_and_scores = zip(poses.data["class_name"], poses.detection_confidence, strict=True)
+    text_scale = max(0.35, sv.calculate_optimal_text_scale((width, height)))
+    annotator = sv.LabelAnnotator(
+        color=sv.ColorPalette(colors),
+        color_lookup=sv.ColorLookup.INDEX,
+        text_color=OUTLINE,
+        text_scale=text_scale,
+        text_thickness=max(1, round(1.2 * text_scale)),
+        text_padding=round(10 * text_scale),
+        smart_position=True,
+    )
+    scene[:] = annotator.annotate(scene, detections, [f"{name} {score:.2f}" for name, score in names_and_scores])
