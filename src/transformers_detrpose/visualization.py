@@ -121,7 +121,7 @@ def _line_thickness(size_hw: tuple[int, int], box_xyxy: np.ndarray) -> int:
     for_image = max(2, round(0.0025 * sum(size_hw)))
     extent = float(max(box_xyxy[2:] - box_xyxy[:2]))
     # A pose without an extent is a single point, which has no lines that could run into each other.
-    return min(for_image, max(1, round(0.02 * extent))) if extent > 0 else for_image
+    return round(min(for_image, max(1, 0.02 * extent))) if extent > 0 else for_image
 
 
 def _draw_pose(scene: np.ndarray, pose: sv.KeyPoints, color: sv.Color, edges, thickness: int):
