@@ -5,11 +5,11 @@ import itertools
 import json
 import logging
 import os
-import pickle
-import shutil
+import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,8 +21,13 @@ from names import COUNTER
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor, DETRPoseModel
 from transformers_detrpose.configuration_detrpose import VARIANTS
 from transformers_detrpose.keypoint_schemas import SCHEMAS
+from transformers_detrpose.model_card import model_card
 
 StateDict = dict[str, torch.Tensor]
+
+FILE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+
+logger = logging.getLogger("conversion")
 
 
 class ConversionError(ValueError):
@@ -45,7 +50,7 @@ def read_state_dict(source: str, weights: str = "best") -> StateDict:
     """
     path = Path(source)
     if not path.exists():
-        if source.count("/") != 1 or path.suffix:
+        if source.count("/") != 1 or path.suffix in FILE_SUFFIXES:
             raise ConversionError(f"{source}: no such file or folder.")
         path = Path(_download_from_hub(source))
     if path.is_dir():
@@ -54,7 +59,10 @@ def read_state_dict(source: str, weights: str = "best") -> StateDict:
         state_dict = _read_safetensors(path)
     else:
         state_dict = _choose_weights(path, _read_pickle(path), weights)
-    if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+    is_checkpoint = isinstance(state_dict, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state_dict.items()
+    )
+    if not is_checkpoint or not state_dict:
         raise ConversionError(f"{source}: holds no tensors by name, so it is not a checkpoint of this kind.")
     return _without_prefix(state_dict)
 
@@ -70,7 +78,10 @@ def _download_from_hub(repo_id: str) -> str:
 def _read_folder(folder: Path) -> StateDict:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ConversionError(f"{index}: not a readable index of safetensors files.") from error
     else:
         names = sorted(file.name for file in folder.glob("*.safetensors"))
     if not names:
@@ -87,12 +98,13 @@ def _read_safetensors(path: Path) -> StateDict:
 
 def _read_pickle(path: Path):
     """Reads a PyTorch file without running code from it; research checkpoints often carry their arguments along."""
+    torch.serialization.add_safe_globals([argparse.Namespace])
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = _first_line(error)
-        raise ConversionError(f"{path}: not a readable PyTorch checkpoint of plain tensors ({reason})") from error
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        reason = f"it holds a {foreign[1]}, which is code and is not run" if foreign else _first_line(error)
+        raise ConversionError(f"{path}: not a readable PyTorch checkpoint of plain tensors ({reason}).") from error
 
 
 def _choose_weights(path: Path, checkpoint, weights: str) -> StateDict:
@@ -105,9 +117,8 @@ def _choose_weights(path: Path, checkpoint, weights: str) -> StateDict:
         raise ConversionError(f"{path}: has no averaged weights (`ema.module`); try --weights last.")
     if weights == "last" and last is None:
         raise ConversionError(f"{path}: has no last weights (`model`); try --weights averaged.")
-    if weights == "last":
-        return last
-    return averaged if averaged is not None else last if last is not None else checkpoint
+    preferred = [last] if weights == "last" else [averaged, last, checkpoint]
+    return next(candidate for candidate in preferred if candidate is not None)
 
 
 def _without_prefix(state_dict: StateDict) -> StateDict:
@@ -174,24 +185,23 @@ def fill(model: DETRPoseForPoseEstimation, tensors: StateDict) -> list[str]:
     return [name for name in tensors if name not in wanted]
 
 
-def write_folder(output: str, write: Callable[[Path], None]):
-    """Lets `write` fill a folder that appears under the name `output` only once it is complete.
+@contextmanager
+def whole_folder(output: str) -> Iterator[Path]:
+    """Gives a folder to fill, which takes the name `output` once it is complete and otherwise disappears.
 
     Raises:
         ConversionError: if `output` exists already and is not an empty folder.
     """
-    output = Path(output)
     check_output(output)
+    output = Path(output).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        write(partial)
-        partial.chmod(0o777 & ~_umask())
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as beside:
+        folder = Path(beside) / output.name
+        folder.mkdir()
+        yield folder
         if output.exists():
             output.rmdir()
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.replace(folder, output)
 
 
 def check_output(output: str | Path):
@@ -201,34 +211,41 @@ def check_output(output: str | Path):
         raise ConversionError(f"{output}: exists already; remove it or choose another --output.")
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def save(model: DETRPoseForPoseEstimation, origin: str, output: str, repo_id: str | None = None):
+    """Writes weights, configuration, image processor, code and model card, and pushes them if asked.
 
+    Args:
+        model: the converted model.
+        origin: where its weights come from, for the card.
+        output: folder to write.
+        repo_id: Hub repository to upload the folder to; created where it does not exist.
 
-def save_all(model: DETRPoseForPoseEstimation, card: str, folder: Path):
-    """Writes weights, configuration, image processor, code and model card."""
-    model.save_pretrained(folder)
-    DETRPoseImageProcessor(keypoint_schema=model.config.keypoint_schema.to_dict()).save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def push(folder: str, repo_id: str):
-    """Uploads a complete folder to a Hub repository, which is created where it does not exist."""
+    Raises:
+        ConversionError: if `output` exists already and is not an empty folder, or if pushing fails.
+    """
+    with whole_folder(output) as folder:
+        model.save_pretrained(folder)
+        DETRPoseImageProcessor(keypoint_schema=model.config.keypoint_schema).save_pretrained(folder)
+        card = model_card(model.config, repo_id or output, origin)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    logger.info("wrote %s", output)
+    if repo_id is None:
+        return
     try:
         create_repo(repo_id, exist_ok=True)
-        upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload DETRPose")
+        upload_folder(repo_id=repo_id, folder_path=output, commit_message="Upload DETRPose")
     except Exception as error:
-        raise ConversionError(f"{folder} is written, but pushing to {repo_id} failed: {_first_line(error)}") from error
+        raise ConversionError(f"{output} is written, but pushing to {repo_id} failed: {_first_line(error)}") from error
+    logger.info("pushed to %s", repo_id)
 
 
 def run(convert: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Runs a conversion as a command: what goes wrong becomes a line and an exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
     try:
         convert(args)
-    except ConversionError as error:
+    except (ConversionError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -7,31 +7,17 @@ known not to be needed, and every tensor of the model is filled.
 """
 
 import argparse
-import logging
 from pathlib import Path
 
 import torch
 
-from checkpoints import (
-    ConversionError,
-    check_output,
-    check_variant,
-    fill,
-    push,
-    read_state_dict,
-    run,
-    save_all,
-    write_folder,
-)
+from checkpoints import ConversionError, check_output, check_variant, fill, logger, read_state_dict, run, save
 from names import COMPUTED, OFFICIAL, translate
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation
 from transformers_detrpose.configuration_detrpose import VARIANTS
 from transformers_detrpose.keypoint_schemas import SCHEMAS
-from transformers_detrpose.model_card import model_card
 
 RELEASE = "https://github.com/SebastianJanampa/DETRPose/releases/download/model_weights"
-
-logger = logging.getLogger("convert_detrpose")
 
 
 def download_published(variant: str, dataset: str) -> str:
@@ -61,12 +47,7 @@ def convert(args: argparse.Namespace):
     logger.info("%s: %d tensors, of which not needed: %s", source, len(official), ", ".join(not_needed) or "none")
 
     origin = f"Converted from the official DETRPose-{args.variant.upper()} weights for {args.dataset}."
-    card = model_card(model.config, args.push_to_hub or args.output, origin)
-    write_folder(args.output, lambda folder: save_all(model, card, folder))
-    logger.info("wrote %s", args.output)
-    if args.push_to_hub:
-        push(args.output, args.push_to_hub)
-        logger.info("pushed to %s", args.push_to_hub)
+    save(model, origin, args.output, args.push_to_hub)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,20 +7,16 @@ what the published DETRPose models started from.
 """
 
 import argparse
-import logging
 
 import torch
 
-from checkpoints import check_output, check_variant, fill, push, read_state_dict, run, save_all, write_folder
-from names import COUNTER, OFFICIAL_DFINE, TRANSFORMERS_DFINE, translate
+from checkpoints import check_output, check_variant, fill, logger, read_state_dict, run, save
+from names import OFFICIAL_DFINE, TRANSFORMERS_DFINE, translate
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation
 from transformers_detrpose.configuration_detrpose import VARIANTS
 from transformers_detrpose.keypoint_schemas import SCHEMAS
-from transformers_detrpose.model_card import model_card
 
 PARTS = ("backbone.", "encoder.")
-
-logger = logging.getLogger("convert_dfine")
 
 
 def convert(args: argparse.Namespace):
@@ -34,23 +30,17 @@ def convert(args: argparse.Namespace):
 
     torch.manual_seed(args.seed)
     model = DETRPoseForPoseEstimation(DETRPoseConfig.from_variant(args.variant, skeleton=args.dataset))
-    counters = [name for name in tensors if COUNTER.search(name)]
-    unused = fill(model, tensors)
+    counters = fill(model, tensors)
     logger.info(
         "%s: %d tensors of backbone and encoder used, %d of the detector's decoder and %d counters not needed",
         args.checkpoint,
-        len(tensors) - len(unused),
+        len(tensors) - len(counters),
         len(translated) - len(tensors),
-        len(set(counters) & set(unused)),
+        len(counters),
     )
 
     origin = f"Backbone and encoder come from D-FINE ({args.checkpoint}); the pose decoder is untrained."
-    card = model_card(model.config, args.push_to_hub or args.output, origin)
-    write_folder(args.output, lambda folder: save_all(model, card, folder))
-    logger.info("wrote %s", args.output)
-    if args.push_to_hub:
-        push(args.output, args.push_to_hub)
-        logger.info("pushed to %s", args.push_to_hub)
+    save(model, origin, args.output, args.push_to_hub)
 
 
 def main(argv: list[str] | None = None) -> int:

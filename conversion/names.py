@@ -96,9 +96,9 @@ def translate(state_dict: dict[str, torch.Tensor], table: list[tuple[str, str]])
     for source, tensor in state_dict.items():
         name = rename(source, table)
         joint = re.fullmatch(r"(.*)\.in_proj_(weight|bias)", name)
-        if joint is None:
+        if joint is None or tensor.ndim == 0:
             translated[name] = tensor
             continue
-        for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
+        for part, chunk in zip("qkv", tensor.tensor_split(3), strict=True):
             translated[f"{joint[1]}.{part}_proj.{joint[2]}"] = chunk.clone()
     return translated

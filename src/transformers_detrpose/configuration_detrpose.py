@@ -1,11 +1,12 @@
 """DETRPose configuration: every number of the network, its losses and its denoising, named and checked."""
 
+import math
 from itertools import pairwise
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from .keypoint_schemas import COCO_PERSON, SCHEMAS, KeypointSchema
+from .keypoint_schemas import KeypointSchema
 
 # Stage plans of HGNetV2: stem channels, then per stage input, middle and output channels, blocks and layers.
 _HGNET_PLANS = {
@@ -44,9 +45,15 @@ def hgnet_config(plan: str, feature_strides=(8, 16, 32)) -> dict[str, Any]:
     Args:
         plan: "B0", "B2", "B4" or "B5".
         feature_strides: strides of the feature maps to return, finest first, out of 4, 8, 16 and 32.
+
+    Raises:
+        ValueError: if there is no feature map with such a stride.
     """
     stem_channels, in_channels, mid_channels, out_channels, num_blocks, num_layers = _HGNET_PLANS[plan]
     stage_of_stride = {4: "stage1", 8: "stage2", 16: "stage3", 32: "stage4"}
+    feature_strides = _list_of_numbers("feature_strides", feature_strides)
+    if not set(feature_strides) <= set(stage_of_stride):
+        raise ValueError(f"`feature_strides` of HGNetV2 must be out of 4, 8, 16 and 32, but got {feature_strides}.")
     return {
         "model_type": "hgnet_v2",
         "stem_channels": list(stem_channels),
@@ -200,10 +207,10 @@ class DETRPoseConfig(PretrainedConfig):
         initializer_bias_prior_prob: float = 0.01,
         **kwargs,
     ):
-        self.backbone_config = _backbone_config(backbone_config, feature_strides)
+        self.feature_strides = _list_of_numbers("feature_strides", feature_strides)
+        self.backbone_config = _backbone_config(backbone_config, self.feature_strides)
         self.freeze_backbone_batch_norms = freeze_backbone_batch_norms
-        self.keypoint_schema = _keypoint_schema(keypoint_schema)
-        self.feature_strides = list(feature_strides)
+        self.keypoint_schema = KeypointSchema.of("coco" if keypoint_schema is None else keypoint_schema)
         self.d_model = d_model
         self.activation_function = activation_function
         self.batch_norm_eps = batch_norm_eps
@@ -232,8 +239,12 @@ class DETRPoseConfig(PretrainedConfig):
         self.num_denoising = num_denoising
         self.num_denoising_labels = num_denoising_labels
         self.label_noise_ratio = label_noise_ratio
-        self.denoising_positive_similarity = list(denoising_positive_similarity)
-        self.denoising_negative_similarity = list(denoising_negative_similarity)
+        self.denoising_positive_similarity = _list_of_numbers(
+            "denoising_positive_similarity", denoising_positive_similarity
+        )
+        self.denoising_negative_similarity = _list_of_numbers(
+            "denoising_negative_similarity", denoising_negative_similarity
+        )
         self.matcher_class_cost = matcher_class_cost
         self.matcher_keypoints_cost = matcher_keypoints_cost
         self.matcher_similarity_cost = matcher_similarity_cost
@@ -250,7 +261,7 @@ class DETRPoseConfig(PretrainedConfig):
         if id2label is None and kwargs.get("num_labels") is None:
             id2label = OFFICIAL_ID2LABEL
         if id2label is not None:
-            id2label = {int(index): str(name) for index, name in id2label.items()}
+            id2label = _id2label(id2label)
             kwargs["label2id"] = {name: index for index, name in id2label.items()}
             kwargs.pop("num_labels", None)
         super().__init__(id2label=id2label, **kwargs)
@@ -293,6 +304,7 @@ class DETRPoseConfig(PretrainedConfig):
 
     def _check_fields(self):
         """Raises `ValueError` for the first field whose value is impossible."""
+        from transformers.activations import ACT2FN  # here, because it imports torch
 
         def require(field: str, condition: bool, accepted: str):
             if not condition:
@@ -302,17 +314,19 @@ class DETRPoseConfig(PretrainedConfig):
             require(field, isinstance(getattr(self, field), bool), "True or False")
         for field, minimum in _INTEGERS.items():
             value = getattr(self, field)
-            is_integer = isinstance(value, int) and not isinstance(value, bool)
+            is_integer = isinstance(value, int) and _is_number(value)
             require(field, is_integer and value >= minimum, f"an integer of at least {minimum}")
         for field, (low, high) in _NUMBERS.items():
             value = getattr(self, field)
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             accepted = f"a number above {low}" if high is None else f"a number between {low} and {high}"
-            in_range = is_number and (value > low if high is None else low <= value <= high)
+            in_range = _is_number(value) and (value > low if high is None else low <= value <= high)
             require(field, in_range, accepted)
         for field in _WEIGHTS:
             value = getattr(self, field)
-            require(field, isinstance(value, (int, float)) and 0 <= value < float("inf"), "a number of at least 0")
+            require(field, _is_number(value) and value >= 0, "a number of at least 0")
+        for field in _ACTIVATIONS:
+            value = getattr(self, field)
+            require(field, isinstance(value, str) and value in ACT2FN, f"one of {', '.join(sorted(ACT2FN))}")
         for field in ("denoising_positive_similarity", "denoising_negative_similarity"):
             value = getattr(self, field)
             is_range = len(value) == 2 and 0 < value[0] <= value[1] <= 1
@@ -335,6 +349,7 @@ class DETRPoseConfig(PretrainedConfig):
         require("feature_strides", num_channels == len(strides), f"one for each of {num_channels} feature maps")
 
 
+_ACTIVATIONS = ("activation_function", "encoder_activation_function", "decoder_activation_function")
 _SWITCHES = ("freeze_backbone_batch_norms", "use_fdr_heads", "use_pose_lqe")
 _INTEGERS = {
     "d_model": 4,
@@ -384,22 +399,27 @@ def _backbone_config(backbone_config, feature_strides) -> PretrainedConfig:
         backbone_config = hgnet_config("B4", feature_strides)
     if isinstance(backbone_config, PretrainedConfig):
         return backbone_config
-    fields = dict(backbone_config)
+    fields = dict(backbone_config) if isinstance(backbone_config, dict) else {}
     model_type = fields.pop("model_type", None)
     if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"`backbone_config` must have a `model_type` that transformers knows, but got {model_type!r}.")
+        raise ValueError(
+            f"`backbone_config` must have a `model_type` that transformers knows, but got {backbone_config!r}."
+        )
     return CONFIG_MAPPING[model_type](**fields)
 
 
-def _keypoint_schema(schema) -> KeypointSchema:
-    if schema is None:
-        return COCO_PERSON
-    if isinstance(schema, KeypointSchema):
-        return schema
-    if isinstance(schema, dict):
-        return KeypointSchema(**schema)
-    if schema not in SCHEMAS:
-        raise ValueError(
-            f"unknown skeleton {schema!r}: choose one of {', '.join(map(repr, SCHEMAS))} or give a KeypointSchema."
-        )
-    return SCHEMAS[schema]
+def _id2label(id2label) -> dict[int, str]:
+    try:
+        return {int(index): str(name) for index, name in id2label.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"`id2label` must map label ids to names, but got {id2label!r}.") from error
+
+
+def _list_of_numbers(field: str, values) -> list[float]:
+    if not isinstance(values, (list, tuple)) or not all(_is_number(value) for value in values):
+        raise ValueError(f"`{field}` must be a list of numbers, but got {values!r}.")
+    return list(values)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -21,7 +21,6 @@ from transformers.image_utils import (
     load_image,
 )
 
-from .configuration_detrpose import _keypoint_schema
 from .keypoint_schemas import DEFAULT_SIGMA, KeypointSchema
 
 # Area of a person relative to the box around it, where nobody has outlined the person.
@@ -97,7 +96,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
 
     @keypoint_schema.setter
     def keypoint_schema(self, schema: KeypointSchema | dict | str | None):
-        self._keypoint_schema = None if schema is None else _keypoint_schema(schema)
+        self._keypoint_schema = None if schema is None else KeypointSchema.of(schema)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as a dictionary of JSON types."""

@@ -6,7 +6,9 @@ there. Nothing in the package recognises a skeleton by the number of its keypoin
 
 import json
 import math
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any
 
@@ -35,24 +37,11 @@ class KeypointSchema:
     sigmas: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        names = tuple(str(name) for name in self.names)
-        sigmas = (DEFAULT_SIGMA,) * len(names) if self.sigmas is None else tuple(float(s) for s in self.sigmas)
         # Lists come from JSON; tuples compare, hash and cannot be edited in place.
-        object.__setattr__(self, "names", names)
-        object.__setattr__(self, "edges", _index_pairs("edges", self.edges, len(names)))
-        object.__setattr__(self, "flip_pairs", _index_pairs("flip_pairs", self.flip_pairs, len(names)))
-        object.__setattr__(self, "sigmas", sigmas)
-
-        if not names:
-            raise ValueError("`names` is empty: a keypoint schema needs at least one keypoint.")
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"`names` must be distinct, but {repeated} appear more than once.")
-        if len(sigmas) != len(names):
-            raise ValueError(f"`sigmas` has {len(sigmas)} values, but there are {len(names)} keypoints.")
-        for name, sigma in zip(names, sigmas, strict=True):
-            if not (math.isfinite(sigma) and sigma > 0):
-                raise ValueError(f"`sigmas` must be positive and finite, but {name!r} has {sigma}.")
+        object.__setattr__(self, "names", _distinct_names(self.names))
+        object.__setattr__(self, "edges", _index_pairs("`edges`", self.edges, self.num_keypoints))
+        object.__setattr__(self, "flip_pairs", _index_pairs("`flip_pairs`", self.flip_pairs, self.num_keypoints))
+        object.__setattr__(self, "sigmas", _positive_sigmas(self.sigmas, self.num_keypoints))
         flipped = [index for pair in self.flip_pairs for index in pair]
         if len(set(flipped)) != len(flipped):
             raise ValueError(f"`flip_pairs` may hold each keypoint once, but got {list(self.flip_pairs)}.")
@@ -80,6 +69,32 @@ class KeypointSchema:
         }
 
     @classmethod
+    def of(cls, schema: "KeypointSchema | dict[str, Any] | str") -> "KeypointSchema":
+        """Returns the schema that a schema, its fields (as `to_dict` gives them) or a known name stands for.
+
+        Args:
+            schema: a `KeypointSchema`, a dictionary, or "coco" or "crowdpose".
+
+        Raises:
+            ValueError: if the fields are not those of a schema or the name is unknown.
+        """
+        if isinstance(schema, cls):
+            return schema
+        if isinstance(schema, dict):
+            accepted = {field.name for field in fields(cls)}
+            if "names" not in schema or not set(schema) <= accepted:
+                raise ValueError(
+                    "a keypoint schema has `names` and optionally `edges`, `flip_pairs` and `sigmas`, "
+                    f"but got {list(schema)}."
+                )
+            return cls(**schema)
+        if not isinstance(schema, str) or schema not in SCHEMAS:
+            raise ValueError(
+                f"unknown skeleton {schema!r}: choose one of {', '.join(map(repr, SCHEMAS))} or give a KeypointSchema."
+            )
+        return SCHEMAS[schema]
+
+    @classmethod
     def from_coco_category(cls, category: dict[str, Any]) -> "KeypointSchema":
         """Reads the schema of one entry of a COCO file's `categories`.
 
@@ -91,27 +106,60 @@ class KeypointSchema:
             category: a dictionary with `keypoints` (names) and optionally `skeleton`.
 
         Raises:
-            ValueError: if the category has no keypoints.
+            ValueError: if the category has no keypoints, or a skeleton that does not fit them.
         """
-        names = tuple(str(name) for name in category.get("keypoints") or ())
-        if not names:
-            raise ValueError(f"category {category.get('name')!r} has no `keypoints`: it does not describe poses.")
+        label = category.get("name")
+        if not category.get("keypoints"):
+            raise ValueError(f"category {label!r} has no `keypoints`: it does not describe poses.")
+        names = _distinct_names(category["keypoints"])
         for known in SCHEMAS.values():
             if known.names == names:
                 return known
-        edges = tuple((int(start) - 1, int(end) - 1) for start, end in category.get("skeleton") or ())
+        field, skeleton = f"`skeleton` of category {label!r}", category.get("skeleton") or ()
+        edges = tuple((start - 1, end - 1) for start, end in _index_pairs(field, skeleton, len(names), first=1))
         return cls(names=names, edges=edges, flip_pairs=find_flip_pairs(names))
 
 
-def _index_pairs(field: str, pairs, num_keypoints: int) -> tuple[tuple[int, int], ...]:
-    pairs = tuple(tuple(int(index) for index in pair) for pair in pairs)
-    for pair in pairs:
-        if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= index < num_keypoints for index in pair):
+def _distinct_names(names) -> tuple[str, ...]:
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ValueError(f"`names` must be a list of names, but got {names!r}.")
+    names = tuple(str(name) for name in names)
+    if not names:
+        raise ValueError("`names` is empty: a keypoint schema needs at least one keypoint.")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"`names` must be distinct, but {repeated} appear more than once.")
+    return names
+
+
+def _index_pairs(field: str, pairs, num_keypoints: int, first: int = 0) -> tuple[tuple[int, int], ...]:
+    try:
+        pairs = tuple((operator.index(start), operator.index(end)) for start, end in pairs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{field} must be a list of pairs of keypoint indices, but got {pairs!r}.") from error
+    accepted = range(first, first + num_keypoints)
+    for start, end in pairs:
+        if start == end or start not in accepted or end not in accepted:
             raise ValueError(
-                f"`{field}` must hold pairs of two different keypoint indices from 0 to {num_keypoints - 1}, "
-                f"but got {pair}."
+                f"{field} must hold pairs of two different keypoint indices from {accepted[0]} to {accepted[-1]}, "
+                f"but got {(start, end)}."
             )
     return pairs
+
+
+def _positive_sigmas(sigmas, num_keypoints: int) -> tuple[float, ...]:
+    if sigmas is None:
+        return (DEFAULT_SIGMA,) * num_keypoints
+    try:
+        sigmas = tuple(float(sigma) for sigma in sigmas)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`sigmas` must be a list of numbers, but got {sigmas!r}.") from error
+    if len(sigmas) != num_keypoints:
+        raise ValueError(f"`sigmas` has {len(sigmas)} values, but there are {num_keypoints} keypoints.")
+    for sigma in sigmas:
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise ValueError(f"`sigmas` must be positive and finite, but got {sigma}.")
+    return sigmas
 
 
 def _mirrored_name(name: str) -> str | None:
@@ -151,21 +199,35 @@ def read_coco_categories(annotation_file: str | PathLike) -> tuple[KeypointSchem
         use (as "N/A"), to a name: labels are the file's own category ids.
 
     Raises:
-        ValueError: if the file has no categories with keypoints or they differ in their keypoints.
+        OSError: if the file cannot be opened.
+        ValueError: if the file is not a COCO file, has no categories with keypoints, or they differ in their keypoints.
     """
     with open(annotation_file, encoding="utf-8") as file:
-        categories = [category for category in json.load(file).get("categories", []) if category.get("keypoints")]
+        try:
+            content = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{annotation_file}: not a JSON file ({error}).") from error
+    categories = content.get("categories") if isinstance(content, dict) else None
+    if not isinstance(categories, list) or not all(isinstance(category, dict) for category in categories):
+        raise ValueError(f"{annotation_file}: not a COCO file, for it has no list of `categories`.")
+    categories = [category for category in categories if category.get("keypoints")]
     if not categories:
         raise ValueError(f"{annotation_file}: no entry of `categories` has `keypoints`.")
-    schemas = {category["name"]: KeypointSchema.from_coco_category(category) for category in categories}
-    if len(set(schemas.values())) > 1:
+    for category in categories:
+        if not isinstance(category.get("id"), int) or category["id"] < 0 or not category.get("name"):
+            raise ValueError(f"{annotation_file}: a category needs an integer `id` and a `name`, but got {category!r}.")
+    try:
+        schema, *others = {KeypointSchema.from_coco_category(category) for category in categories}
+    except ValueError as error:
+        raise ValueError(f"{annotation_file}: {error}") from error
+    if others:
         raise ValueError(
-            f"{annotation_file}: categories {sorted(schemas)} have different keypoints; "
-            "one model predicts one skeleton, so use one file per skeleton."
+            f"{annotation_file}: categories {sorted(category['name'] for category in categories)} have different "
+            "keypoints; one model predicts one skeleton, so use one file per skeleton."
         )
-    id2label = {index: "N/A" for index in range(max(category["id"] for category in categories) + 1)}
+    id2label = dict.fromkeys(range(max(category["id"] for category in categories) + 1), "N/A")
     id2label.update({category["id"]: category["name"] for category in categories})
-    return next(iter(schemas.values())), id2label
+    return schema, id2label
 
 
 # fmt: off

@@ -390,12 +390,19 @@ class DETRPoseHybridEncoder(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (height, width)), weights
 
 
-# Three linear layers with initial values of their own. Each is a class because transformers 5 asks `_init_weights` of
-# models outside its package only about modules that hold parameters themselves, never about the modules around them.
+# Layers with initial values of their own. Each is a class because transformers 5 asks `_init_weights` of models outside
+# its package only about modules that hold parameters themselves, never about the modules around them.
 
 
 class DETRPoseZeroLinear(nn.Linear):
     """Starts at zero, so that what it refines starts unchanged."""
+
+
+class DETRPoseOutputLinear(DETRPoseZeroLinear):
+    """The last layer of a head: works in float32, as half precision is too coarse for what it predicts."""
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden_state.float(), self.weight.float(), self.bias.float())
 
 
 class DETRPoseClassHead(nn.Linear):
@@ -424,21 +431,19 @@ class DETRPoseSamplingOffsets(nn.Linear):
 
 
 class DETRPoseMLP(nn.Module):
-    """Linear layers with an activation between them; with `starts_at_zero` it returns zeros until trained."""
+    """Linear layers with an activation between them."""
 
-    def __init__(self, config, in_features, hidden_features, out_features, num_layers, starts_at_zero=True):
+    def __init__(self, config, in_features, hidden_features, out_features, num_layers, last_layer=DETRPoseOutputLinear):
         super().__init__()
         sizes = [in_features, *[hidden_features] * (num_layers - 1)]
         layers = [nn.Linear(size, next_size) for size, next_size in pairwise(sizes)]
-        last_layer = DETRPoseZeroLinear if starts_at_zero else nn.Linear
         self.layers = nn.ModuleList([*layers, last_layer(hidden_features, out_features)])
         self.activation = ACT2FN[config.decoder_activation_function]
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
             hidden_state = self.activation(layer(hidden_state))
-        last = self.layers[-1]
-        return F.linear(hidden_state.float(), last.weight.float(), last.bias.float())
+        return self.layers[-1](hidden_state)
 
 
 class DETRPoseQuerySelection(nn.Module):
@@ -480,27 +485,34 @@ class DETRPoseQuerySelection(nn.Module):
         return logits.gather(1, indices.expand(-1, -1, logits.shape[-1])), keypoints
 
 
+class DETRPoseEmbeddingTable(nn.Embedding):
+    """Learnt vectors that are read all at once; by a call, because offloaded weights are only there during one."""
+
+    def forward(self) -> torch.Tensor:
+        return self.weight
+
+
 class DETRPoseQueryContent(nn.Module):
     """The learnt vectors that fill instance and keypoint tokens before the first decoder layer."""
 
     def __init__(self, config):
         super().__init__()
-        self.instance_embedding = nn.Embedding(1, config.d_model)
-        self.keypoint_embedding = nn.Embedding(config.num_keypoints, config.d_model)
-        self.query_embedding = nn.Embedding(config.num_queries, config.d_model)
+        self.instance_embedding = DETRPoseEmbeddingTable(1, config.d_model)
+        self.keypoint_embedding = DETRPoseEmbeddingTable(config.num_keypoints, config.d_model)
+        self.query_embedding = DETRPoseEmbeddingTable(config.num_queries, config.d_model)
         self.denoising_label_embedding = nn.Embedding(config.num_denoising_labels + 1, config.d_model)
-        self.denoising_keypoint_embedding = nn.Embedding(config.num_keypoints, config.d_model)
+        self.denoising_keypoint_embedding = DETRPoseEmbeddingTable(config.num_keypoints, config.d_model)
 
     def forward(self, batch_size: int, num_queries: int) -> torch.Tensor:
         """Returns the tokens of the matching queries, (B, Q, K + 1, D): only keypoint tokens know the query's rank."""
-        keypoints = self.keypoint_embedding.weight + self.query_embedding.weight[:num_queries].unsqueeze(1)
-        instances = self.instance_embedding.weight.expand(num_queries, 1, -1)
+        keypoints = self.keypoint_embedding() + self.query_embedding()[:num_queries].unsqueeze(1)
+        instances = self.instance_embedding().expand(num_queries, 1, -1)
         return torch.cat((instances, keypoints), dim=1).expand(batch_size, -1, -1, -1)
 
     def denoising(self, labels: torch.Tensor) -> torch.Tensor:
         """Returns the tokens of the denoising queries, (B, P, K + 1, D), zero where the label (B, P) is -1."""
         instances = self.denoising_label_embedding(labels.clamp(min=0)).unsqueeze(2)
-        keypoints = self.denoising_keypoint_embedding.weight.expand(*labels.shape, -1, -1)
+        keypoints = self.denoising_keypoint_embedding().expand(*labels.shape, -1, -1)
         return torch.cat((instances, keypoints), dim=2) * (labels >= 0)[..., None, None]
 
 
@@ -645,7 +657,7 @@ class DETRPoseDecoder(nn.Module):
         d_model, num_layers = config.d_model, config.decoder_layers
         coordinates = 2 * (config.max_num_bins + 1) if config.use_fdr_heads else 2
         self.layers = nn.ModuleList(DETRPoseDecoderLayer(config) for _ in range(num_layers))
-        self.position_head = DETRPoseMLP(config, d_model, d_model, d_model, 2, starts_at_zero=False)
+        self.position_head = DETRPoseMLP(config, d_model, d_model, d_model, 2, last_layer=nn.Linear)
         self.class_heads = nn.ModuleList(DETRPoseClassHead(config) for _ in range(num_layers))
         self.keypoint_heads = nn.ModuleList(
             DETRPoseMLP(config, d_model, d_model, coordinates, 3) for _ in range(num_layers)
@@ -744,7 +756,7 @@ class DETRPoseDecoder(nn.Module):
         """Returns the position vectors (B, Q, K + 1, D) of keypoints (B, Q, K, 2): zero for the instance token."""
         temperature = self.config.decoder_position_temperature
         sines = sine_position_encoding(keypoints, self.config.d_model, temperature)
-        return F.pad(self.position_head(sines.to(dtype)).to(dtype), (0, 0, 1, 0))
+        return F.pad(self.position_head(sines.to(dtype)), (0, 0, 1, 0))
 
     def expected_offsets(self, distribution_logits: torch.Tensor) -> torch.Tensor:
         """Returns the expected offset (B, Q, K, 2) of distributions (B, Q, K, 2 (R + 1)), before the scale."""
@@ -783,7 +795,15 @@ class DETRPosePreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["HGNetV2BasicLayer", "DETRPoseHybridEncoder", "DETRPoseDecoderLayer"]
+    # Each joins tensors of different children, which must be on one device therefore.
+    _no_split_modules = [
+        "HGNetV2Embeddings",
+        "HGNetV2BasicLayer",
+        "DETRPoseHybridEncoder",
+        "DETRPoseQuerySelection",
+        "DETRPoseQueryContent",
+        "DETRPoseDecoder",
+    ]
     # The backbone's frozen norms have no such counter; checkpoints of unfrozen ones do.
     _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked"]
 

@@ -2,14 +2,19 @@
 
 import tempfile
 import unittest
+from functools import partial
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from accelerate import infer_auto_device_map
+from accelerate.utils import send_to_device
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import set_seed
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from upstream import load
 
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseModel, KeypointSchema
-from upstream import load
 
 common = load("test_modeling_common")
 with patch("transformers.utils.direct_transformers_import"):  # asks for a file outside the source distribution
@@ -86,13 +91,25 @@ class DETRPoseModelTester:
         return self.get_config(), {"pixel_values": torch.rand(self.batch_size, 3, 64, 64)}
 
 
+def moved(model):
+    """Moves all weights away from their initial values, so that nothing is zero or equal by chance."""
+    set_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        for buffer in model.buffers():
+            buffer += torch.rand(buffer.shape).to(buffer)
+    return model
+
+
 class DETRPoseConfigTest(unittest.TestCase):
     def test_config(self):
         fields = {"d_model": 64, "num_queries": 7, "keypoint_schema": SCHEMA.to_dict()}
-        properties = ["hidden_size", "num_attention_heads", "num_hidden_layers"]
-        configuration_common.ConfigTester(
-            self, DETRPoseConfig, has_text_modality=False, common_properties=properties, **fields
-        ).run_common_tests()
+        # No common properties: upstream sets them to 0 on transformers 4, which our configuration refuses.
+        tester = configuration_common.ConfigTester(
+            self, DETRPoseConfig, has_text_modality=False, common_properties=[], **fields
+        )
+        tester.run_common_tests()
 
 
 class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
@@ -101,6 +118,7 @@ class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
     test_resize_embeddings = False  # no vocabulary
     test_head_masking = False  # transformers 4: no argument for it
     test_pruning = False
+    test_torch_exportable = True  # transformers 4: off unless a model says so
 
     def setUp(self):
         self.model_tester = DETRPoseModelTester(self)
@@ -123,6 +141,172 @@ class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
             with patch.object(common.inspect, "getfile", return_value=source.name):
                 super().test_can_init_all_missing_weights()
 
+    def test_retain_grad_hidden_states_attentions(self):
+        super().test_retain_grad_hidden_states_attentions()
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        outputs = DETRPoseModel(config)(**inputs, output_attentions=True, output_hidden_states=True)
+        states = [outputs[name][0] for name in ("across_attentions", "cross_attentions", "encoder_attentions")]
+        states.append(outputs.encoder_hidden_states[0])
+        for state in states:
+            state.retain_grad()
+        outputs.last_hidden_state.flatten()[0].backward()
+        for state in states:
+            self.assertIsNotNone(state.grad)
+
+    def test_sdpa_can_dispatch_non_composite_models(self):
+        with patch.object(self, "_is_composite", False):  # holds for composite models, too
+            super().test_sdpa_can_dispatch_non_composite_models()
+
+    def test_sdpa_can_dispatch_composite_models(self):
+        # Upstream expects a vision and a language model inside.
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            with tempfile.TemporaryDirectory() as folder:
+                moved(model_class(config)).save_pretrained(folder)
+                models = {
+                    name: model_class.from_pretrained(folder, attn_implementation=name) for name in ("sdpa", "eager")
+                }
+                models["default"] = model_class.from_pretrained(folder)
+            self.assertEqual(models["default"].config._attn_implementation, "sdpa")
+            self.assertEqual(models["sdpa"].config._attn_implementation, "sdpa")
+            self.assertEqual(models["eager"].config._attn_implementation, "eager")
+            with torch.no_grad():
+                keypoints = [model(**inputs).pred_keypoints for model in models.values()]
+            torch.testing.assert_close(keypoints[0], keypoints[1])
+            torch.testing.assert_close(keypoints[0], keypoints[2])
+
+    def test_can_set_attention_dynamically(self):
+        # Upstream wants the backbone to change as well, which has no attention.
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            model = model_class(config)
+            for implementation in ("eager", "sdpa"):
+                model.set_attn_implementation(implementation)
+                self.assertEqual(model.config._attn_implementation, implementation)
+            with self.assertRaisesRegex(ValueError, "foo"):
+                model.set_attn_implementation("foo")
+            self.assertEqual(model.config._attn_implementation, "sdpa")
+
     @unittest.skip("The model reads images: there is no table of input tokens to get or to replace.")
     def test_model_get_set_embeddings(self):
         pass
+
+    # What upstream leaves to models, or tests on a GPU only.
+
+    def test_partial_checkpoint(self):
+        """What a checkpoint holds stays as it is, the rest gets its initial values."""
+        for frozen in (True, False):
+            config = self.model_tester.get_config()
+            config.freeze_backbone_batch_norms = frozen
+            initial, other = (DETRPoseForPoseEstimation(config).state_dict() for _ in range(2))
+            full = moved(DETRPoseForPoseEstimation(config)).state_dict()
+            partial = {name: full[name] for index, name in enumerate(full) if index % 3}
+            loaded = DETRPoseForPoseEstimation.from_pretrained(None, config=config, state_dict=partial).state_dict()
+            for name, values in loaded.items():
+                if name in partial:
+                    torch.testing.assert_close(values, partial[name], msg=f"{name} is in the checkpoint but not loaded")
+                elif torch.equal(initial[name], other[name]):
+                    torch.testing.assert_close(values, initial[name], msg=f"{name} lacks its initial value")
+                self.assertTrue(values.isfinite().all(), name)
+
+    def test_initial_values(self):
+        """Training starts with rare detections, changes nothing at first and looks in all directions."""
+        model = DETRPoseForPoseEstimation(self.model_tester.get_config()).model
+        layer = model.decoder.layers[0]
+        for head in (model.query_selection.class_head, *model.decoder.class_heads):
+            torch.testing.assert_close(head.bias.sigmoid(), torch.full((2,), 0.01))
+        changes = [layer.gate.gate, layer.cross_attn.attention_weights, layer.cross_attn.sampling_offsets]
+        heads = [model.query_selection.keypoint_head, model.decoder.initial_keypoint_head]
+        heads += [*model.decoder.keypoint_heads, *(head.mlp for head in model.decoder.quality_heads)]
+        for linear in (*changes, *(head.layers[-1] for head in heads)):
+            self.assertEqual(linear.weight.abs().sum(), 0)
+        offsets = layer.cross_attn.sampling_offsets.bias.view(4, 3, 2, 2)  # heads, levels, points, (x, y)
+        directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+        torch.testing.assert_close(offsets[:, 2, 1], 2 * directions, atol=1e-6, rtol=0)
+
+    def test_load_with_other_labels(self):
+        """Class heads of another size start anew and everything else stays."""
+        model = moved(DETRPoseForPoseEstimation(self.model_tester.get_config()))
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            loaded = DETRPoseForPoseEstimation.from_pretrained(folder, num_labels=3, ignore_mismatched_sizes=True)
+        self.assertEqual(len(loaded.config.id2label), 3)
+        expected = model.state_dict()
+        for name, values in loaded.state_dict().items():
+            if "class_head" not in name:
+                torch.testing.assert_close(values, expected[name])
+            elif name.endswith("bias"):
+                torch.testing.assert_close(values.sigmoid(), torch.full((3,), 0.01))
+
+    def test_sharded_checkpoint_on_disk_and_cpu(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            model = moved(model_class(config)).eval()
+            size = sum(values.nbytes for values in model.state_dict().values())
+            with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as offload_folder:
+                model.save_pretrained(folder, max_shard_size=size // 4)
+                self.assertGreater(len(list(Path(folder).glob("*.safetensors"))), 2)
+                for share in self.model_split_percents:
+                    # transformers 4 does not load the buffers of what is on disk unless they go there as well.
+                    offloaded = model_class.from_pretrained(
+                        folder,
+                        device_map="auto",
+                        max_memory={"cpu": int(share * size)},
+                        offload_folder=offload_folder,
+                        offload_buffers=True,
+                    )
+                    self.assertEqual(set(offloaded.hf_device_map.values()), {"cpu", "disk"})
+                    with torch.no_grad():
+                        torch.testing.assert_close(offloaded(**inputs).pred_keypoints, model(**inputs).pred_keypoints)
+
+    def test_model_parallelism_on_imaginary_gpus(self):
+        """Tensors without data mind their device as well as those on two GPUs, which upstream needs."""
+        for share in (0.5, 0.6, 0.7, 0.8, 0.9):
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                model = DETRPoseForPoseEstimation(self.model_tester.get_config()).eval()
+                size = sum(values.nbytes for values in model.state_dict().values())
+                memory = {0: int(share * size), 1: size}
+                device_map = infer_auto_device_map(model, memory, model._no_split_modules)
+                self.assertEqual(set(device_map.values()), {0, 1})
+                weights = {}
+                for name, device in device_map.items():
+                    move = partial(send_to_device, device=f"cuda:{device}")
+                    block = model.get_submodule(name)
+                    block.register_forward_pre_hook(
+                        lambda _, args, kwargs, move=move: move((args, kwargs)), with_kwargs=True
+                    )
+                    weights |= {f"{name}.{key}": move(values) for key, values in block.state_dict().items()}
+                torch.func.functional_call(model, weights, torch.rand(2, 3, 64, 64))
+
+    def test_half_precision(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            for dtype in (torch.float16, torch.bfloat16):
+                with tempfile.TemporaryDirectory() as folder:
+                    moved(model_class(config)).save_pretrained(folder)
+                    model = model_class.from_pretrained(folder, dtype=dtype)
+                with torch.no_grad():
+                    outputs = model(**inputs)
+                self.assertEqual(outputs.last_hidden_state.dtype, dtype)
+                self.assertEqual(outputs.pred_keypoints.dtype, torch.float32)
+                for name in ("logits", "pred_keypoints", "pred_keypoint_std", "last_hidden_state"):
+                    self.assertTrue(outputs[name].isfinite().all(), name)
+
+    def test_gradient_checkpointing_gives_the_same_gradients(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model = moved(DETRPoseForPoseEstimation(config)).train()
+        inputs["labels"] = self.model_tester.get_labels()
+        statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+        def gradients():
+            model.load_state_dict(statistics, strict=False)
+            model.zero_grad()
+            set_seed(0)  # of the denoising queries
+            model(**inputs).loss.backward()
+            return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+        expected = gradients()
+        for use_reentrant in (True, False):
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            for name, gradient in gradients().items():
+                torch.testing.assert_close(gradient, expected[name], msg=lambda text, name=name: f"{name}: {text}")

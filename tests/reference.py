@@ -1,0 +1,130 @@
+"""The reference cases: a checkpoint in the official layout, its inputs, and what the official code computed from them.
+
+A case is `golden/<name>.json` (names, shapes, targets, losses) and `golden/<name>.npz` (arrays). Weights and images are
+not stored: every number of them is drawn by a generator that the name of the tensor seeds.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from names import OFFICIAL, translate
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = ("detrpose-n-crowdpose", "detrpose-s-coco")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One reference case; `name` is detrpose-<variant>-<dataset>."""
+
+    name: str
+
+    @property
+    def variant(self) -> str:
+        return self.name.split("-")[1]
+
+    @property
+    def dataset(self) -> str:
+        return self.name.split("-")[2]
+
+    @cached_property
+    def json(self) -> dict:
+        return json.loads((GOLDEN / f"{self.name}.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return dict(np.load(GOLDEN / f"{self.name}.npz"))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Returns the checkpoint by its official names. What the model computes itself, such as anchors, is zero."""
+        return {
+            name: torch.zeros(entry["shape"], dtype=getattr(torch, entry["dtype"]))
+            if entry.get("constant")
+            else torch.from_numpy(make_tensor(name, entry["shape"]))
+            for name, entry in self.json["state_dict"].items()
+        }
+
+    def image(self) -> torch.Tensor:
+        """Returns the images of the evaluation, (batch, 3, height, width)."""
+        return torch.from_numpy(make_images(**{key: self.json[key] for key in ("name", "batch", "height", "width")}))
+
+    def training_batch(self) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+        """Returns the images of the training step, (batch, 3, height, width), and their labels."""
+        labels = [
+            {
+                "class_labels": torch.tensor(target["labels"]),
+                "keypoints": torch.cat(
+                    (torch.tensor(target["keypoints"]), 2 * torch.tensor(target["visibility"])[..., None]), dim=-1
+                ),
+                "area": torch.tensor(target["area"]),
+            }
+            for target in self.json["targets"]
+        ]
+        return torch.from_numpy(make_images(**self.json["train_image"])), labels
+
+
+@cache
+def load_case(name: str) -> Case:
+    """Returns the case called `name`; its files are read when they are needed, once."""
+    return Case(name)
+
+
+def our_names(official_name: str) -> list[str]:
+    """Returns what a tensor of the official code becomes here: one tensor, or three of a joint projection."""
+    return list(translate({official_name: torch.empty(3)}, OFFICIAL))
+
+
+def our_loss_name(official_name: str) -> str:
+    """Translates, for instance, "loss_oks_dn_pre" to "loss_similarity_denoising_initial"."""
+    words = {"vfl": "class", "oks": "similarity", "dn": "denoising", "pre": "initial", "enc": "encoder"}
+    official_name = official_name.replace("enc_0", "enc")
+    return "_".join(words.get(word, word) for word in official_name.split("_"))
+
+
+def numbers_for(name: str) -> np.random.Generator:
+    """Returns the generator that a name seeds; it draws the same numbers on every machine."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.Generator(np.random.Philox(int.from_bytes(digest[:8], "little")))
+
+
+def make_tensor(name: str, shape: list[int]) -> np.ndarray:
+    """Draws a weight or buffer from its official name: float32, of a size that keeps activations in a sane range."""
+    leaf, is_vector = name.split(".")[-1], len(shape) < 2
+    is_table = "embed" in name and "class_embed" not in name and "layers" not in name
+    if leaf == "num_batches_tracked":
+        return np.zeros(shape, dtype=np.int64)
+    if leaf == "running_var":
+        return (0.5 + numbers_for(name).random(shape)).astype(np.float32)
+
+    center = 1.0 if leaf == "scale" or (is_vector and leaf == "weight") else 0.0
+    if "sampling_offsets.bias" in name:
+        spread = 1.0
+    elif leaf in ("scale", "running_mean") or (is_vector and leaf == "weight"):
+        spread = 0.1
+    elif is_vector:
+        spread = 0.05
+    else:
+        spread = 1.0 if is_table else math.sqrt(1.2 / math.prod(shape[1:]))
+    return (center + spread * numbers_for(name).standard_normal(shape)).astype(np.float32)
+
+
+def make_images(name: str, batch: int, height: int, width: int) -> np.ndarray:
+    """Draws smooth RGB images: a coarse grid of random colours, stretched; (batch, 3, height, width), from 0 to 1."""
+    coarse = numbers_for(name).random((batch, 3, height // 32 + 2, width // 32 + 2))
+    rows = stretch(coarse, width)
+    return stretch(rows.swapaxes(2, 3), height).swapaxes(2, 3).astype(np.float32)
+
+
+def stretch(values: np.ndarray, length: int) -> np.ndarray:
+    """Interpolates linearly between the entries of the last axis."""
+    places = np.linspace(0, values.shape[-1] - 1.001, length)
+    before = places.astype(int)
+    share = places - before
+    return values[..., before] * (1 - share) + values[..., before + 1] * share

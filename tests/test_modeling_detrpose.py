@@ -1,0 +1,358 @@
+"""The network against the reference numbers, and its promises beyond them."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from torchvision.ops import FrozenBatchNorm2d
+
+from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor, KeypointSchema
+from transformers_detrpose.denoising import DenoisingQueries
+from transformers_detrpose.modeling_detrpose import distribution_statistics, weighting_function
+
+CASES = reference.CASES
+
+
+def tiny_config(num_keypoints=3, **fields):
+    """A configuration of every part of the network, small enough for a test."""
+    schema = KeypointSchema(names=tuple(f"keypoint_{index}" for index in range(num_keypoints)))
+    fields = {"d_model": 32, "decoder_layers": 2, "num_queries": 7, "lqe_hidden_dim": 8, **fields}
+    fields = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "decoder_attention_heads": 4, **fields}
+    return DETRPoseConfig.from_variant("n", skeleton=schema, **fields)
+
+
+def make_labels(config, counts, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = []
+    for count in counts:
+        keypoints = torch.rand(count, config.num_keypoints, 3, generator=generator)
+        keypoints[..., 2] = 2
+        class_labels = torch.randint(config.num_labels, (count,), generator=generator)
+        labels.append({"class_labels": class_labels, "keypoints": keypoints, "area": torch.full((count,), 0.1)})
+    return labels
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    return reference.load_case(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(case, converted):
+    return DETRPoseForPoseEstimation.from_pretrained(converted(case.name))
+
+
+def largest_error(tensor, array):
+    assert tuple(tensor.shape) == array.shape
+    return np.abs(tensor.detach().numpy() - array).max()
+
+
+class TestReference:
+    @torch.no_grad()
+    def test_evaluation(self, case, model):
+        model.eval()
+        outputs = model(case.image(), output_hidden_states=True)
+        feature_maps = {
+            "backbone": model.model.backbone(case.image()).feature_maps,
+            "encoder": outputs.encoder_hidden_states,
+        }
+        for part, maps in feature_maps.items():
+            assert len(maps) == len(case.json[part])
+            for feature_map, expected in zip(maps, case.json[part], strict=True):
+                assert list(feature_map.shape) == expected["shape"]
+                positions = np.linspace(0, feature_map.numel() - 1, 64).astype(int)
+                np.testing.assert_allclose(feature_map.flatten()[positions], expected["samples"], atol=1e-4)
+                assert feature_map.std().item() == pytest.approx(expected["std"], rel=1e-4)
+        assert largest_error(outputs.logits, case.arrays["logits"]) < 1e-4
+        assert largest_error(outputs.pred_keypoints, case.arrays["keypoints"]) < 1e-5
+
+    @torch.no_grad()
+    def test_post_processing(self, case, model, converted):
+        processor = DETRPoseImageProcessor.from_pretrained(converted(case.name))
+        outputs = model.eval()(case.image())
+        poses = processor.post_process_pose_estimation(outputs, threshold=0.0, target_sizes=[(853, 480)])[0]
+        assert largest_error(poses["scores"], case.arrays["post_scores"][0]) < 1e-5
+        assert (poses["labels"].numpy() == case.arrays["post_labels"][0]).all()
+        assert largest_error(poses["keypoints"], case.arrays["post_keypoints"][0]) < 853 * 1e-5
+
+    def test_training(self, case, model):
+        outputs = self.train_step(case, model)
+        expected = case.arrays
+        sets = {output["name"]: output for output in outputs.auxiliary_outputs}
+        sets[str(len(expected["train_logits"]) - 1)] = outputs
+        for layer, (logits, keypoints) in enumerate(
+            zip(expected["train_logits"], expected["train_keypoints"], strict=True)
+        ):
+            assert largest_error(sets[str(layer)]["logits"], logits) < 1e-3
+            assert largest_error(sets[str(layer)]["pred_keypoints"], keypoints) < 5e-5
+        for name in ("encoder", "initial"):
+            assert largest_error(sets[name]["logits"], expected[f"train_{name}_logits"]) < 1e-3
+            assert largest_error(sets[name]["pred_keypoints"], expected[f"train_{name}_keypoints"]) < 5e-5
+
+        losses = {reference.our_loss_name(name): value for name, value in case.json["losses"].items()}
+        assert {name: loss.item() for name, loss in outputs.loss_dict.items()} == pytest.approx(losses, rel=1e-4)
+        assert outputs.loss.item() == pytest.approx(case.json["loss"], rel=1e-4)
+
+    def test_gradient_norms(self, case, model):
+        self.train_step(case, model).loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.model.named_parameters()}
+        expected = case.json["gradient_norms_without_denoising"]
+        total = np.sqrt(sum(norm**2 for norm in expected.values()))
+        for name, norm in expected.items():
+            parts = [gradients[part] for part in reference.our_names(name)]
+            found = np.sqrt(sum(0.0 if part is None else part.square().sum().item() for part in parts))
+            if ".lab." in name:  # scalars, dominated by the noise of float32
+                assert abs(found - norm) < 2e-2 * total, name
+            else:
+                assert found == pytest.approx(norm, rel=2e-2, abs=1e-3), name
+        trainable = {name for name, gradient in gradients.items() if gradient is not None}
+        assert trainable == {part for name, norm in expected.items() for part in reference.our_names(name) if norm > 0}
+
+    def test_denoising(self, case, model):
+        arrays = {name: torch.from_numpy(case.arrays[f"dn_{name}"]) for name in ("labels", "reference_points")}
+        mask = torch.from_numpy(case.arrays["dn_attention_mask"])
+        queries = DenoisingQueries(**arrays, attention_mask=mask, num_groups=case.json["denoising"]["groups"])
+        outputs = self.train_step(case, model, queries)
+        sets = {output["name"]: output for output in outputs.denoising_outputs}
+        for layer, logits in enumerate(case.arrays["dn_logits"]):
+            assert largest_error(sets[str(layer)]["logits"], logits) < 1e-3
+            assert largest_error(sets[str(layer)]["pred_keypoints"], case.arrays["dn_keypoints"][layer]) < 5e-5
+        assert largest_error(sets["initial"]["logits"], case.arrays["dn_initial_logits"]) < 1e-3
+        assert largest_error(sets["initial"]["pred_keypoints"], case.arrays["dn_initial_keypoints"]) < 5e-5
+
+        expected = {**case.json["losses"], **case.json["denoising_losses"]}
+        losses = {reference.our_loss_name(name): value for name, value in expected.items()}
+        assert {name: loss.item() for name, loss in outputs.loss_dict.items()} == pytest.approx(losses, rel=1e-4)
+
+    @staticmethod
+    def train_step(case, model, denoising_queries=None):
+        """The reference batch in training mode; without denoising unless its queries are given."""
+        model.train().zero_grad()
+        # Batch norms must not remember the batch: the model serves several tests.
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 0.0
+        model.config.num_denoising = 0 if denoising_queries is None else 20
+        images, labels = case.training_batch()
+        return model(images, labels=labels, denoising_queries=denoising_queries)
+
+
+class TestHalfPrecision:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @torch.no_grad()
+    def test_agrees_with_float32(self, dtype, converted, monkeypatch):
+        """Poses of the same selected locations; with random weights, near ties select in another order."""
+        case = reference.load_case("detrpose-n-crowdpose")
+        selections = []
+        topk = torch.Tensor.topk
+
+        def recorded(tensor, *args, **kwargs):
+            result = topk(tensor, *args, **kwargs)
+            if tensor.ndim == 2 and tensor.shape[1] > 1000:  # the query selection's, not Pose-LQE's
+                selections.append(result.indices)
+                return result if len(selections) == 1 else type(result)((result.values, selections[0]))
+            return result
+
+        monkeypatch.setattr(torch.Tensor, "topk", recorded)
+        exact = DETRPoseForPoseEstimation.from_pretrained(converted(case.name)).eval()(case.image())
+        model = DETRPoseForPoseEstimation.from_pretrained(converted(case.name), dtype=dtype).eval()
+        outputs = model(case.image())
+        assert len(selections) == 2
+        assert outputs.logits.isfinite().all() and outputs.pred_keypoints.isfinite().all()
+        common = np.isin(selections[0].numpy(), selections[1].numpy())
+        assert common.mean() > 0.75
+        errors = (outputs.pred_keypoints - exact.pred_keypoints).abs().amax(dim=(2, 3))
+        assert (errors.numpy()[common] < 0.01).mean() >= 0.95
+
+
+class TestFuse:
+    @torch.no_grad()
+    def test_same_outputs(self, case, model):
+        fused = model.fuse()
+        exact, outputs = model.eval()(case.image()), fused(case.image())
+        assert (outputs.logits - exact.logits).abs().max() < 1e-4
+        assert (outputs.pred_keypoints - exact.pred_keypoints).abs().max() < 1e-4
+        assert not any(isinstance(m, (torch.nn.BatchNorm2d, FrozenBatchNorm2d)) for m in fused.modules())
+        assert sum(p.numel() for p in fused.parameters()) < sum(p.numel() for p in model.parameters())
+
+    def test_is_for_deployment(self, tmp_path):
+        config = tiny_config()
+        fused = DETRPoseForPoseEstimation(config).fuse()
+        with pytest.raises(ValueError, match="fused"):
+            fused.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="fused"):
+            fused(torch.rand(1, 3, 64, 64), labels=make_labels(config, [1]))
+
+    def test_unfrozen_norms(self):
+        model = DETRPoseForPoseEstimation(tiny_config(freeze_backbone_batch_norms=False))
+        model.train()(torch.rand(2, 3, 64, 64))
+        image = torch.rand(1, 3, 64, 64)
+        with torch.no_grad():
+            assert (model.fuse()(image).logits - model.eval()(image).logits).abs().max() < 1e-4
+
+
+class TestInputs:
+    @pytest.mark.parametrize("size", [(32, 32), (64, 96), (96, 64), (160, 32)])
+    def test_sizes(self, size):
+        model = DETRPoseForPoseEstimation(tiny_config()).eval()
+        outputs = model(torch.rand(2, 3, *size))
+        num_locations = sum(size[0] // stride * (size[1] // stride) for stride in (16, 32))
+        num_queries = min(7, num_locations)  # a tiny image has fewer locations than queries
+        assert outputs.pred_keypoints.shape == (2, num_queries, 3, 2)
+        assert outputs.encoder_last_hidden_state.shape == (2, num_locations, 32)
+
+    @pytest.mark.parametrize(
+        ("shape", "message"),
+        [((3, 64, 64), "batch, channels, height, width"), ((1, 3, 64, 65), "multiples of 32.*64 x 65")],
+    )
+    def test_bad_images(self, shape, message):
+        with pytest.raises(ValueError, match=message):
+            DETRPoseForPoseEstimation(tiny_config())(torch.rand(shape))
+
+    def test_bad_labels_name_the_image(self):
+        config = tiny_config()
+        labels = make_labels(config, [1, 2])
+        labels[1]["keypoints"] = labels[1]["keypoints"][:, :2]
+        with pytest.raises(ValueError, match=r"labels\[1\]\['keypoints'\]` must be .* \(2, 3, 3\), but got .* \(2, 2, 3\)"):
+            DETRPoseForPoseEstimation(config)(torch.rand(2, 3, 64, 64), labels=labels)
+
+    def test_batch_is_independent_of_its_images(self):
+        model = DETRPoseForPoseEstimation(tiny_config()).eval()
+        images = torch.rand(3, 3, 64, 64)
+        together, alone = model(images), model(images[1:2])
+        torch.testing.assert_close(together.pred_keypoints[1:2], alone.pred_keypoints, atol=1e-5, rtol=0)
+
+
+class TestConfigurations:
+    @pytest.mark.parametrize("num_keypoints", [1, 3, 21, 133])
+    def test_any_skeleton(self, num_keypoints):
+        config = tiny_config(num_keypoints, id2label={0: "cat", 1: "dog", 2: "bird"})
+        model = DETRPoseForPoseEstimation(config)
+        outputs = model.train()(torch.rand(2, 3, 64, 64), labels=make_labels(config, [2, 1]))
+        outputs.loss.backward()
+        assert outputs.logits.shape == (2, 7, 3)
+        assert outputs.pred_keypoints.shape == (2, 7, num_keypoints, 2)
+        processor = DETRPoseImageProcessor(keypoint_schema=config.keypoint_schema)
+        poses = processor.post_process_pose_estimation(outputs, threshold=0.0, target_sizes=[(50, 70)] * 2)
+        assert poses[0]["keypoints"].shape == (7, num_keypoints, 2)
+        assert ((0 <= poses[0]["keypoint_scores"]) & (poses[0]["keypoint_scores"] <= 1)).all()
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"use_fdr_heads": False},
+            {"use_pose_lqe": False},
+            {"use_fdr_heads": False, "use_pose_lqe": False, "classification_loss": "focal", "num_denoising": 0},
+            {"classification_loss": "focal"},
+            {"decoder_layers": 1},
+            {"freeze_backbone_batch_norms": False},
+        ],
+        ids=str,
+    )
+    def test_switches(self, fields):
+        config = tiny_config(**fields)
+        model = DETRPoseForPoseEstimation(config).train()
+        outputs = model(torch.rand(2, 3, 64, 64), labels=make_labels(config, [2, 1]))
+        outputs.loss.backward()
+        assert outputs.loss.isfinite()
+        sets = {output["name"] for output in outputs.auxiliary_outputs}
+        assert ("initial" in sets) == config.use_fdr_heads
+        assert (outputs.pred_keypoint_std is not None) == config.use_fdr_heads
+        assert (outputs.denoising_outputs is not None) == (config.num_denoising > 0)
+        assert any("quality_heads" in name for name, _ in model.named_parameters()) == config.use_pose_lqe
+        is_frozen = isinstance(model.model.backbone.embedder.stem1.normalization, FrozenBatchNorm2d)
+        assert is_frozen == config.freeze_backbone_batch_norms
+        model.eval()(torch.rand(1, 3, 64, 64))
+
+    @pytest.mark.parametrize("counts", [[0, 0], [0, 2]])
+    def test_nobody_in_the_picture(self, counts):
+        config = tiny_config()
+        model = DETRPoseForPoseEstimation(config).train()
+        outputs = model(torch.rand(2, 3, 64, 64), labels=make_labels(config, counts))
+        outputs.loss.backward()
+        assert outputs.loss.isfinite()
+        assert (outputs.denoising_outputs is not None) == any(counts)
+        assert model.model.decoder.class_heads[-1].weight.grad.abs().sum() > 0
+
+    def test_losses_in_evaluation(self):
+        config = tiny_config()
+        model = DETRPoseForPoseEstimation(config).eval()
+        outputs = model(torch.rand(1, 3, 64, 64), labels=make_labels(config, [2]))
+        assert outputs.loss.isfinite() and outputs.denoising_outputs is None
+        assert outputs.loss.item() == pytest.approx(sum(loss.item() for loss in outputs.loss_dict.values()), rel=1e-5)
+
+
+class TestDistributions:
+    def test_weighting_function(self):
+        """a = 2: bins from -4 to 4, with -2 and 2 next to the ends and 0 in the middle."""
+        offsets = weighting_function(DETRPoseConfig(), torch.device("cpu"))
+        assert offsets.shape == (33,)
+        assert offsets[[0, 1, 16, 31, 32]].tolist() == pytest.approx([-4, -2, 0, 2, 4], abs=1e-5)
+        assert offsets[17].item() == pytest.approx(3 ** (2 / 30) - 1, rel=1e-5)
+        torch.testing.assert_close(offsets, -offsets.flip(0))
+
+    def test_two_bins(self):
+        """Half of the mass at -4 and half at 4: mean 0, deviation 4, divided by the regression scale 4."""
+        config = DETRPoseConfig()
+        logits = torch.full((1, 1, 17, 2, 33), -100.0)
+        logits[..., [0, 32]] = 0
+        probabilities, deviations = distribution_statistics(logits.flatten(3), config)
+        assert probabilities[0, 0, 0, 0, [0, 32]].tolist() == pytest.approx([0.5, 0.5])
+        assert deviations.flatten().tolist() == pytest.approx([1.0] * 34)
+
+    def test_on_request(self):
+        model = DETRPoseForPoseEstimation(tiny_config()).eval()
+        image = torch.rand(1, 3, 64, 64)
+        assert model(image).pred_distributions is None
+        outputs = model(image, output_distributions=True)
+        assert outputs.pred_distributions.shape == (1, 7, 3, 2, 33)
+        torch.testing.assert_close(outputs.pred_distributions.sum(-1), torch.ones(1, 7, 3, 2))
+        offsets = weighting_function(model.config, torch.device("cpu"))
+        mean = outputs.pred_distributions @ offsets
+        variance = outputs.pred_distributions @ offsets.square() - mean.square()
+        torch.testing.assert_close(outputs.pred_keypoint_std, variance.sqrt() / 4, atol=1e-4, rtol=1e-3)
+
+
+class TestTraining:
+    @pytest.mark.parametrize("use_reentrant", [True, False])
+    def test_gradient_checkpointing(self, use_reentrant):
+        config = tiny_config(num_denoising=0)
+        model = DETRPoseForPoseEstimation(config).train()
+        with torch.no_grad():  # heads that start at zero would hide the gradients of what is behind them
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        images, labels = torch.rand(2, 3, 64, 64), make_labels(config, [2, 1])
+
+        def gradients():
+            model.zero_grad()
+            model(images, labels=labels).loss.backward()
+            return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+        expected = gradients()
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        found = gradients()
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+    def test_frozen_norms_stay(self):
+        config = tiny_config()
+        model = DETRPoseForPoseEstimation(config).train()
+        before = {name: value.clone() for name, value in model.model.backbone.named_buffers()}
+        assert before
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.rand(2, 3, 64, 64), labels=make_labels(config, [1, 1])).loss.backward()
+        optimizer.step()
+        for name, value in model.model.backbone.named_buffers():
+            assert torch.equal(value, before[name]), name
+
+
+class TestCompile:
+    def test_no_graph_break(self):
+        model = DETRPoseForPoseEstimation(tiny_config()).eval()
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        image = torch.rand(1, 3, 64, 96)
+        with torch.no_grad():
+            expected, outputs = model(image), compiled(image)
+        torch.testing.assert_close(outputs.pred_keypoints, expected.pred_keypoints)
+        torch.testing.assert_close(outputs.logits, expected.logits)

@@ -1,0 +1,198 @@
+"""Saved folders: loaded by transformers' Auto classes, sharded, with their code, and on the Hub."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from test_modeling_detrpose import tiny_config
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForKeypointDetection, pipeline
+
+from transformers_detrpose import (
+    DETRPoseConfig,
+    DETRPoseForPoseEstimation,
+    DETRPoseImageProcessor,
+    DETRPoseModel,
+    modeling_detrpose,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return DETRPoseForPoseEstimation(tiny_config(id2label={0: "N/A", 1: "person", 2: "dog"})).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    DETRPoseImageProcessor(keypoint_schema=model.config.keypoint_schema).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image():
+    return torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def assert_same_outputs(loaded, model, image):
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(image).pred_keypoints, model(image).pred_keypoints)
+
+
+def test_auto_classes(folder, model, image):
+    assert isinstance(AutoConfig.from_pretrained(folder), DETRPoseConfig)
+    assert isinstance(AutoImageProcessor.from_pretrained(folder), DETRPoseImageProcessor)
+    base = AutoModel.from_pretrained(folder)
+    assert isinstance(base, DETRPoseModel)
+    assert_same_outputs(base, model, image)
+    auto_classes = ["AutoModelForKeypointDetection", "AutoModelForPoseEstimation"]
+    for name in (name for name in auto_classes if hasattr(transformers, name)):
+        loaded = getattr(transformers, name).from_pretrained(folder)
+        assert isinstance(loaded, DETRPoseForPoseEstimation)
+        assert_same_outputs(loaded, model, image)
+
+
+def test_skeleton_and_labels_travel(folder, model):
+    config = AutoConfig.from_pretrained(folder)
+    assert config.keypoint_schema == model.config.keypoint_schema
+    assert config.id2label == {0: "N/A", 1: "person", 2: "dog"}
+    assert AutoImageProcessor.from_pretrained(folder).keypoint_schema == model.config.keypoint_schema
+
+
+def test_by_name_in_the_working_directory(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert AutoModel.from_pretrained(folder.name).config.num_keypoints == 3
+    assert pipeline("keypoint-detection", model=folder.name).model.config.num_keypoints == 3
+
+
+def test_sharded(model, image, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="1MB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert_same_outputs(AutoModelForKeypointDetection.from_pretrained(tmp_path), model, image)
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}], ids=str)
+def test_device_map(folder, model, image, device_map):
+    loaded = AutoModelForKeypointDetection.from_pretrained(folder, device_map=device_map)
+    assert_same_outputs(loaded, model, image.to(loaded.device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_dtype(folder, image, dtype):
+    loaded = AutoModelForKeypointDetection.from_pretrained(folder, dtype=dtype).eval()
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    with torch.no_grad():
+        assert loaded(image).pred_keypoints.isfinite().all()
+
+
+def test_attention_implementations(folder, model, image):
+    loaded = AutoModelForKeypointDetection.from_pretrained(folder, attn_implementation="eager")
+    assert loaded.config._attn_implementation == "eager"
+    assert_same_outputs(loaded, model, image)
+    loaded.set_attn_implementation("sdpa")
+    assert loaded.model.decoder.layers[0].within_attn.config._attn_implementation == "sdpa"
+    assert_same_outputs(loaded, model, image)
+
+
+def test_new_number_of_labels(folder):
+    """Fine-tuning on other classes: the heads that no longer fit start fresh, the rest is kept."""
+    loaded = AutoModelForKeypointDetection.from_pretrained(folder, num_labels=5, ignore_mismatched_sizes=True)
+    prior = modeling_detrpose.DETRPosePreTrainedModel._prior_logit.fget(loaded)
+    assert loaded.model.decoder.class_heads[0].bias.tolist() == pytest.approx([prior] * 5)
+    original = DETRPoseForPoseEstimation.from_pretrained(folder)
+    weight = "model.decoder.position_head.layers.0.weight"
+    assert torch.equal(loaded.state_dict()[weight], original.state_dict()[weight])
+
+
+def test_missing_weights_start_as_in_a_new_model(folder, tmp_path):
+    """A checkpoint without a decoder, as from a detector: no garbage, and the zeros that heads start with."""
+    model = DETRPoseForPoseEstimation.from_pretrained(folder)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if ".decoder." not in name}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    loaded = DETRPoseForPoseEstimation.from_pretrained(tmp_path)
+    decoder = loaded.model.decoder
+    assert all(head.layers[-1].weight.abs().sum() == 0 for head in decoder.keypoint_heads)
+    assert decoder.layers[0].cross_attn.attention_weights.weight.abs().sum() == 0
+    offsets = decoder.layers[0].cross_attn.sampling_offsets.bias.view(4, 2, 6, 2)  # heads, levels, points, xy
+    torch.testing.assert_close(offsets[0, 0].detach(), torch.tensor([[float(point), 0] for point in range(1, 7)]))
+    assert all(parameter.isfinite().all() for parameter in loaded.parameters())
+
+
+def test_code_travels(folder):
+    """A Python that does not know the package loads the folder with `trust_remote_code`, and gets the same numbers."""
+    script = f"""
+import sys
+sys.modules["transformers_detrpose"] = None  # as if it were not installed
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForKeypointDetection
+import torch
+image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+folder = {str(folder)!r}
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+for auto_class in (AutoModel, AutoModelForKeypointDetection):
+    model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
+    with torch.no_grad():
+        outputs = model(image)
+poses = processor.post_process_pose_estimation(outputs, threshold=0.0)
+print(type(model).__name__, outputs.pred_keypoints.double().sum().item(), len(poses[0]["scores"]))
+"""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    name, total, num_poses = result.stdout.split()[-3:]
+    model = DETRPoseForPoseEstimation.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = model(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))).pred_keypoints
+    assert name == "DETRPoseForPoseEstimation" and int(num_poses) == 7
+    assert float(total) == pytest.approx(expected.double().sum().item(), abs=1e-4)
+
+
+class FakeHub:
+    """What `push_to_hub` asks of the Hub, without a network."""
+
+    def __init__(self, has_card):
+        self.has_card = has_card
+        self.uploaded = {}
+
+    def create_repo(self, repo_id, **kwargs):
+        return type("Url", (), {"repo_id": f"someone/{repo_id}"})
+
+    def file_exists(self, repo_id, filename, **kwargs):
+        return self.has_card
+
+    def upload_file(self, path_or_fileobj, path_in_repo, repo_id, **kwargs):
+        self.uploaded[path_in_repo] = path_or_fileobj.decode()
+
+
+@pytest.mark.parametrize("has_card", [False, True])
+def test_push_to_hub(model, monkeypatch, tmp_path, has_card):
+    hub = FakeHub(has_card)
+    monkeypatch.setattr(modeling_detrpose, "HfApi", lambda **kwargs: hub)
+    pushed = []
+    monkeypatch.setattr(
+        transformers.PreTrainedModel, "push_to_hub", lambda self, repo_id, **kwargs: pushed.append(repo_id)
+    )
+    model.push_to_hub("poses")
+    assert pushed == ["someone/poses"]
+    if has_card:
+        assert not hub.uploaded
+    else:
+        card = hub.uploaded["README.md"]
+        assert "pipeline_tag: keypoint-detection" in card
+        assert 'model="someone/poses"' in card
+        assert "keypoint_0, keypoint_1, keypoint_2" in card and "dog (2)" in card
+
+
+def test_folder_holds_the_code(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_detrpose.DETRPoseConfig",
+        "AutoModel": "modeling_detrpose.DETRPoseModel",
+        "AutoModelForKeypointDetection": "modeling_detrpose.DETRPoseForPoseEstimation",
+    }
+    for module in ("configuration_detrpose", "modeling_detrpose", "image_processing_detrpose", "loss_detrpose"):
+        assert (folder / f"{module}.py").is_file()
