@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "conversion"))  # its scripts import each other as siblings
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("conversion", "examples")]  # scripts
 
 import convert_detrpose  # noqa: E402
 import reference  # noqa: E402

@@ -1,0 +1,46 @@
+"""COCO-format datasets, augmentation and batches, for training and evaluation. Needs torchvision 0.23 or newer."""
+
+from .augmentation import (
+    Augmentation,
+    EvaluationSamples,
+    Phase,
+    SampleKey,
+    TrainingSamples,
+    paper_phases,
+    phase_at,
+)
+from .batches import (
+    BASE_SIZE_REPEATS,
+    PoseBatchSampler,
+    collate_poses,
+    evaluation_dataloader,
+    multi_scale_sizes,
+    to_labels,
+    train_dataloader,
+)
+from .checks import DatasetReport, check_dataset
+from .people import parse_annotations
+from .pose_datasets import CocoPoseDataset, HubPoseDataset, PoseDataset
+
+__all__ = [
+    "BASE_SIZE_REPEATS",
+    "Augmentation",
+    "CocoPoseDataset",
+    "DatasetReport",
+    "EvaluationSamples",
+    "HubPoseDataset",
+    "Phase",
+    "PoseBatchSampler",
+    "PoseDataset",
+    "SampleKey",
+    "TrainingSamples",
+    "check_dataset",
+    "collate_poses",
+    "evaluation_dataloader",
+    "multi_scale_sizes",
+    "paper_phases",
+    "parse_annotations",
+    "phase_at",
+    "to_labels",
+    "train_dataloader",
+]

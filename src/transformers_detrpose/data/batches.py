@@ -1,0 +1,223 @@
+"""Batches of samples in the form that the model takes, and data loaders that make them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms.v2 import functional as tvF
+
+from .augmentation import (
+    UNCHANGED,
+    EvaluationSamples,
+    Phase,
+    SampleKey,
+    TrainingSamples,
+    as_size_hw,
+    phase_at,
+    seed_for,
+)
+from .people import hide_outside
+from .pose_datasets import Sample
+
+# How often the base size is among the sizes of multi-scale training, for each of the paper's variants; 0: no others.
+BASE_SIZE_REPEATS = {"n": 0, "s": 20, "m": 6, "l": 4, "x": 4}
+# The other sizes as multiples of the base size, 0.75 to 1.25: for 640 they are 480 to 800 in steps of 32.
+OTHER_SCALES = tuple(1 + 0.05 * step for step in range(-5, 6) if step)
+# The largest stride of the model, which divides every size.
+STRIDE = 32
+
+# What the random numbers are for, beside the samples themselves.
+_ORDER, _SIZE = 1, 2
+
+
+def collate_poses(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Makes a batch of samples. With transformers' `Trainer`, set `remove_unused_columns=False`.
+
+    Args:
+        samples: samples of `TrainingSamples` or `EvaluationSamples`, or others whose images have one size.
+
+    Returns:
+        `pixel_values` (B, 3, height, width) float32 from 0 to 1, and `labels`, a list of what `to_labels` returns.
+
+    Raises:
+        ValueError: if the images have different sizes.
+    """
+    images = [sample["image"].as_subclass(torch.Tensor) for sample in samples]
+    sizes = sorted({tuple(image.shape) for image in images})
+    if len(sizes) > 1:
+        raise ValueError(f"the images of a batch must have one size, but got {sizes}: resize them first.")
+    pixel_values = torch.stack(images).contiguous().float().mul_(1 / 255)
+    return {"pixel_values": pixel_values, "labels": [to_labels(sample) for sample in samples]}
+
+
+def to_labels(sample: Sample) -> dict[str, torch.Tensor]:
+    """Turns the people of a sample into labels of the model.
+
+    Keypoints that a transform has moved out of the image count as not labelled, and people without any are left out.
+
+    Args:
+        sample: see `PoseDataset`.
+
+    Returns:
+        For n people `class_labels` (n,) int64; `keypoints` (n, K, 3), x, y as fractions of the image and visibility (0
+        not labelled, then x = y = 0; 1 hidden; 2 visible); `area` (n,), fraction of the image's area; `boxes` (n, 4),
+        center x, center y, width, height as fractions; all float32. Also `image_id` (1,) and `orig_size` (2,), height
+        and width of the original image in pixels; both int64.
+    """
+    height, width = sample["keypoints"].canvas_size
+    size_wh = torch.tensor([width, height], dtype=torch.float32)
+    points = sample["keypoints"].as_subclass(torch.Tensor)
+    visibility = hide_outside(points, sample["visibility"], size_wh)
+    keep = (visibility > 0).any(-1)
+    fractions = (points / size_wh).clamp(0, 1) * (visibility > 0).unsqueeze(-1)
+    boxes = tvF.clamp_bounding_boxes(sample["boxes"])
+    boxes = tvF.convert_bounding_box_format(boxes, new_format="CXCYWH").as_subclass(torch.Tensor)
+    return {
+        "class_labels": sample["class_labels"][keep],
+        "keypoints": torch.cat([fractions, visibility.unsqueeze(-1)], dim=-1)[keep],
+        "area": sample["area"][keep] / (height * width),
+        "boxes": (boxes / size_wh.repeat(2))[keep],
+        "image_id": torch.tensor([sample["image_id"]]),
+        "orig_size": torch.tensor(sample["orig_size"]),
+    }
+
+
+def multi_scale_sizes(size: tuple[int, int] | int = 640, base_repeats: int = 4) -> list[tuple[int, int]]:
+    """Returns the sizes among which multi-scale training draws one for each batch.
+
+    Args:
+        size: base height and width in pixels, or one number for both.
+        base_repeats: how often the base size is in the list; see `BASE_SIZE_REPEATS`. 0 leaves out all others.
+
+    Returns:
+        (height, width) in pixels, multiples of 32: those of the paper for 640, the nearest in proportion for others.
+
+    Raises:
+        ValueError: if the base size is no multiple of 32.
+    """
+    size_hw = as_size_hw(size)
+    if any(length % STRIDE for length in size_hw):
+        raise ValueError(f"the size must be a multiple of {STRIDE} pixels, but got {size!r}.")
+    if base_repeats == 0:
+        return [size_hw]
+    others = [
+        tuple(max(1, int(scale * length / STRIDE + 0.5)) * STRIDE for length in size_hw) for scale in OTHER_SCALES
+    ]
+    return sorted(others + [size_hw] * base_repeats)
+
+
+class PoseBatchSampler(Sampler[list[SampleKey]]):
+    """Shuffled batches of the current epoch, each of one size; a function of nothing but seed and epoch.
+
+    Args:
+        samples: its seed, phases and current epoch count.
+        batch_size: images per batch.
+        sizes_hw: what to draw the size of a batch from, in epochs with multi-scale; the samples' own if not given.
+        num_processes: processes among which accelerate deals out the batches; the batches of one step have one size, so
+            that no process waits for another.
+        drop_last: leave out the last batch where it is smaller than the others.
+    """
+
+    def __init__(
+        self,
+        samples: TrainingSamples,
+        batch_size: int,
+        sizes_hw: Sequence[tuple[int, int]] | None = None,
+        num_processes: int = 1,
+        drop_last: bool = True,
+    ):
+        if not 1 <= batch_size or (drop_last and batch_size > len(samples)):
+            raise ValueError(
+                f"`batch_size` must be from 1 to the number of images, {len(samples)}, but got {batch_size}."
+            )
+        self.samples = samples
+        self.batch_size = batch_size
+        self.sizes_hw = list(sizes_hw or [samples.size_hw])
+        self.num_processes = num_processes
+        self.drop_last = drop_last
+
+    def __len__(self) -> int:
+        count = len(self.samples)
+        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        epoch = self.samples.epoch
+        generator = torch.Generator().manual_seed(seed_for(self.samples.seed, epoch, 0, _ORDER))
+        order = torch.randperm(len(self.samples), generator=generator)
+        for batch, indices in zip(range(len(self)), order.split(self.batch_size), strict=False):
+            size_hw = self.size_hw(epoch, step=batch // self.num_processes)
+            yield [SampleKey(index, epoch, size_hw) for index in indices.tolist()]
+
+    def size_hw(self, epoch: int, step: int) -> tuple[int, int]:
+        """Returns the height and width in pixels of the images of a step of an epoch."""
+        if not phase_at(self.samples.phases, epoch).multi_scale:
+            return self.samples.size_hw
+        return self.sizes_hw[seed_for(self.samples.seed, epoch, step, _SIZE) % len(self.sizes_hw)]
+
+
+def train_dataloader(
+    dataset: Dataset,
+    batch_size: int,
+    size: tuple[int, int] | int = 640,
+    phases: tuple[Phase, ...] = UNCHANGED,
+    base_repeats: int = 0,
+    seed: int = 0,
+    num_workers: int = 0,
+    num_processes: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Makes the data loader of a training: shuffled, augmented, batches of several sizes.
+
+    Tell it the epoch before each one: `loader.set_epoch(epoch)` once accelerate has prepared it, else
+    `loader.dataset.set_epoch(epoch)`. Every batch depends on nothing but the seed, the epoch and its place in it, so
+    that `accelerate.skip_first_batches` continues an interrupted epoch as if nothing had happened. For a `Trainer`,
+    return `self.accelerator.prepare(train_dataloader(...))` from `get_train_dataloader`.
+
+    Args:
+        dataset: a `PoseDataset`; `check_dataset` should have seen it.
+        batch_size: images per batch of one process.
+        size: base height and width in pixels, or one number for both.
+        phases: what is done in which epoch; see `paper_phases`.
+        base_repeats: see `multi_scale_sizes`; `BASE_SIZE_REPEATS` has the paper's.
+        seed: of all random numbers.
+        num_workers: processes that prepare samples.
+        num_processes: processes that train.
+        pin_memory: see `torch.utils.data.DataLoader`.
+    """
+    samples = TrainingSamples(dataset, size, phases, seed)
+    sizes_hw = multi_scale_sizes(size, base_repeats)
+    return DataLoader(
+        samples,
+        batch_sampler=PoseBatchSampler(samples, batch_size, sizes_hw, num_processes),
+        collate_fn=collate_poses,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+    )
+
+
+def evaluation_dataloader(
+    dataset: Dataset,
+    batch_size: int,
+    size: tuple[int, int] | int = 640,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Makes a data loader of all images in their order, with exactly the pixels that the image processor gives.
+
+    Args:
+        dataset: a `PoseDataset`.
+        batch_size: images per batch.
+        size: height and width in pixels, or one number for both.
+        num_workers: processes that prepare samples.
+        pin_memory: see `torch.utils.data.DataLoader`.
+    """
+    return DataLoader(
+        EvaluationSamples(dataset, size),
+        batch_size=batch_size,
+        collate_fn=collate_poses,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+    )

@@ -1,0 +1,188 @@
+"""Finding what is wrong with a dataset before hours of training find it."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ..image_processing_detrpose import load_rgb_image
+from .people import Findings, fit_to_image
+from .pose_datasets import PoseDataset
+
+logger = logging.getLogger(__name__)
+
+_EXIF_ORIENTATION = 0x0112
+_SHOWN = 5  # names of each kind in a report
+
+
+@dataclass(frozen=True)
+class Defect:
+    """A kind of finding: what it is, and how it is repaired (`None`: training has to wait until a human has)."""
+
+    found: str
+    repair: str | None = None
+
+
+DEFECTS = {
+    "image_missing": Defect("image files that do not exist"),
+    "image_unreadable": Defect("image files that cannot be read"),
+    "image_size": Defect("images that upright have another size than the annotation file says"),
+    "image_id": Defect("images whose id another image has"),
+    "annotation_id": Defect("annotations whose id another annotation has"),
+    "annotation_of_no_image": Defect("annotations of images that are not in the file", "left out"),
+    "keypoint_count": Defect("annotations without x, y and visibility for each keypoint of the schema"),
+    "visibility": Defect("keypoints whose visibility is not 0, 1 or 2"),
+    "number": Defect("annotations with NaN, infinity or no number in labelled keypoints, area or box"),
+    "category": Defect("annotations whose category is not in the file"),
+    "keypoint_outside": Defect(
+        "people with keypoints more than a pixel outside the image",
+        "these count as not labelled, and people without any other are left out",
+    ),
+    "box_outside": Defect("boxes more than a pixel outside the image", "clipped"),
+    "box_empty": Defect("boxes that are missing, empty or wholly outside the image", "the box around the keypoints"),
+    "area_zero": Defect("people with an area of 0 or less", "0.53 times the area of the box"),
+    "no_extent": Defect("people whose area, box and keypoints cover nothing", "left out"),
+}
+
+
+@dataclass
+class DatasetReport:
+    """What `check_dataset` found; `str(report)` is for people.
+
+    Args:
+        num_images: images in the dataset.
+        num_people: people to learn from.
+        findings: for each kind of finding, a key of `DEFECTS`, all images or annotations concerned.
+    """
+
+    num_images: int
+    num_people: int
+    findings: Findings
+
+    @property
+    def refused(self) -> Findings:
+        """`dict[str, list[str]]`: the findings that have to be repaired by hand."""
+        return {kind: names for kind, names in self.findings.items() if DEFECTS[kind].repair is None}
+
+    @property
+    def repaired(self) -> Findings:
+        """`dict[str, list[str]]`: the findings that do no harm, because samples are repaired."""
+        return {kind: names for kind, names in self.findings.items() if DEFECTS[kind].repair is not None}
+
+    def __str__(self) -> str:
+        lines = [f"images: {self.num_images}, people with labelled keypoints: {self.num_people}"]
+        sections = (("to be repaired by hand:", self.refused), ("repaired in the samples:", self.repaired))
+        for title, findings in sections:
+            lines += [title] if findings else []
+            lines += [_line(kind, names) for kind, names in findings.items()]
+        return "\n".join(lines)
+
+
+def _line(kind: str, names: list[str]) -> str:
+    defect = DEFECTS[kind]
+    repair = f" -> {defect.repair}" if defect.repair else ""
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"  {defect.found}{repair}: {len(names)} ({shown})"
+
+
+def check_dataset(
+    dataset: PoseDataset, images: str | None = "header", num_threads: int | None = None, progress: bool = True
+) -> DatasetReport:
+    """Looks for everything that is wrong with a dataset, and reports all of it together.
+
+    | found | what happens |
+    |---|---|
+    | image file missing or unreadable (`image_missing`, `image_unreadable`) | refused |
+    | upright image of another size than the annotation file says (`image_size`) | refused |
+    | two images, or two annotations, with one id (`image_id`, `annotation_id`) | refused |
+    | annotation of an image that is not in the file (`annotation_of_no_image`) | left out |
+    | not x, y, visibility for each of K keypoints (`keypoint_count`) | refused |
+    | visibility other than 0, 1 and 2 (`visibility`) | refused |
+    | NaN, infinity or no number in labelled keypoints, area or box (`number`) | refused |
+    | category that is not in the file, or has no keypoints there (`category`) | refused |
+    | keypoint more than a pixel outside the image (`keypoint_outside`) | not labelled |
+    | keypoint up to a pixel outside | moved to the border |
+    | box partly outside the image (`box_outside`) | clipped |
+    | box missing, empty or wholly outside (`box_empty`) | box around the labelled keypoints |
+    | no area in the dataset | 0.53 x area of the box, unclipped |
+    | area of 0 or less (`area_zero`) | likewise |
+    | no area and no box, and keypoints without an extent (`no_extent`) | person left out |
+    | crowd, no `keypoints`, or none of them labelled | no target; not looked at |
+
+    Args:
+        dataset: the dataset.
+        images: "header" opens every image and compares its size, "decode" also decodes it, which takes a hundred times
+            as long and is the only way to find truncated files; `None` looks at annotations only.
+        num_threads: images looked at in parallel; twice the number of processors if not given.
+        progress: show a progress bar.
+
+    Returns:
+        The report. Its repairs are logged as a warning.
+
+    Raises:
+        ValueError: if something has to be repaired by hand; the message is the whole report.
+    """
+    if images not in ("header", "decode", None):
+        raise ValueError(f"`images` must be 'header', 'decode' or None, but got {images!r}.")
+    findings = {kind: list(names) for kind, names in dataset.findings.items()}
+    sizes_hw = list(dataset.sizes_hw)
+    if images is not None:
+        sizes_hw = _check_images(dataset, images == "decode", num_threads, progress, findings)
+    num_people = _check_people(dataset, sizes_hw, findings)
+    report = DatasetReport(len(sizes_hw), num_people, {kind: findings[kind] for kind in DEFECTS if kind in findings})
+    if report.refused:
+        raise ValueError(f"the dataset cannot be used as it is: {report}")
+    if report.repaired:
+        logger.warning("the dataset has been repaired: %s", report)
+    return report
+
+
+def _check_images(
+    dataset: PoseDataset, decode: bool, num_threads: int | None, progress: bool, findings: Findings
+) -> list[tuple[int, int] | None]:
+    """Opens all images, adds to the findings, and returns the sizes of those that can be opened."""
+    count = len(dataset.image_ids)
+
+    def look(index: int):
+        try:
+            with dataset.open_image(index) as image:
+                size_hw = load_rgb_image(image).size[::-1] if decode else upright_size_hw(image)
+        except FileNotFoundError:
+            return "image_missing", None
+        except Exception:  # a broken file makes Pillow's decoders raise almost anything
+            return "image_unreadable", None
+        expected = dataset.sizes_hw[index]
+        return ("image_size" if expected not in (None, size_hw) else None), size_hw
+
+    with ThreadPoolExecutor(num_threads or 2 * (os.cpu_count() or 1)) as pool:
+        looked = tqdm(pool.map(look, range(count)), "checking images", count, unit="image", disable=not progress)
+        results = list(looked)
+    for index, (kind, size_hw) in enumerate(results):
+        if kind is not None:
+            found = f": {size_hw} instead of {dataset.sizes_hw[index]}" if kind == "image_size" else ""
+            findings.setdefault(kind, []).append(dataset.image_name(index) + found)
+    return [size_hw for _, size_hw in results]
+
+
+def upright_size_hw(image: Image.Image) -> tuple[int, int]:
+    """Returns the height and width in pixels that an image will have once its EXIF orientation has been applied."""
+    # Pillow decodes a whole PNG in search of an orientation that is not in its header.
+    has_orientation = image.format != "PNG" or "exif" in image.info
+    is_on_its_side = has_orientation and image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+    return image.size if is_on_its_side else (image.height, image.width)
+
+
+def _check_people(dataset: PoseDataset, sizes_hw: list[tuple[int, int] | None], findings: Findings) -> int:
+    """Adds to the findings what does not fit into images of known sizes; returns how many people remain."""
+    annotations = dataset.annotations
+    # In an image of unknown size everything fits.
+    sizes = torch.tensor([size_hw or (1 << 20, 1 << 20) for size_hw in sizes_hw]).reshape(-1, 2)
+    _, remains, masks = fit_to_image(annotations.people, sizes[annotations.people.image_index])
+    for kind, mask in masks.items():
+        if mask.any():
+            findings[kind] = [annotations.names[index] for index in mask.nonzero()[:, 0].tolist()]
+    return int(remains.sum())

@@ -1,0 +1,353 @@
+"""Datasets of people with keypoints: COCO-format files, and datasets of the Hugging Face Hub."""
+
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Integral
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as tvF
+
+from ..image_processing_detrpose import load_rgb_image
+from ..keypoint_schemas import KeypointSchema
+from .people import Annotations, Findings, fit_to_image, parse_annotations
+
+logger = logging.getLogger(__name__)
+
+Sample = dict[str, Any]
+
+
+class PoseDataset(Dataset):
+    """Images with the people in them. `dataset[index]` is a sample, a dictionary of one image with n people:
+
+    - `image`: `tv_tensors.Image` of shape (3, height, width), uint8, upright RGB.
+    - `keypoints`: `tv_tensors.KeyPoints` of shape (n, K, 2), float32, x, y in pixels; meaningless where not labelled.
+    - `visibility` (n, K) int64: 0 not labelled, 1 hidden, 2 visible.
+    - `class_labels` (n,) int64: category ids.
+    - `area` (n,) float32: pixels that the person covers; 0.53 times the area of the box where the dataset has none.
+    - `boxes`: `tv_tensors.BoundingBoxes` of shape (n, 4), float32, x1, y1, x2, y2 in pixels.
+    - `image_id` (`int`) and `orig_size` (height, width of the image in pixels).
+
+    Crowds and people without a labelled keypoint are left out, n may be 0. What else is repaired is in the table of
+    `check_dataset`, which should be called once before training. A keypoint at (3, 5) is in column 3 and row 5, as in
+    COCO.
+
+    Args:
+        schema: the keypoints.
+        id2label: names of the labels 0, 1, ..., as a configuration takes them.
+        image_ids: one integer per image.
+        sizes_hw: (height, width) of each image in pixels according to the dataset, `None` where it does not say.
+        annotations: the people.
+        findings: what is wrong with the dataset as a whole.
+        transform: called with each sample, returns another; transforms of `torchvision.transforms.v2` work, except that
+            those that mirror do not swap left and right, and `area` does not follow.
+        only_with_people: leave out the images that have nobody to learn from, as the paper's training does.
+    """
+
+    def __init__(
+        self,
+        schema: KeypointSchema,
+        id2label: dict[int, str],
+        image_ids: list[int],
+        sizes_hw: list[tuple[int, int] | None],
+        annotations: Annotations,
+        findings: Findings | None = None,
+        transform: Callable[[Sample], Sample] | None = None,
+        only_with_people: bool = False,
+    ):
+        self.schema = schema
+        self.id2label = id2label
+        self.image_ids = image_ids
+        self.sizes_hw = sizes_hw
+        self.annotations = annotations
+        self.findings = {**annotations.findings, **(findings or {})}
+        self.transform = transform
+        counts = annotations.starts.diff()
+        # Which image each sample shows.
+        self.shown = counts.nonzero()[:, 0] if only_with_people else torch.arange(len(counts))
+
+    def open_image(self, image_index: int) -> Image.Image:
+        """Opens an image without decoding it."""
+        raise NotImplementedError
+
+    def image_name(self, image_index: int) -> str:
+        """Returns what to call an image in messages."""
+        return f"image {self.image_ids[image_index]}"
+
+    def __len__(self) -> int:
+        return len(self.shown)
+
+    def __getitem__(self, index: int) -> Sample:
+        image_index = int(self.shown[index])
+        image = self._load_image(image_index)
+        size_hw = (image.height, image.width)
+        people, remains, _ = fit_to_image(self.annotations.of_image(image_index), torch.tensor(size_hw))
+        people = people[remains]
+        sample = {
+            "image": tv_tensors.Image(tvF.pil_to_tensor(image)),
+            "keypoints": tv_tensors.KeyPoints(people.keypoints, canvas_size=size_hw),
+            "visibility": people.visibility,
+            "class_labels": people.class_labels,
+            "area": people.area,
+            "boxes": tv_tensors.BoundingBoxes(people.boxes, format="XYXY", canvas_size=size_hw),
+            "image_id": self.image_ids[image_index],
+            "orig_size": size_hw,
+        }
+        return sample if self.transform is None else self.transform(sample)
+
+    def _load_image(self, image_index: int) -> Image.Image:
+        try:
+            image = load_rgb_image(self.open_image(image_index))
+        except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
+            raise ValueError(
+                f"cannot read {self.image_name(image_index)}: {error}. `check_dataset` finds all such images."
+            ) from error
+        expected = self.sizes_hw[image_index]
+        if expected is not None and expected != (image.height, image.width):
+            raise ValueError(
+                f"{self.image_name(image_index)} should have the height and width {expected}, but upright it has "
+                f"{(image.height, image.width)}: its annotations would be in the wrong places."
+            )
+        return image
+
+
+class CocoPoseDataset(PoseDataset):
+    """A dataset in COCO's format: a folder of images and a JSON file (COCO, CrowdPose or your own).
+
+    Args:
+        image_folder: folder that the `file_name` of each image is relative to.
+        annotation_file: JSON file with `images` (`id`, `file_name`, optionally `height` and `width`), `annotations` (as
+            for `parse_annotations`, with `id` and `image_id`) and `categories` (`id`, `name`, and the names of the
+            `keypoints`). Annotations of categories without keypoints are ignored if others have them.
+        schema: the keypoints, such as `model.config.keypoint_schema`, a name or a dictionary; read from the file if not
+            given.
+        transform: see `PoseDataset`.
+        only_with_people: see `PoseDataset`.
+
+    Raises:
+        FileNotFoundError: if the folder or the file does not exist.
+        ValueError: if the file is not in COCO's format, or its keypoints are not those of the schema.
+    """
+
+    def __init__(
+        self,
+        image_folder: str | os.PathLike,
+        annotation_file: str | os.PathLike,
+        schema: KeypointSchema | dict | str | None = None,
+        transform: Callable[[Sample], Sample] | None = None,
+        only_with_people: bool = False,
+    ):
+        self.image_folder = os.fspath(image_folder)
+        if not os.path.isdir(self.image_folder):
+            raise FileNotFoundError(f"image folder {self.image_folder} does not exist or is not a folder.")
+        content = _read_coco_file(annotation_file)
+        schema, names = _read_categories(content["categories"], schema, annotation_file)
+        images, findings = _unique_images(content["images"])
+        self.file_names = [image["file_name"] for image in images]
+        index_of = {image["id"]: index for index, image in enumerate(images)}
+        annotations = list(_known_annotations(content["annotations"], index_of, findings))
+        super().__init__(
+            schema=schema,
+            # Labels are the file's own category ids.
+            id2label={label: names.get(label, "N/A") for label in range(max(names) + 1)},
+            image_ids=[image["id"] for image in images],
+            sizes_hw=[_size_hw(image) for image in images],
+            annotations=parse_annotations(annotations, len(images), schema.num_keypoints, set(names)),
+            findings=findings,
+            transform=transform,
+            only_with_people=only_with_people,
+        )
+
+    def open_image(self, image_index: int) -> Image.Image:
+        return Image.open(os.path.join(self.image_folder, self.file_names[image_index]))
+
+    def image_name(self, image_index: int) -> str:
+        return f"image {self.image_ids[image_index]} ({self.file_names[image_index]})"
+
+
+class HubPoseDataset(PoseDataset):
+    """A `datasets.Dataset` with the usual columns for object detection, and keypoints.
+
+    Args:
+        dataset: has a column of images and one of people, which holds, as lists of equal length or as a list of
+            dictionaries, `keypoints` (x, y, visibility for each of K keypoints, flat or nested), and optionally
+            `category` or `category_id` (0 if missing), `bbox` (x, y, width, height), `area`, `iscrowd` and `id`;
+            lengths in pixels. Columns `image_id`, `height` and `width` are used if they are there.
+        schema: the keypoints, or a name or dictionary.
+        image_column: name of the column of images.
+        people_column: name of the column of people; `objects` or `annotations` if not given.
+        id2label: names of the category ids; read from the column's `ClassLabel` if it is one, else `{0: "person"}`.
+        transform: see `PoseDataset`.
+        only_with_people: see `PoseDataset`.
+
+    Raises:
+        ValueError: if a column is missing.
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> dataset = HubPoseDataset(load_dataset("owner/name", split="train"), schema="coco")
+    ```
+    """
+
+    def __init__(
+        self,
+        dataset,
+        schema: KeypointSchema | dict | str,
+        image_column: str = "image",
+        people_column: str | None = None,
+        id2label: dict[int, str] | None = None,
+        transform: Callable[[Sample], Sample] | None = None,
+        only_with_people: bool = False,
+    ):
+        from datasets import Image as ImageFeature  # an optional dependency
+
+        schema = KeypointSchema.of(schema)
+        people_column = _find_column(dataset, (people_column,) if people_column else ("objects", "annotations"))
+        image_column = _find_column(dataset, (image_column,))
+        id2label = id2label or _class_names(dataset.features[people_column]) or {0: "person"}
+        small_columns = [name for name in ("image_id", "height", "width") if name in dataset.column_names]
+        rows = list(dataset.with_format(None).select_columns([people_column, *small_columns]))
+        # Encoded images can be opened without decoding all of them.
+        self.images = (
+            dataset.with_format(None)
+            .select_columns([image_column])
+            .cast_column(image_column, ImageFeature(decode=False))
+        )
+        self.image_column = image_column
+
+        ids = [row.get("image_id") for row in rows]
+        are_usable = len(set(ids)) == len(ids) and all(isinstance(image_id, Integral) for image_id in ids)
+        people = ((index, person) for index, row in enumerate(rows) for person in _list_people(row[people_column]))
+        named = ((index, f"annotation {person.get('id')} of row {index}", person) for index, person in people)
+        super().__init__(
+            schema=schema,
+            id2label=id2label,
+            image_ids=ids if are_usable else list(range(len(rows))),
+            sizes_hw=[_size_hw(row) for row in rows],
+            annotations=parse_annotations(named, len(rows), schema.num_keypoints, set(id2label)),
+            transform=transform,
+            only_with_people=only_with_people,
+        )
+
+    def open_image(self, image_index: int) -> Image.Image:
+        image = self.images[image_index][self.image_column]
+        return Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"])
+
+    def image_name(self, image_index: int) -> str:
+        return f"image {self.image_ids[image_index]} (row {image_index})"
+
+
+def _read_coco_file(path: str | os.PathLike) -> dict[str, list]:
+    """Reads a COCO file; raises `ValueError` unless it has lists of images, annotations and categories."""
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a JSON file: {error}.") from error
+    for key in ("images", "annotations", "categories"):
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{path} is not in COCO's format: `{key}` is missing or not a list of dictionaries.")
+    for image in content["images"]:
+        if not isinstance(image.get("id"), Integral) or not isinstance(image.get("file_name"), str):
+            raise ValueError(f"{path}: every image needs an integer `id` and a `file_name`, but got {image}.")
+    return content
+
+
+def _read_categories(
+    categories: list[dict], schema: KeypointSchema | dict | str | None, path: str | os.PathLike
+) -> tuple[KeypointSchema, dict[int, str]]:
+    """Returns the schema, and the names of the categories with keypoints (of all, if none lists its keypoints)."""
+    if not categories:
+        raise ValueError(f"{path}: `categories` is empty.")
+    for category in categories:
+        if not isinstance(category.get("id"), Integral) or category["id"] < 0:
+            raise ValueError(f"{path}: every category needs an integer `id` of at least 0, but got {category}.")
+    posed = [category for category in categories if category.get("keypoints")]
+    names = {category["id"]: str(category.get("name", category["id"])) for category in posed or categories}
+    schemas = {category["id"]: KeypointSchema.from_coco_category(category) for category in posed}
+    if schema is None:
+        if len(set(schemas.values())) != 1:
+            found = "have different keypoints" if schemas else "have no `keypoints`"
+            raise ValueError(f"{path}: its categories {list(names.values())} {found}: give a `schema`.")
+        return next(iter(schemas.values())), names
+
+    schema = KeypointSchema.of(schema)
+    for category, found in schemas.items():
+        if found.num_keypoints != schema.num_keypoints:
+            raise ValueError(
+                f"{path}: category {names[category]!r} has {found.num_keypoints} keypoints, but `schema` has "
+                f"{schema.num_keypoints}."
+            )
+        if found.names != schema.names:
+            logger.warning("%s: keypoints %s are taken for %s.", path, list(found.names), list(schema.names))
+    return schema, names
+
+
+def _unique_images(images: list[dict]) -> tuple[list[dict], Findings]:
+    """Returns the images without those whose id has appeared before, and reports these."""
+    unique = {}
+    repeated = [f"image {image['id']}" for image in images if unique.setdefault(image["id"], image) is not image]
+    return list(unique.values()), {"image_id": repeated} if repeated else {}
+
+
+def _known_annotations(
+    annotations: list[dict], index_of: dict[int, int], findings: Findings
+) -> Iterator[tuple[int, str, dict]]:
+    """Yields index of the image, name and content of each annotation, and reports ids that cannot be right."""
+    seen = set()
+    for position, annotation in enumerate(annotations):
+        annotation_id = annotation.get("id")
+        name = f"annotation {annotation_id}" if annotation_id is not None else f"annotation number {position}"
+        image_id = annotation.get("image_id")
+        if annotation_id is not None and annotation_id in seen:
+            findings.setdefault("annotation_id", []).append(name)
+        seen.add(annotation_id)
+        if image_id not in index_of:
+            findings.setdefault("annotation_of_no_image", []).append(f"{name} of image {image_id}")
+        else:
+            yield index_of[image_id], f"{name} of image {image_id}", annotation
+
+
+def _size_hw(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    height, width = image.get("height"), image.get("width")
+    return (int(height), int(width)) if height and width else None
+
+
+def _find_column(dataset, names: Iterable[str]) -> str:
+    found = next((name for name in names if name in dataset.column_names), None)
+    if found is None:
+        raise ValueError(f"the dataset needs a column {' or '.join(map(repr, names))}; it has {dataset.column_names}.")
+    return found
+
+
+def _class_names(feature) -> dict[int, str] | None:
+    """Returns the names of a `ClassLabel` called `category` or `category_id` inside a column of people."""
+    feature = getattr(feature, "feature", feature[0] if isinstance(feature, list) else feature)
+    for key in ("category", "category_id"):
+        names = getattr(_inner(feature.get(key)) if isinstance(feature, Mapping) else None, "names", None)
+        if names:
+            return dict(enumerate(names))
+    return None
+
+
+def _inner(feature):
+    return getattr(feature, "feature", feature)
+
+
+def _list_people(people: Mapping[str, list] | list[Mapping] | None) -> Iterator[dict[str, Any]]:
+    """Yields the people of a row as COCO annotations, whether they are stored by column or by person."""
+    if isinstance(people, Mapping):
+        columns = {key: values for key, values in people.items() if values is not None}
+        people = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    for person in people or ():
+        label = person.get("category_id", person.get("category", 0))
+        yield {**person, "category_id": label}

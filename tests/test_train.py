@@ -1,0 +1,209 @@
+"""The training command on a few tiny pictures: what it writes, resuming, several processes, and what stops it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import train
+from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor
+
+TRAIN = Path(train.__file__)
+NUM_IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Noise with three labelled keypoints per person, and pictures without anybody, in COCO's format."""
+    folder = tmp_path_factory.mktemp("dataset")
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for image_id in range(1, NUM_IMAGES + 1):
+        name = f"{image_id}.png"
+        Image.fromarray(rng.integers(0, 255, (80, 96, 3), dtype=np.uint8)).save(folder / name)
+        images.append({"id": image_id, "file_name": name, "height": 80, "width": 96})
+        for _ in range(image_id % 3):
+            points = np.concatenate([rng.uniform(10, 70, (3, 2)), np.full((3, 1), 2)], axis=1)
+            box = [*points[:, :2].min(0), *np.ptp(points[:, :2], axis=0)]
+            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": 1, "bbox": box}
+            annotation |= {"keypoints": points.flatten().tolist(), "num_keypoints": 3, "area": box[2] * box[3] + 1}
+            annotations.append(annotation | {"iscrowd": 0})
+    categories = [{"id": 1, "name": "bird", "keypoints": ["beak", "left_wing", "right_wing"], "skeleton": [[1, 2]]}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "birds.json").write_text(json.dumps(content))
+    return folder
+
+
+def arguments(dataset: Path, output: Path, *options: str) -> list[str]:
+    """A command line for two epochs of six steps with a tiny model."""
+    files = ["--train-images", str(dataset), "--train-annotations", str(dataset / "birds.json")]
+    files += ["--val-images", str(dataset), "--val-annotations", str(dataset / "birds.json"), "--output", str(output)]
+    sizes = ["--size", "64", "--epochs", "2", "--batch-size", "2", "--num-workers", "0", "--warmup-steps", "2"]
+    fields = ["d_model=32", "decoder_layers=2", "num_queries=5", "encoder_ffn_dim=16", "decoder_ffn_dim=16"]
+    return ["--model", "n", "--unfreeze-backbone-norms", *files, *sizes, *options, "--set", *fields]
+
+
+def weights(output: Path, name: str = "state") -> dict[str, torch.Tensor]:
+    return load_file(output / name / "model.safetensors")
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 0.0):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("trained") / "output"
+    assert train.main(arguments(dataset, output)) == 0
+    return output
+
+
+def test_what_is_written(trained):
+    for name in ("last", "best"):
+        model = DETRPoseForPoseEstimation.from_pretrained(trained / name)
+        assert model.config.keypoint_schema.names == ("beak", "left_wing", "right_wing")
+        assert model.config.keypoint_schema.flip_pairs == ((1, 2),)
+        assert model.config.id2label == {0: "N/A", 1: "bird"}
+        assert DETRPoseImageProcessor.from_pretrained(trained / name).size["height"] == 64
+        assert "| AP |" in (trained / name / "README.md").read_text()
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 6), (2, 12)]
+    assert all(0 <= line["AP"] <= 1 for line in lines)
+    assert not [path.name for path in trained.iterdir() if path.name.startswith(".")]
+
+
+def test_averaged_weights_lag_behind(trained):
+    last, current = weights(trained, "last"), weights(trained)
+    assert any(not torch.equal(last[name], current[name]) for name in current)
+
+
+@pytest.mark.parametrize("killed_at", [4, 9])
+def test_resume_is_exact(dataset, trained, tmp_path, monkeypatch, killed_at):
+    """Killed at a step between two saved states, then resumed: the weights of a run that never stopped."""
+    after_step = train.Trainer.after_step
+
+    def killed(self, *args):
+        after_step(self, *args)
+        if self.progress.step == killed_at:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "after_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(arguments(dataset, tmp_path, "--save-steps", "3"))
+    assert train.main(arguments(dataset, tmp_path, "--save-steps", "3", "--resume")) == 0
+    assert_same(weights(tmp_path), weights(trained))
+    assert_same(weights(tmp_path, "last"), weights(trained, "last"))
+
+
+def test_stops_at_a_loss_that_is_not_finite(dataset, tmp_path, monkeypatch, capsys):
+    """The images are named, and what was saved before is intact."""
+    compute_loss = train.Trainer.compute_loss
+
+    def poisoned(self, batch):
+        if self.progress.step == 8:
+            batch["pixel_values"][0, 0, 0, 0] = float("nan")
+        return compute_loss(self, batch)
+
+    monkeypatch.setattr(train.Trainer, "compute_loss", poisoned)
+    assert train.main(arguments(dataset, tmp_path)) == 1
+    message = capsys.readouterr().err
+    assert "epoch 1, step 8, images [" in message and "Traceback" not in message
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path, "last").values())
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1]
+
+
+def test_two_processes_train_like_one(dataset, tmp_path):
+    """The same batches, shared by two processes: batch statistics, counts and gradients are those of the whole batch.
+
+    Without denoising, whose noise every process draws for its own images.
+    """
+    options = ["--epochs", "1", "--batch-size", "4", "--no-augment"]
+    line = [*arguments(dataset, tmp_path / "one", *options), "num_denoising=0"]
+    assert train.main(line) == 0
+    line = [*arguments(dataset, tmp_path / "two", *options), "num_denoising=0"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(TRAIN), *line]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(launch, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"), tolerance=1e-4)
+
+
+def test_fine_tunes_a_folder(trained, dataset, tmp_path):
+    """From a saved model, with other classes: what fits is kept, heads that do not fit start fresh."""
+    content = json.loads((dataset / "birds.json").read_text())
+    content["categories"].append({**content["categories"][0], "id": 2, "name": "plane"})
+    (tmp_path / "two.json").write_text(json.dumps(content))
+    line = arguments(dataset, tmp_path / "tuned", "--epochs", "1")
+    line[line.index("--model") + 1] = str(trained / "last")
+    line[line.index("--train-annotations") + 1] = str(tmp_path / "two.json")
+    line = line[: line.index("--set")]
+    assert train.main([*line, "--lr", "1e-12", "--backbone-lr", "1e-12"]) == 0
+    tuned = DETRPoseForPoseEstimation.from_pretrained(tmp_path / "tuned" / "last")
+    assert tuned.config.id2label == {0: "N/A", 1: "bird", 2: "plane"}
+    name = "model.decoder.position_head.layers.0.weight"
+    torch.testing.assert_close(tuned.state_dict()[name], weights(trained, "last")[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--train-annotations", "nowhere.json"], "nowhere.json"),
+        (["--recipe", "coco"], "sizes n, s, m, l, x"),
+        (["--resume"], "no state to resume"),
+        (["--batch-size", "3", "--gradient-accumulation-steps", "2"], "--batch-size 3"),
+    ],
+)
+def test_one_line_errors(dataset, tmp_path, capsys, options, message):
+    assert train.main(arguments(dataset, tmp_path, *options)) == 1
+    error = capsys.readouterr().err
+    assert message in error.splitlines()[-1] and "Traceback" not in error
+
+
+def test_refuses_to_overwrite(dataset, trained, capsys):
+    assert train.main(arguments(dataset, trained)) == 1
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_recipes():
+    """The numbers of the paper's recipe reach the options, and options given win."""
+    line = ["--model", "m", "--train-images", "a", "--train-annotations", "b", "--val-images", "c"]
+    line += ["--val-annotations", "d", "--output", "e", "--recipe", "coco", "--batch-size", "32"]
+    args = train.parse_arguments(line)
+    train.apply_recipe(args, "m")
+    assert (args.epochs, args.lr, args.backbone_lr, args.lr_drop_epoch) == (64, 1e-4, 1e-5, 15)
+    assert (args.batch_size, args.multi_scale_repeats) == (32, 6)
+
+
+def test_learning_rates():
+    args = train.parse_arguments(
+        ["--model", "m", "--train-images", "a", "--train-annotations", "b", "--val-images", "c"]
+        + ["--val-annotations", "d", "--output", "e", "--warmup-steps", "4", "--lr-drop-epoch", "2"]
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = train.build_scheduler(optimizer, args, steps_per_epoch=5)
+    rates = []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 7, 0.1, 0.1])
