@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("conversion", "examples")]  # scripts
+# Last, because examples/evaluate.py must not hide the library of that name.
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("conversion", "examples"))
 
 import convert_detrpose  # noqa: E402
 import reference  # noqa: E402

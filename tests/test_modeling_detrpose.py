@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
 from torchvision.ops import FrozenBatchNorm2d
 
+import reference
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor, KeypointSchema
 from transformers_detrpose.denoising import DenoisingQueries
 from transformers_detrpose.modeling_detrpose import distribution_statistics, weighting_function
@@ -213,7 +213,8 @@ class TestInputs:
         config = tiny_config()
         labels = make_labels(config, [1, 2])
         labels[1]["keypoints"] = labels[1]["keypoints"][:, :2]
-        with pytest.raises(ValueError, match=r"labels\[1\]\['keypoints'\]` must be .* \(2, 3, 3\), but got .* \(2, 2, 3\)"):
+        message = r"labels\[1\]\['keypoints'\]` must be .* \(2, 3, 3\), but got .* \(2, 2, 3\)"
+        with pytest.raises(ValueError, match=message):
             DETRPoseForPoseEstimation(config)(torch.rand(2, 3, 64, 64), labels=labels)
 
     def test_batch_is_independent_of_its_images(self):
