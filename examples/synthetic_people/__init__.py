@@ -1,0 +1,1 @@
+"""The parts of `generate_people.py`: poses, figures drawn in them, and the scenery around them."""
