@@ -83,11 +83,15 @@ class Predictor:
             raise CommandError(f"--model {model}: no such folder, nor an id on the Hub (owner/name)")
         try:
             self.processor = AutoImageProcessor.from_pretrained(model)
-            self.model = AutoModelForKeypointDetection.from_pretrained(model, dtype=dtype).to(device).eval()
+            model_as_trained = AutoModelForKeypointDetection.from_pretrained(model)
         except Exception as error:  # transformers, safetensors, the Hub and torch all raise their own kinds
-            raise CommandError(f"cannot load --model {model} on {device}: {first_line(error)}") from error
-        if not hasattr(self.model.config, "keypoint_schema"):
-            raise CommandError(f"--model {model} is a {self.model.config.model_type} model, not a DETRPose model")
+            raise CommandError(f"cannot load --model {model}: {first_line(error)}") from error
+        if not hasattr(model_as_trained.config, "keypoint_schema"):
+            raise CommandError(f"--model {model} is a {model_as_trained.config.model_type} model, not a DETRPose model")
+        try:
+            self.model = model_as_trained.fuse().to(device, dtype)
+        except RuntimeError as error:
+            raise CommandError(f"cannot use --device {device}: {first_line(error)}") from error
         self.threshold = threshold
         self.keypoint_threshold = keypoint_threshold
         self.num_images = self.num_poses = 0

@@ -362,7 +362,7 @@ class TestErrors:
             (["in"], ["--model", "missing"], "--model missing: no such folder"),
             (["in"], ["--model", "/missing/too/"], "--model /missing/too/: no such folder"),
             (["in"], ["--model", "empty"], "cannot load --model empty"),
-            (["in"], ["--device", "teapot"], "on teapot:"),
+            (["in"], ["--device", "teapot"], "--device teapot:"),
         ],
     )
     def test_one_line(self, command, monkeypatch, tmp_path, capsys, inputs, options, message):
