@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -103,7 +104,7 @@ def _read_pickle(path: Path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
         foreign = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-        reason = f"it holds a {foreign[1]}, which is code and is not run" if foreign else _first_line(error)
+        reason = f"{foreign[1]} in it would run code" if foreign else _first_line(error)
         raise ConversionError(f"{path}: not a readable PyTorch checkpoint of plain tensors ({reason}).") from error
 
 
@@ -142,6 +143,13 @@ def shape_problems(tensors: StateDict, expected: StateDict) -> list[str]:
     return missing + unused + different
 
 
+@cache
+def published_tensors(variant: str, dataset: str) -> StateDict:
+    """Returns the tensors of a published model by our names, with shapes but without numbers."""
+    with torch.device("meta"):
+        return DETRPoseModel(DETRPoseConfig.from_variant(variant, skeleton=dataset)).state_dict()
+
+
 def check_variant(
     tensors: StateDict, source: str, variant: str, dataset: str | None = None, parts: tuple[str, ...] = ("",)
 ):
@@ -159,10 +167,8 @@ def check_variant(
     """
 
     def problems(variant: str, dataset: str | None) -> list[str]:
-        with torch.device("meta"):
-            model = DETRPoseModel(DETRPoseConfig.from_variant(variant, skeleton=dataset or "coco"))
-        expected = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(parts)}
-        return shape_problems(tensors, expected)
+        published = published_tensors(variant, dataset or "coco")
+        return shape_problems(tensors, {name: published[name] for name in published if name.startswith(parts)})
 
     found = problems(variant, dataset)
     if not found:

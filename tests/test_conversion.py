@@ -507,7 +507,7 @@ def test_detector_of_transformers(line, detector, convert, output, tmp_path, mon
     source = tmp_path / "dfine"
     detector.save_pretrained(source)
     tensors = load_file(source / "model.safetensors")
-    spellings = {line: {spell(name, line) for name in tensors} for line in (4, 5)}
+    spellings = {other: {spell(name, other) for name in tensors} for other in (4, 5)}
     assert spellings[4] != spellings[5] and set(tensors) in spellings.values()
     if line != "this":
         save_file({spell(name, line): tensor for name, tensor in tensors.items()}, source / "model.safetensors")

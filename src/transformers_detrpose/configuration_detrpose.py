@@ -47,13 +47,15 @@ def hgnet_config(plan: str, feature_strides=(8, 16, 32)) -> dict[str, Any]:
         feature_strides: strides of the feature maps to return, finest first, out of 4, 8, 16 and 32.
 
     Raises:
-        ValueError: if there is no feature map with such a stride.
+        ValueError: if there are no such feature maps.
     """
     stem_channels, in_channels, mid_channels, out_channels, num_blocks, num_layers = _HGNET_PLANS[plan]
     stage_of_stride = {4: "stage1", 8: "stage2", 16: "stage3", 32: "stage4"}
     feature_strides = _list_of_numbers("feature_strides", feature_strides)
-    if not set(feature_strides) <= set(stage_of_stride):
-        raise ValueError(f"`feature_strides` of HGNetV2 must be out of 4, 8, 16 and 32, but got {feature_strides}.")
+    if feature_strides != [stride for stride in stage_of_stride if stride in feature_strides]:
+        raise ValueError(
+            f"`feature_strides` of HGNetV2 must be out of 4, 8, 16 and 32, finest first, but got {feature_strides}."
+        )
     return {
         "model_type": "hgnet_v2",
         "stem_channels": list(stem_channels),
