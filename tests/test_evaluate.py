@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import debug_launcher
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from test_modeling_detrpose import tiny_config
+from torch._utils import ExceptionWrapper
 
 from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor
 from transformers_detrpose.evaluation import CocoKeypoints, CrowdPoseKeypoints
@@ -31,11 +30,8 @@ def script():
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Lets each test begin as a process does, so that it may launch several."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
 
 @pytest.fixture(scope="module")
@@ -175,34 +171,31 @@ def test_set_without_annotations(script, command, content, tmp_path, capsys):
 
 
 def test_options(script, command, tmp_path, capsys):
-    options = {"max_images": 2, "dtype": "bfloat16", "num_workers": 1, "results": tmp_path / "results.json"}
+    options = {"max_images": 2, "dtype": "bfloat16", "results": tmp_path / "results.json"}
     assert script.main(command(**options)) == 0
     assert {record["image_id"] for record in read_results(tmp_path / "results.json")} == {10, 11}
     assert "2 images" in capsys.readouterr().out
 
 
-def run(script, arguments):
-    torch.set_num_threads(1)  # a forked process must not use the threads of its parent
-    assert script.main(arguments) == 0
-
-
-def test_two_processes(script, command, tmp_path, capfd):
-    # An odd number of images in batches of one, so that one image comes twice.
+def test_two_processes(script, command, tmp_path, capsys):
+    # An odd number of images in batches of one, so that one image comes twice. The script is run as users do, beside
+    # which nothing may import the library `evaluate`. (On the CPU, `accelerate launch` starts a single process.)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = command(batch_size=1)
-    debug_launcher(run, args=(script, [*arguments, "--results", str(tmp_path / "two.json")]), num_processes=2)
-    two = capfd.readouterr().out
-    run(script, [*arguments, "--results", str(tmp_path / "one.json")])
-    one = capfd.readouterr().out
-    assert read_table(one) == read_table(two)
-    assert two.count("AP50") == 1
-    assert read_results(tmp_path / "one.json") == read_results(tmp_path / "two.json")
-
-
-def test_as_a_command(command, capsys):
-    # Beside a script named evaluate.py nothing may import the library of that name.
-    finished = subprocess.run([sys.executable, SCRIPT, *command()], capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    assert set(read_table(finished.stdout)) >= {"AP", "AR"}
+    two = subprocess.run(
+        [*launcher, SCRIPT, *arguments, "--results", tmp_path / "two.json"], capture_output=True, text=True
+    )
+    assert two.returncode == 0, two.stderr
+    assert script.main([*arguments, "--results", str(tmp_path / "one.json")]) == 0
+    one = capsys.readouterr()
+    assert read_table(two.stdout) == read_table(one.out)
+    assert two.stdout.count("AP50") == 1
+    assert "3/3" in two.stderr and "5/5" in one.err  # batches of the first process
+    records = [read_results(tmp_path / name) for name in ("two.json", "one.json")]
+    for record, expected in zip(*records, strict=True):
+        assert record["image_id"] == expected["image_id"]
+        assert record["score"] == pytest.approx(expected["score"], abs=1e-5)
+        assert record["keypoints"] == pytest.approx(expected["keypoints"], abs=0.02)
 
 
 def test_help(script, capsys):
@@ -233,7 +226,8 @@ class TestErrors:
             ({"model": "missing"}, "--model missing: no such folder"),
             ({"images": "missing"}, "--images missing: no such folder"),
             ({"annotations": "missing.json"}, "missing.json"),
-            ({"results": "missing/results.json"}, "--results missing/results.json: no such folder"),
+            ({"results": "missing/results.json"}, "--results missing/results.json must be a file in an existing"),
+            ({"results": "."}, "--results . must be a file"),
             ({"content": "{"}, "not a JSON file"),
             ({"content": '{"images": []}'}, "`categories`"),
             ({"content": '{"images": [], "categories": []}'}, "lists no images"),
@@ -264,9 +258,16 @@ class TestErrors:
             entry[key] = value
         assert message in error(content)
 
-    @pytest.mark.parametrize("num_workers", [0, 1])
-    def test_broken_image(self, error, content, tmp_path, num_workers):
+    def test_broken_image(self, error, content, tmp_path):
         (tmp_path / "0.png").write_bytes(b"not an image")
-        content = {**content, "images": content["images"][:1]}
-        line = error(content, images=tmp_path, num_workers=num_workers)
+        line = error({**content, "images": content["images"][:1]}, images=tmp_path)
         assert f"cannot read image {tmp_path / '0.png'}: cannot identify" in line
+
+    def test_error_in_a_process_of_the_data_loader(self, script):
+        try:
+            raise script.CommandError("cannot read image a.png: no such file")
+        except script.CommandError:
+            wrapper = ExceptionWrapper(where="in DataLoader worker process 0")
+        with pytest.raises(script.CommandError) as raised:
+            wrapper.reraise()
+        assert script.one_line(raised.value) == "cannot read image a.png: no such file"

@@ -1,13 +1,17 @@
-"""The metrics: cases computed by hand, the libraries called directly on random data, and several processes."""
+"""The metrics: cases computed by hand, and the libraries called directly on random data.
+
+For several processes see test_evaluate.py.
+"""
 
 import json
 import math
+import sys
+from pathlib import Path
 
 import faster_coco_eval
 import numpy as np
 import pytest
 import torch
-from accelerate import debug_launcher
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -393,23 +397,9 @@ class TestInterface:
             CocoKeypoints(tmp_path / "annotations.json", SCHEMA)
 
 
-def score_share(content, predictions, folder):
-    """Scores every second image on each of two processes, the first image on both, and writes down what came out."""
-    rank = torch.distributed.get_rank()
-    numbers = [*range(rank, len(predictions), 2), 0]
-    metric = CocoKeypoints(content, KeypointSchema(names=range(5)))
-    metric.update([number + 1 for number in numbers], [predictions[number] for number in numbers])
-    (folder / f"{rank}.json").write_text(json.dumps(metric.compute()))
-
-
-def test_two_processes(tmp_path):
-    content, predictions = random_case(5, num_images=7)
-    debug_launcher(score_share, args=(content, predictions, tmp_path), num_processes=2)
-    expected = compute(CocoKeypoints(content, KeypointSchema(names=range(5))), *predictions)
-    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [expected, expected]
-
-
-def test_evaluate_module():
+def test_evaluate_module(monkeypatch):
+    # The library, not the example of the same name.
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not (Path(path) / "evaluate.py").is_file()])
     pytest.importorskip("evaluate")
     from transformers_detrpose.evaluation.evaluate_module import KeypointModule
 
