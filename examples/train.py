@@ -148,18 +148,17 @@ class SyncedBatchNorm2d(torch.nn.BatchNorm2d):
             return super().forward(hidden_state)
         from torch.distributed.nn.functional import all_reduce  # differentiable, unlike torch.distributed's
 
-        count = hidden_state.new_full((1,), hidden_state.numel() / hidden_state.shape[1])
-        sums = torch.cat((hidden_state.sum((0, 2, 3)), hidden_state.square().sum((0, 2, 3)), count))
-        sums, squares, count = all_reduce(sums).split((self.num_features, self.num_features, 1))
+        local_count = hidden_state.new_full((1,), hidden_state.numel() / hidden_state.shape[1])
+        sums, count = all_reduce(torch.cat((hidden_state.sum((0, 2, 3)), local_count))).split((self.num_features, 1))
         mean = sums / count
-        variance = squares / count - mean.square()
+        centered = hidden_state - mean[:, None, None]
+        variance = all_reduce(centered.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return hidden_state * scale[:, None, None] + shift[:, None, None]
+        return centered * scale[:, None, None] + self.bias[:, None, None]
 
 
 def sync_batch_norms(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:

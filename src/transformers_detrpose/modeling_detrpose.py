@@ -1125,6 +1125,10 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
             output_sets.update(named_sets(outputs.auxiliary_outputs))
             denoising_sets = named_sets(outputs.denoising_outputs) if outputs.denoising_outputs else None
             loss, loss_dict = self.loss_function(output_sets, labels, self.config, denoising_queries, denoising_sets)
+            if self.training and denoising_queries is None:
+                # Training on several processes needs every parameter in every step, with people or without.
+                unused = self.model.query_content.denoising(torch.zeros(1, 1, dtype=torch.int64, device=loss.device))
+                loss = loss + 0 * unused.sum()
         outputs = DETRPoseForPoseEstimationOutput(loss=loss, loss_dict=loss_dict, **outputs)
         return outputs if return_dict else outputs.to_tuple()
 
