@@ -1,5 +1,8 @@
 """The network against the reference numbers, and its promises beyond them."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
