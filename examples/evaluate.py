@@ -35,7 +35,7 @@ from transformers_detrpose.evaluation import (
     read_annotations,
     write_coco_results,
 )
-from transformers_detrpose.image_processing_detrpose import load_rgb_image
+from transformers_detrpose.images import load_rgb_image
 
 METRICS = {"coco": CocoKeypoints, "crowdpose": CrowdPoseKeypoints}
 

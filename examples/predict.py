@@ -52,7 +52,7 @@ logging.getLogger("transformers.models.auto.image_processing_auto").setLevel(log
 import supervision as sv  # noqa: E402
 
 import transformers_detrpose  # noqa: E402, F401 - registers the model with transformers
-from transformers_detrpose.image_processing_detrpose import load_rgb_image  # noqa: E402
+from transformers_detrpose.images import load_rgb_image  # noqa: E402
 from transformers_detrpose.visualization import draw_poses, to_supervision  # noqa: E402
 
 DEFAULT_MODEL = None  # a folder or Hub id for when --model is not given

@@ -12,9 +12,8 @@ from transformers import AutoImageProcessor
 from transformers_detrpose.image_processing_detrpose import (
     DETRPoseImageProcessor,
     expected_keypoint_similarity,
-    load_rgb_image,
-    resize_with_pillow,
 )
+from transformers_detrpose.images import load_rgb_image, resize_with_pillow
 from transformers_detrpose.keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, DEFAULT_SIGMA, KeypointSchema
 
 TRIANGLE = KeypointSchema(names=("top", "left", "right"), sigmas=(0.05, 0.1, 0.1))

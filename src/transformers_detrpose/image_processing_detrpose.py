@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils_fast import BaseImageProcessorFast
@@ -18,13 +18,11 @@ from transformers.image_utils import (
     PILImageResampling,
     SizeDict,
     infer_channel_dimension_format,
-    load_image,
 )
 
-from .keypoint_schemas import DEFAULT_SIGMA, KeypointSchema
+from .images import convert_to_rgb, load_rgb_image, resize_with_pillow
+from .keypoint_schemas import DEFAULT_SIGMA, PERSON_TO_BOX_AREA, KeypointSchema
 
-# Area of a person relative to the box around it, where nobody has outlined the person.
-PERSON_TO_BOX_AREA = 0.53
 # Shortest side of a pose's box when its area sets the scale of the keypoint scores: one pixel, or a thousandth of the
 # image where coordinates stay fractions. A pose whose keypoints coincide would otherwise have no scale at all.
 MINIMUM_SIDE_PIXELS = 1.0
@@ -320,30 +318,6 @@ def _image_scale(target_sizes, batch_size: int, device: torch.device) -> torch.T
     return sizes.to(device=device, dtype=torch.float32).flip(1)
 
 
-def load_rgb_image(image: str | os.PathLike | Image.Image, timeout: float | None = None) -> Image.Image:
-    """Opens an image, applies its EXIF orientation and converts it to RGB.
-
-    `transformers.image_utils.load_image`, except that 16-bit images are scaled to 8 bit rather than clipped (those
-    behind URLs and in base64 strings are clipped), and that any path-like object will do.
-
-    Args:
-        image: Path, URL, base64 string or image.
-        timeout: Seconds to wait for a URL.
-    """
-    if isinstance(image, (str, os.PathLike)) and os.path.isfile(image):
-        image = Image.open(image)
-    if isinstance(image, Image.Image):
-        return convert_to_rgb(ImageOps.exif_transpose(image))
-    return load_image(os.fspath(image) if isinstance(image, os.PathLike) else image, timeout=timeout)
-
-
-def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Returns the image as RGB: transparency dropped, 16 bit scaled to 8 bit (where Pillow would clip)."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    return image.convert("RGB")
-
-
 def image_to_tensor(
     image: Image.Image | np.ndarray | torch.Tensor,
     do_convert_rgb: bool | None = True,
@@ -381,21 +355,6 @@ def image_to_tensor(
             raise ValueError(f"an image must have 1, 3 or 4 channels to become RGB, but got {image.shape[0]}.")
         image = image[:3].expand(3, -1, -1)
     return image.to(device)
-
-
-def resize_with_pillow(images: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
-    """Resizes uint8 images with Pillow's antialiased bilinear filter, channel by channel.
-
-    Args:
-        images: (..., height, width), uint8 on the CPU.
-        size_hw: new height and width in pixels.
-
-    Returns:
-        uint8 (..., new height, new width).
-    """
-    planes = [Image.fromarray(plane.numpy()) for plane in images.flatten(0, -3)]
-    resized = [tvF.pil_to_tensor(plane.resize(size_hw[::-1], Image.Resampling.BILINEAR)) for plane in planes]
-    return torch.cat(resized).reshape(*images.shape[:-2], *size_hw)
 
 
 def prepare_coco_labels(

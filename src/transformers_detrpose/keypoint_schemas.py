@@ -14,6 +14,8 @@ from typing import Any
 
 # The fall-off of a keypoint nobody has measured: close to the mean of COCO's (0.062), so that scores stay comparable.
 DEFAULT_SIGMA = 0.05
+# Area of a person relative to the box around it, where nobody has outlined the person.
+PERSON_TO_BOX_AREA = 0.53
 
 
 @dataclass(frozen=True)

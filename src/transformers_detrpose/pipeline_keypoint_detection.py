@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForKeypointDetection, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .image_processing_detrpose import load_rgb_image
+from .images import load_rgb_image
 
 TASK = "keypoint-detection"
 

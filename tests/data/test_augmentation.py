@@ -17,7 +17,7 @@ from transformers_detrpose.data import (
     to_labels,
 )
 from transformers_detrpose.data.augmentation import FULL, NO_AUGMENTATION, augment, flip, mosaic, resize, zoom_out
-from transformers_detrpose.image_processing_detrpose import resize_with_pillow
+from transformers_detrpose.images import resize_with_pillow
 
 SWAP = (1, 0, 2)
 

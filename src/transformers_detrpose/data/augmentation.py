@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvF
 
-from ..image_processing_detrpose import resize_with_pillow
+from ..images import resize_with_pillow
 from .pose_datasets import Sample
 
 

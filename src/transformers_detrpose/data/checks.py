@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..image_processing_detrpose import load_rgb_image
+from ..images import load_rgb_image
 from .people import Findings, fit_to_image
 from .pose_datasets import PoseDataset
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..image_processing_detrpose import PERSON_TO_BOX_AREA
+from ..keypoint_schemas import PERSON_TO_BOX_AREA
 
 # Annotation tools round; a point that is this close to the image lies on its border.
 TOLERANCE_PIXELS = 1.0

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvF
 
-from ..image_processing_detrpose import load_rgb_image
+from ..images import load_rgb_image
 from ..keypoint_schemas import KeypointSchema
 from .people import Annotations, Findings, fit_to_image, parse_annotations
 

@@ -28,8 +28,7 @@ import torch.distributed
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..image_processing_detrpose import PERSON_TO_BOX_AREA
-from ..keypoint_schemas import KeypointSchema
+from ..keypoint_schemas import PERSON_TO_BOX_AREA, KeypointSchema
 from .coco_results import coco_results
 
 MAX_POSES = 20  # of each image and category: what both benchmarks look at
