@@ -185,6 +185,7 @@ def test_folder_is_complete(converted):
         "configuration_detrpose.py",
         "denoising.py",
         "image_processing_detrpose.py",
+        "images.py",
         "keypoint_schemas.py",
         "loss_detrpose.py",
         "model_card.py",

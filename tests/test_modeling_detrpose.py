@@ -353,18 +353,19 @@ class TestTraining:
 
 
 class TestMemory:
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc, as Linux has it")
     def test_of_the_large_model(self):
         """L on one 640x640 image in float32, everything that the process holds included: under 1.5 GB."""
         script = (
-            "import resource, torch\n"
+            "import re, torch\n"
             "from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation\n"
             "model = DETRPoseForPoseEstimation(DETRPoseConfig.from_variant('l')).eval()\n"
             "with torch.no_grad():\n"
             "    model(torch.rand(1, 3, 640, 640))\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+            "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
         )
         result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        assert int(result.stdout) * 1024 < 1.5e9
+        assert 3e8 < int(result.stdout) * 1024 < 1.5e9
 
 
 class TestCompile:
