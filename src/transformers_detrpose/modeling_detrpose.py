@@ -55,7 +55,8 @@ class DETRPoseModelOutput(ModelOutput):
         encoder_last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, d_model)`):
             Feature maps of the encoder, flattened row by row and joined, finest first.
         hidden_states (`tuple[torch.Tensor]`, *optional*, returned with `output_hidden_states=True`):
-            Tokens before the first and after each decoder layer.
+            Tokens before the first and after each decoder layer. Here and in the attentions denoising queries, if there
+            are any, come before the others.
         encoder_hidden_states (`tuple[torch.Tensor]`, *optional*, returned with `output_hidden_states=True`):
             Feature maps of the encoder, finest first, each `(batch_size, d_model, height, width)`.
         attentions (`tuple[torch.Tensor]`, *optional*, returned with `output_attentions=True`):
