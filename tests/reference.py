@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from names import OFFICIAL, translate
+from transformers_detrpose.denoising import DenoisingQueries
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = ("detrpose-n-crowdpose", "detrpose-s-coco")
@@ -55,9 +56,9 @@ class Case:
         """Returns the images of the evaluation, (batch, 3, height, width)."""
         return torch.from_numpy(make_images(**{key: self.json[key] for key in ("name", "batch", "height", "width")}))
 
-    def training_batch(self) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
-        """Returns the images of the training step, (batch, 3, height, width), and their labels."""
-        labels = [
+    def labels(self) -> list[dict[str, torch.Tensor]]:
+        """Returns the labels of the training step."""
+        return [
             {
                 "class_labels": torch.tensor(target["labels"]),
                 "keypoints": torch.cat(
@@ -67,7 +68,16 @@ class Case:
             }
             for target in self.json["targets"]
         ]
-        return torch.from_numpy(make_images(**self.json["train_image"])), labels
+
+    def training_batch(self) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+        """Returns the images of the training step, (batch, 3, height, width), and their labels."""
+        return torch.from_numpy(make_images(**self.json["train_image"])), self.labels()
+
+    def denoising_queries(self) -> DenoisingQueries:
+        """Returns the denoising queries of the training step."""
+        names = ("labels", "reference_points", "attention_mask")
+        arrays = {name: torch.from_numpy(self.arrays[f"dn_{name}"]) for name in names}
+        return DenoisingQueries(**arrays, num_groups=self.json["denoising"]["groups"])
 
 
 @cache

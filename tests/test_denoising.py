@@ -1,10 +1,9 @@
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
+import reference
 from transformers_detrpose.configuration_detrpose import DETRPoseConfig
 from transformers_detrpose.denoising import (
     clamped_logit,
@@ -243,23 +242,16 @@ def test_attention_mask_by_hand():
     assert ["".join("x" if masked else "." for masked in row) for row in mask] == expected
 
 
-@pytest.mark.parametrize("case", ["detrpose-s-coco", "detrpose-n-crowdpose"])
+@pytest.mark.parametrize("case", reference.CASES)
 def test_slots_match_the_reference(case):
-    folder = Path(__file__).parent / "golden"
-    numpy = pytest.importorskip("numpy")
-    case_json = json.loads((folder / f"{case}.json").read_text())
-    arrays = numpy.load(folder / f"{case}.npz")
-    config = DETRPoseConfig.from_variant(case_json["variant"], skeleton=case.split("-")[-1])
-    labels = []
-    for image in case_json["targets"]:
-        keypoints = torch.cat([torch.tensor(image["keypoints"]), torch.tensor(image["visibility"])[..., None]], dim=-1)
-        class_labels = torch.tensor(image["labels"])
-        labels.append({"class_labels": class_labels, "keypoints": keypoints, "area": torch.tensor(image["area"])})
-    queries = make_denoising_queries(labels, config, (256, 320))
-    assert queries.num_groups == case_json["denoising"]["groups"]
-    assert torch.equal(queries.attention_mask, torch.from_numpy(arrays["dn_attention_mask"]))
-    reference_points = torch.from_numpy(arrays["dn_reference_points"])
-    filled = torch.from_numpy(arrays["dn_labels"]) >= 0
+    case = reference.load_case(case)
+    config = DETRPoseConfig.from_variant(case.variant, skeleton=case.dataset)
+    queries = make_denoising_queries(case.labels(), config, (256, 320))
+    expected = case.denoising_queries()
+    assert queries.num_groups == expected.num_groups
+    assert torch.equal(queries.attention_mask, expected.attention_mask)
+    reference_points = expected.reference_points
+    filled = expected.labels >= 0
     assert torch.equal(queries.labels >= 0, filled)
     # Unlabelled keypoints and empty slots have no noise, so that they are the same.
     still = (reference_points - reference_points.clamp(max=0.0011)).abs().sum(-1) == 0

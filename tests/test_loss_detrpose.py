@@ -1,17 +1,14 @@
 import itertools
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import reference
 from transformers_detrpose import loss_detrpose
 from transformers_detrpose.configuration_detrpose import DETRPoseConfig
 from transformers_detrpose.denoising import (
-    DenoisingQueries,
     denoising_attention_mask,
     make_denoising_queries,
     pad_targets,
@@ -28,11 +25,6 @@ from transformers_detrpose.loss_detrpose import (
     union_matches,
     validate_labels,
 )
-
-GOLDEN = Path(__file__).parent / "golden"
-CASES = ["detrpose-s-coco", "detrpose-n-crowdpose"]
-REFERENCE_NAMES = {"vfl": "class", "keypoints": "keypoints", "oks": "similarity"}
-REFERENCE_SETS = {"pre": "initial", "enc_0": "encoder"}
 
 
 def make_config(num_keypoints=3, num_classes=2, sigma=0.05, **fields):
@@ -67,17 +59,11 @@ def make_outputs(batch_size, config, num_queries=6, names=("0", "", "initial", "
     }
 
 
-def reference(case):
+def read_reference(name):
     """Returns configuration, outputs, labels, denoising queries, their outputs, and the expected losses."""
-    case_json = json.loads((GOLDEN / f"{case}.json").read_text())
-    arrays = {name: torch.from_numpy(array) for name, array in np.load(GOLDEN / f"{case}.npz").items()}
-    config = DETRPoseConfig.from_variant(case_json["variant"], skeleton=case.split("-")[-1])
-    labels = []
-    for image in case_json["targets"]:
-        points, visibility = torch.tensor(image["keypoints"]), torch.tensor(image["visibility"])
-        keypoints = torch.cat([points, 2 * visibility[..., None]], dim=-1)
-        class_labels = torch.tensor(image["labels"])
-        labels.append({"class_labels": class_labels, "keypoints": keypoints, "area": torch.tensor(image["area"])})
+    case = reference.load_case(name)
+    arrays = {name: torch.from_numpy(array) for name, array in case.arrays.items()}
+    config = DETRPoseConfig.from_variant(case.variant, skeleton=case.dataset)
 
     def output_set(prefix, layer=...):
         return {
@@ -90,54 +76,42 @@ def reference(case):
     outputs |= {name: output_set(f"train_{name}") for name in ("initial", "encoder")}
     denoising_outputs = {str(layer): output_set("dn", layer) for layer in range(last + 1)}
     denoising_outputs["initial"] = output_set("dn_initial")
-    queries = DenoisingQueries(
-        labels=arrays["dn_labels"],
-        reference_points=arrays["dn_reference_points"],
-        attention_mask=arrays["dn_attention_mask"],
-        num_groups=case_json["denoising"]["groups"],
-    )
-    return config, outputs, labels, queries, denoising_outputs, case_json
-
-
-def our_name(reference_name):
-    """Translates "loss_oks_dn_pre" to "loss_similarity_denoising_initial"."""
-    loss, _, suffix = reference_name.removeprefix("loss_").partition("_")
-    denoising = "_denoising" if suffix.startswith("dn_") else ""
-    output_set = suffix.removeprefix("dn_")
-    output_set = REFERENCE_SETS.get(output_set, output_set)
-    return f"loss_{REFERENCE_NAMES[loss]}{denoising}" + (f"_{output_set}" if output_set else "")
+    return config, outputs, case.labels(), case.denoising_queries(), denoising_outputs, case.json
 
 
 # Reference numbers of the official implementation
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", reference.CASES)
 def test_losses_match_the_reference(case):
-    config, outputs, labels, queries, denoising_outputs, expected = reference(case)
+    config, outputs, labels, queries, denoising_outputs, expected = read_reference(case)
     validate_labels(labels, config, batch_size=2)
     _, loss_dict = pose_estimation_loss(outputs, labels, config, queries, denoising_outputs)
-    wanted = {our_name(name): value for name, value in {**expected["losses"], **expected["denoising_losses"]}.items()}
+    wanted = {
+        reference.our_loss_name(name): value
+        for name, value in {**expected["losses"], **expected["denoising_losses"]}.items()
+    }
     assert {name: value.item() for name, value in loss_dict.items()} == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", reference.CASES)
 def test_sum_matches_the_reference(case):
-    config, outputs, labels, *_, expected = reference(case)
+    config, outputs, labels, *_, expected = read_reference(case)
     loss, loss_dict = pose_estimation_loss(outputs, labels, config)
     assert loss.item() == pytest.approx(expected["loss"], rel=1e-5)
     assert loss.item() == pytest.approx(sum(value.item() for value in loss_dict.values()), rel=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", reference.CASES)
 def test_attention_mask_matches_the_reference(case):
-    config, *_, queries, _, _ = reference(case)
+    config, *_, queries, _, _ = read_reference(case)
     mask = denoising_attention_mask(queries.num_slots, queries.num_groups, config.num_queries, "cpu")
     assert torch.equal(mask, queries.attention_mask)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", reference.CASES)
 def test_denoising_leaves_the_losses_of_matching_queries_alone(case):
-    config, outputs, labels, queries, denoising_outputs, _ = reference(case)
+    config, outputs, labels, queries, denoising_outputs, _ = read_reference(case)
     _, without = pose_estimation_loss(outputs, labels, config)
     _, with_denoising = pose_estimation_loss(outputs, labels, config, queries, denoising_outputs)
     assert len(with_denoising) > len(without)

@@ -10,7 +10,6 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import reference
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor, KeypointSchema
-from transformers_detrpose.denoising import DenoisingQueries
 from transformers_detrpose.modeling_detrpose import distribution_statistics, weighting_function
 
 CASES = reference.CASES
@@ -113,10 +112,7 @@ class TestReference:
         assert trained == {part for name, norm in expected.items() for part in reference.our_names(name) if norm > 0}
 
     def test_denoising(self, case, model):
-        arrays = {name: torch.from_numpy(case.arrays[f"dn_{name}"]) for name in ("labels", "reference_points")}
-        mask = torch.from_numpy(case.arrays["dn_attention_mask"])
-        queries = DenoisingQueries(**arrays, attention_mask=mask, num_groups=case.json["denoising"]["groups"])
-        outputs = self.train_step(case, model, queries)
+        outputs = self.train_step(case, model, case.denoising_queries())
         sets = {output["name"]: output for output in outputs.denoising_outputs}
         for layer, logits in enumerate(case.arrays["dn_logits"]):
             assert largest_error(sets[str(layer)]["logits"], logits) < 1e-3
