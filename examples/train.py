@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import ProjectConfiguration, set_seed
+from torch.distributed.nn.functional import all_reduce  # differentiable, unlike torch.distributed's
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import AutoConfig
@@ -146,8 +147,6 @@ class SyncedBatchNorm2d(torch.nn.BatchNorm2d):
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(hidden_state)
-        from torch.distributed.nn.functional import all_reduce  # differentiable, unlike torch.distributed's
-
         local_count = hidden_state.new_full((1,), hidden_state.numel() / hidden_state.shape[1])
         sums, count = all_reduce(torch.cat((hidden_state.sum((0, 2, 3)), local_count))).split((self.num_features, 1))
         mean = sums / count

@@ -11,6 +11,7 @@ import supervision as sv
 import torch
 from PIL import Image
 
+from tiny import TINY_BACKBONE
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "predict.py"
@@ -29,22 +30,7 @@ def predict():
 def model_dir(tmp_path_factory):
     torch.manual_seed(0)
     config = DETRPoseConfig(
-        backbone_config={
-            "model_type": "hgnet_v2",
-            "stem_channels": [3, 4, 4],
-            "embedding_size": 4,
-            "hidden_sizes": [8, 8, 16, 16],
-            "stage_in_channels": [4, 8, 8, 16],
-            "stage_mid_channels": [4, 4, 4, 4],
-            "stage_out_channels": [8, 8, 16, 16],
-            "stage_num_blocks": [1, 1, 1, 1],
-            "stage_numb_of_layers": [1, 1, 1, 1],
-            "stage_downsample": [False, True, True, True],
-            "stage_light_block": [False, False, True, True],
-            "stage_kernel_size": [3, 3, 3, 3],
-            "depths": [1, 1, 1, 1],
-            "out_features": ["stage3", "stage4"],
-        },
+        backbone_config=TINY_BACKBONE,
         feature_strides=(16, 32),
         d_model=16,
         encoder_ffn_dim=16,

@@ -700,6 +700,7 @@ class DETRPoseDecoder(nn.Module):
             feature_map.float().unflatten(1, (self.config.decoder_attention_heads, -1)).flatten(0, 1)
             for feature_map in feature_maps
         ]
+        bin_offsets = weighting_function(self.config, hidden_states.device)
         output_sets, all_hidden_states, all_attentions = {}, [hidden_states], []
         previous, distribution_logits, initial_keypoints = None, None, None
         for index, layer in enumerate(self.layers):
@@ -722,7 +723,7 @@ class DETRPoseDecoder(nn.Module):
                 previous = (previous + position[:, :, 1:]).detach()
                 distribution_logits = distribution_logits + head(keypoint_tokens + previous)
             if self.config.use_fdr_heads:
-                offsets = self.expected_offsets(distribution_logits)
+                offsets = distribution_logits.unflatten(-1, (2, -1)).softmax(dim=-1) @ bin_offsets
                 keypoints = initial_keypoints.detach() + offsets / self.config.reg_scale
 
             is_last = index == len(self.layers) - 1
@@ -758,11 +759,6 @@ class DETRPoseDecoder(nn.Module):
         temperature = self.config.decoder_position_temperature
         sines = sine_position_encoding(keypoints, self.config.d_model, temperature)
         return F.pad(self.position_head(sines.to(dtype)), (0, 0, 1, 0))
-
-    def expected_offsets(self, distribution_logits: torch.Tensor) -> torch.Tensor:
-        """Returns the expected offset (B, Q, K, 2) of distributions (B, Q, K, 2 (R + 1)), before the scale."""
-        probabilities = distribution_logits.unflatten(-1, (2, -1)).softmax(dim=-1)
-        return probabilities @ weighting_function(self.config, distribution_logits.device)
 
 
 def distribution_statistics(

@@ -14,26 +14,14 @@ from transformers import set_seed
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from upstream import load
 
+from tiny import TINY_BACKBONE
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseModel, KeypointSchema
 
 common = load("test_modeling_common")
 with patch("transformers.utils.direct_transformers_import"):  # asks for a file outside the source distribution
     configuration_common = load("test_configuration_common")
 
-BACKBONE = {
-    "model_type": "hgnet_v2",
-    "stem_channels": [3, 4, 8],
-    "stage_in_channels": [8, 8, 16, 16],
-    "stage_mid_channels": [4, 4, 8, 8],
-    "stage_out_channels": [8, 16, 16, 32],
-    "hidden_sizes": [8, 16, 16, 32],
-    "embedding_size": 8,
-    "depths": [1, 1, 1, 1],
-    "stage_num_blocks": [1, 1, 1, 1],
-    "stage_numb_of_layers": [2, 2, 2, 2],
-    "use_learnable_affine_block": True,
-    "out_features": ["stage2", "stage3", "stage4"],
-}
+BACKBONE = {**TINY_BACKBONE, "out_features": ["stage2", "stage3", "stage4"]}
 SCHEMA = KeypointSchema(
     names=("nose", "left_hand", "right_hand", "left_foot", "right_foot"),
     edges=((0, 1), (0, 2), (0, 3), (0, 4)),
