@@ -190,6 +190,7 @@ def test_folder_is_complete(converted):
         "loss_detrpose.py",
         "model_card.py",
         "modeling_detrpose.py",
+        "pose_targets.py",
     }
     config = DETRPoseConfig.from_pretrained(folder)
     assert config.d_model == 128 and config.keypoint_schema == CROWDPOSE_PERSON

@@ -9,10 +9,10 @@ from transformers_detrpose.denoising import (
     clamped_logit,
     denoising_attention_mask,
     make_denoising_queries,
-    pad_targets,
     positive_matches,
 )
 from transformers_detrpose.keypoint_schemas import COCO_PERSON, KeypointSchema
+from transformers_detrpose.pose_targets import pad_targets
 
 SQUARE = (640, 640)
 
@@ -150,6 +150,14 @@ def test_directions_are_uniform_over_the_circle(config):
     angle = torch.atan2(direction[:, 1], direction[:, 0])
     shares = torch.histc(angle, 16, -math.pi, math.pi) / len(angle)
     assert (shares - 1 / 16).abs().max() < 0.01
+
+
+def test_directions_are_configurable():
+    config = DETRPoseConfig(denoising_max_angle=90)
+    labels = make_labels([10] * 4)
+    offset, labelled = displacements(labels, make_denoising_queries(labels, config, SQUARE, generator()))
+    offset = offset[labelled[:, None, None].expand(offset.shape[:-1])]
+    assert (offset > -1e-6).all() and (offset.amax(0) > 0.01).all()  # right and down
 
 
 def test_keypoints_move_apart_from_each_other(config):

@@ -8,11 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import reference
 from transformers_detrpose import loss_detrpose
 from transformers_detrpose.configuration_detrpose import DETRPoseConfig
-from transformers_detrpose.denoising import (
-    denoising_attention_mask,
-    make_denoising_queries,
-    pad_targets,
-)
+from transformers_detrpose.denoising import denoising_attention_mask, make_denoising_queries
 from transformers_detrpose.keypoint_schemas import KeypointSchema
 from transformers_detrpose.loss_detrpose import (
     OutputSets,
@@ -25,6 +21,7 @@ from transformers_detrpose.loss_detrpose import (
     union_matches,
     validate_labels,
 )
+from transformers_detrpose.pose_targets import pad_targets
 
 
 def make_config(num_keypoints=3, num_classes=2, sigma=0.05, **fields):

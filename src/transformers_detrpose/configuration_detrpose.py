@@ -129,6 +129,9 @@ class DETRPoseConfig(PretrainedConfig):
         label_noise_ratio (`float`, defaults to 0.25): Share of denoising queries that get a random class id.
         denoising_positive_similarity (`list[float]`, defaults to `[0.5, 1.0]`): Range of KS of positive queries.
         denoising_negative_similarity (`list[float]`, defaults to `[0.1, 0.5]`): Range of KS of negative queries.
+        denoising_max_angle (`float`, defaults to 360.0):
+            Keypoints are moved into directions drawn from 0 (to the right) to this angle, in degrees, clockwise: all
+            directions, as in the paper. The official code moves them right and down alone, which is 90.
         matcher_class_cost (`float`, defaults to 2.0): Weight of the classification cost in the matching.
         matcher_keypoints_cost (`float`, defaults to 10.0): Weight of the L1 cost in the matching.
         matcher_similarity_cost (`float`, defaults to 4.0): Weight of 1 - KS in the matching.
@@ -195,6 +198,7 @@ class DETRPoseConfig(PretrainedConfig):
         label_noise_ratio: float = 0.25,
         denoising_positive_similarity: list[float] | tuple[float, float] = (0.5, 1.0),
         denoising_negative_similarity: list[float] | tuple[float, float] = (0.1, 0.5),
+        denoising_max_angle: float = 360.0,
         matcher_class_cost: float = 2.0,
         matcher_keypoints_cost: float = 10.0,
         matcher_similarity_cost: float = 4.0,
@@ -247,6 +251,7 @@ class DETRPoseConfig(PretrainedConfig):
         self.denoising_negative_similarity = _list_of_numbers(
             "denoising_negative_similarity", denoising_negative_similarity
         )
+        self.denoising_max_angle = denoising_max_angle
         self.matcher_class_cost = matcher_class_cost
         self.matcher_keypoints_cost = matcher_keypoints_cost
         self.matcher_similarity_cost = matcher_similarity_cost
@@ -380,6 +385,7 @@ _NUMBERS = {
     "up": (0, None),
     "anchor_margin": (0, 0.49),
     "label_noise_ratio": (0, 1),
+    "denoising_max_angle": (0, 360),
     "matcher_alpha": (0, 1),
     "focal_loss_alpha": (0, 1),
     "initializer_bias_prior_prob": (1e-6, 1 - 1e-6),

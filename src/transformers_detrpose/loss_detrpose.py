@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .denoising import DenoisingQueries, PoseTargets, keypoint_sigmas, pad_targets, positive_matches
+from .denoising import DenoisingQueries, positive_matches
+from .pose_targets import PoseTargets, keypoint_sigmas, pad_targets
 
 # Keeps similarities above 0 and the divisor of people without a labelled keypoint away from it.
 _KS_EPSILON = 1e-6
