@@ -48,6 +48,7 @@ from transformers_detrpose.model_card import model_card
 
 logger = logging.getLogger("train")
 
+METRICS_FILE = "metrics.jsonl"
 METRICS = {"coco": CocoKeypoints, "crowdpose": CrowdPoseKeypoints}
 
 
@@ -336,7 +337,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         line = {"epoch": self.progress.epoch, "step": self.progress.step, **scores}
-        with open(self.args.output / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with open(self.args.output / METRICS_FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
         if self.args.report_to:
@@ -376,7 +377,17 @@ class Trainer:
         if not state.is_dir():
             raise CommandError(f"--resume: {self.args.output} holds no state to resume from")
         self.accelerator.load_state(state)
+        self.forget_later_scores()
         logger.info("resumed after epoch %d, step %d", self.progress.epoch, self.progress.step)
+
+
+    def forget_later_scores(self):
+        """Drops the scores of epochs after the resumed state, which a kill before saving it has left behind."""
+        metrics = self.args.output / METRICS_FILE
+        if self.accelerator.is_main_process and metrics.exists():
+            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = (line for line in lines if json.loads(line)["epoch"] <= self.progress.epoch)
+            metrics.write_text("".join(kept), encoding="utf-8")
 
 
 def replace_folder(partial: Path, target: Path):

@@ -105,6 +105,24 @@ def test_resume_is_exact(dataset, trained, tmp_path, monkeypatch, killed_at):
     assert_same(weights(tmp_path, "last"), weights(trained, "last"))
 
 
+def test_resume_after_a_kill_between_scores_and_state(dataset, trained, tmp_path, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "save_state", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(arguments(dataset, tmp_path))
+    assert train.main(arguments(dataset, tmp_path, "--resume")) == 1  # no state was ever saved
+    with monkeypatch.context() as patch:
+        save_state = train.Trainer.save_state
+        patch.setattr(train.Trainer, "save_state", lambda self: self.progress.step < 12 and save_state(self))
+        assert train.main(arguments(dataset, tmp_path / "once")) == 0
+    assert train.main(arguments(dataset, tmp_path / "once", "--resume")) == 0
+    assert (tmp_path / "once" / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
+    assert_same(weights(tmp_path / "once"), weights(trained))
+
+
 def test_stops_at_a_loss_that_is_not_finite(dataset, tmp_path, monkeypatch, capsys):
     """The images are named, and what was saved before is intact."""
     compute_loss = train.Trainer.compute_loss
