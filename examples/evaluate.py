@@ -14,6 +14,7 @@ crowded they are. Images are taken upright, and must have the size that the file
 """
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -139,8 +140,10 @@ def evaluate(arguments: argparse.Namespace):
     accelerator = Accelerator()
     if not arguments.images.is_dir():
         raise CommandError(f"--images {arguments.images}: no such folder")
-    if arguments.results and (arguments.results.is_dir() or not arguments.results.absolute().parent.is_dir()):
-        raise CommandError(f"--results {arguments.results} must be a file in an existing folder")
+    for option in ("results", "scores"):
+        path = getattr(arguments, option)
+        if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise CommandError(f"--{option} {path} must be a file in an existing folder")
     model, processor = load_model(arguments.model, getattr(torch, arguments.dtype), accelerator.device)
     metric = load_metric(arguments, model.config)
     dataset = ImageDataset(arguments.images, list(metric.images.values()), processor)
@@ -157,7 +160,10 @@ def evaluate(arguments: argparse.Namespace):
         print(f"poses in {len(predictions)} images written to {arguments.results}")
     if accelerator.is_main_process and metric.has_annotations:
         print(f"{arguments.model} on {len(predictions)} images of {arguments.annotations}, in percent:")
-        print(format_table(metric.score(predictions)))
+        scores = metric.score(predictions)
+        print(format_table(scores))
+        if arguments.scores:
+            arguments.scores.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     accelerator.end_training()
 
 
@@ -191,6 +197,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--results", type=Path, metavar="FILE", help="file to write the poses to, in COCO's results format"
     )
+    parser.add_argument("--scores", type=Path, metavar="FILE", help="file to write the table to, as JSON from 0 to 1")
     parser.add_argument("--batch-size", type=count, default=16, help="images predicted at once, on each process")
     parser.add_argument("--num-workers", type=int, default=4, help="processes that load images, for each that predicts")
     parser.add_argument("--max-images", type=count, help="evaluate only the first images of the file")

@@ -136,15 +136,16 @@ def read_results(path):
 
 
 @pytest.mark.parametrize(("metric", "metric_class"), [("coco", CocoKeypoints), ("crowdpose", CrowdPoseKeypoints)])
-def test_table(script, command, model_dir, content, predictions, capsys, metric, metric_class):
+def test_table(script, command, model_dir, content, predictions, capsys, tmp_path, metric, metric_class):
     expected = metric_class(content, DETRPoseForPoseEstimation.from_pretrained(model_dir).config.keypoint_schema)
     expected.update([10, 11, 12, 13, 14], predictions)
     scores = expected.compute()
     assert 0.05 < scores["AP"] < 0.99
-    assert script.main(command(metric=metric)) == 0
+    assert script.main(command(metric=metric, scores=tmp_path / "scores.json")) == 0
     output = capsys.readouterr().out
     assert "5 images" in output
     assert read_table(output) == percent(scores)
+    assert json.loads((tmp_path / "scores.json").read_text()) == pytest.approx(scores, abs=1e-6)
 
 
 def test_results(script, command, predictions, tmp_path):
@@ -228,6 +229,7 @@ class TestErrors:
             ({"annotations": "missing.json"}, "missing.json"),
             ({"results": "missing/results.json"}, "--results missing/results.json must be a file in an existing"),
             ({"results": "."}, "--results . must be a file"),
+            ({"scores": "missing/scores.json"}, "--scores missing/scores.json must be a file in an existing"),
             ({"content": "{"}, "not a JSON file"),
             ({"content": '{"images": []}'}, "`categories`"),
             ({"content": '{"images": [], "categories": []}'}, "lists no images"),
