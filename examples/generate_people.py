@@ -46,7 +46,8 @@ FIRST_VAL_INDEX = 10_000_000  # so that more training pictures never change the 
 PEOPLE_PER_ID = 1000  # annotation ids count from this times the index of the picture
 
 EMPTY_SHARE = 0.06  # of the pictures
-HEIGHTS = (0.25, 0.9)  # of figures, if they stood upright, as fractions of the picture's height
+# Heights of figures, if they stood upright, as fractions of the picture's height.
+MIN_HEIGHT, MAX_HEIGHT = 0.25, 0.9
 PLACING_ATTEMPTS = 6
 # Figures and things are left out where they would leave less than this of somebody.
 LEAST_SEEN_KEYPOINTS = 3
@@ -74,7 +75,11 @@ class PlacedFigure:
 
 
 def generate_picture(
-    seed: int, index: int, size: int | tuple[int, int] = 320, max_people: int = 6
+    seed: int,
+    index: int,
+    size: int | tuple[int, int] = 320,
+    max_people: int = 6,
+    min_height: float = MIN_HEIGHT,
 ) -> tuple[Image.Image, list[dict[str, Any]]]:
     """Draws one picture; the same arguments give the same picture.
 
@@ -83,6 +88,7 @@ def generate_picture(
         index: Number of the picture in the dataset, at least 0; its `image_id`.
         size: (height, width) in pixels, or one number for both.
         max_people: Most figures in the picture; fewer where they do not fit.
+        min_height: Least height of a figure, if it stood upright, as fraction of the picture's height; at most 0.9.
 
     Returns:
         The picture, and the annotations of its figures in COCO's format, the farthest figure first.
@@ -95,7 +101,7 @@ def generate_picture(
     draw = ImageDraw.Draw(canvas)
     paint_shapes(draw, sample_clutter(rng, canvas_size, style))
     people = []
-    for height in sample_heights(rng, canvas_size, max_people):
+    for height in sample_heights(rng, canvas_size, max_people, min_height):
         people = add_figure(rng, draw, people, height, canvas_size, style)
     for _ in range(rng.choice(4, p=[0.4, 0.3, 0.2, 0.1]) if people else 0):
         people = add_occluder(rng, draw, people, canvas_size, style)
@@ -106,19 +112,22 @@ def generate_picture(
     return finish(rng, canvas, SUPERSAMPLING), annotations
 
 
-def sample_heights(rng: np.random.Generator, canvas_size: tuple[int, int], max_people: int) -> list[float]:
+def sample_heights(
+    rng: np.random.Generator, canvas_size: tuple[int, int], max_people: int, min_height: float
+) -> list[float]:
     """Returns the heights of the figures of a picture in pixels, the smallest, which is the farthest, first.
 
     Args:
         rng: Source of randomness.
         canvas_size: (height, width) in pixels.
         max_people: Most figures.
+        min_height: Least height as fraction of the picture's.
     """
     if max_people == 0 or rng.random() < EMPTY_SHARE:
         return []
     weights = 0.8 ** np.arange(max_people)
     count = 1 + rng.choice(max_people, p=weights / weights.sum())
-    low, high = np.log(HEIGHTS)
+    low, high = np.log((min_height, MAX_HEIGHT))
     # Groups have less room for each, and stand at similar distances.
     middle = rng.uniform(low, max(low, high - 0.08 * (count - 1)))
     logarithms = np.clip(middle + rng.normal(0, 0.25, count), low, high)
@@ -261,7 +270,14 @@ def annotate(person: PlacedFigure) -> dict[str, Any]:
 
 
 def write_dataset(
-    output: Path, train: int, val: int, size: int = 320, seed: int = 0, workers: int = 1, max_people: int = 6
+    output: Path,
+    train: int,
+    val: int,
+    size: int = 320,
+    seed: int = 0,
+    workers: int = 1,
+    max_people: int = 6,
+    min_height: float = MIN_HEIGHT,
 ):
     """Writes the pictures and annotations of a training and a validation set.
 
@@ -272,6 +288,7 @@ def write_dataset(
         seed: Number of the dataset, at least 0.
         workers: Processes that draw.
         max_people: Most figures in a picture.
+        min_height: Least height of a figure, as fraction of the picture's.
 
     Raises:
         CommandError: if `output` is a file, or a folder with something in it.
@@ -284,7 +301,8 @@ def write_dataset(
     try:
         for split, indices in (("train", range(train)), ("val", range(FIRST_VAL_INDEX, FIRST_VAL_INDEX + val))):
             (unfinished / split).mkdir()
-            draw_one = partial(_write_picture, folder=unfinished / split, seed=seed, size=size, max_people=max_people)
+            look = {"seed": seed, "size": size, "max_people": max_people, "min_height": min_height}
+            draw_one = partial(_write_picture, folder=unfinished / split, **look)
             records = list(tqdm(_map(draw_one, indices, workers), split, total=len(indices), unit="picture"))
             content = coco_content(records, f"Synthetic people, seed {seed}")
             (unfinished / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
@@ -313,9 +331,9 @@ def coco_content(records: list[tuple[dict, list[dict]]], description: str) -> di
     }
 
 
-def _write_picture(index: int, folder: Path, seed: int, size: int, max_people: int) -> tuple[dict, list[dict]]:
+def _write_picture(index: int, folder: Path, seed: int, **look) -> tuple[dict, list[dict]]:
     """Writes one picture; returns its entry in `images` and its annotations."""
-    picture, annotations = generate_picture(seed, index, size, max_people)
+    picture, annotations = generate_picture(seed, index, **look)
     name = f"{index:08d}.jpg"
     quality = int(np.random.default_rng([seed, index, 1]).integers(65, 96))
     picture.save(folder / name, quality=quality)
@@ -343,6 +361,14 @@ def whole_number(text: str, least: int, most: float = math.inf) -> int:
     return int(text)
 
 
+def figure_height(text: str) -> float:
+    """Reads a fraction of the picture's height that a figure can have."""
+    height = float(text)
+    if not 0.1 <= height <= MAX_HEIGHT:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0.1 to {MAX_HEIGHT}")
+    return height
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
@@ -363,6 +389,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     workers = partial(whole_number, least=1)
     parser.add_argument("--workers", type=workers, default=os.cpu_count() or 1, metavar="N", help="processes that draw")
     parser.add_argument("--max-people", type=up_to_999, default=6, metavar="N", help="most people in a picture")
+    parser.add_argument(
+        "--min-height",
+        type=figure_height,
+        default=MIN_HEIGHT,
+        metavar="FRACTION",
+        help="least height of a figure, if it stood upright, as fraction of the picture's",
+    )
     return parser.parse_args(argv)
 
 

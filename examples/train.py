@@ -11,7 +11,7 @@ those of the training annotations. `--recipe` sets the paper's epochs, batch siz
 size; any option given besides wins over it.
 
 The output folder holds, always complete: `last` and `best` (averaged weights, for `from_pretrained`), `metrics.jsonl`
-(a line per epoch) and `state`, from which `--resume` goes on exactly as if nothing had happened.
+(a line per evaluation) and `state`, from which `--resume` goes on exactly as if nothing had happened.
 """
 
 import argparse
@@ -249,7 +249,7 @@ class Trainer:
         accelerator.register_for_checkpointing(self.average, self.scheduler, self.progress)
 
     def run(self):
-        """Trains, evaluates and saves, epoch by epoch."""
+        """Trains epoch by epoch; evaluates and saves after every `--eval-epochs` of them and the last."""
         if self.args.resume:
             self.resume()
         total = self.steps_per_epoch * self.args.epochs
@@ -258,6 +258,8 @@ class Trainer:
             while self.progress.epoch < self.args.epochs:
                 self.train_epoch(bar)
                 self.progress.epoch, self.progress.epoch_step = self.progress.epoch + 1, 0
+                if self.progress.epoch % self.args.eval_epochs and self.progress.epoch < self.args.epochs:
+                    continue
                 scores = self.evaluate()
                 self.report(scores)
                 is_best = scores["AP"] > self.progress.best_ap
@@ -380,7 +382,6 @@ class Trainer:
         self.forget_later_scores()
         logger.info("resumed after epoch %d, step %d", self.progress.epoch, self.progress.step)
 
-
     def forget_later_scores(self):
         """Drops the scores of epochs after the resumed state, which a kill before saving it has left behind."""
         metrics = self.args.output / METRICS_FILE
@@ -398,6 +399,14 @@ def replace_folder(partial: Path, target: Path):
         target.rename(old)
     partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def count(text: str) -> int:
+    """Reads a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return number
 
 
 def field_value(text: str) -> tuple[str, Any]:
@@ -431,9 +440,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--metric", choices=list(METRICS), default="coco", help="whose definition of the scores")
 
     recipe = parser.add_argument_group("set by --recipe unless given")
-    recipe.add_argument("--epochs", type=int, help="passes over the training images; 20 without a recipe")
+    recipe.add_argument("--epochs", type=count, help="passes over the training images; 20 without a recipe")
     recipe.add_argument(
-        "--batch-size", type=int, help="images per step, of all processes together; 16 without a recipe"
+        "--batch-size", type=count, help="images per step, of all processes together; 16 without a recipe"
     )
     recipe.add_argument("--lr", type=float, help="learning rate; 1e-4 without a recipe")
     recipe.add_argument("--backbone-lr", type=float, help="learning rate of the backbone; 1e-4 without a recipe")
@@ -442,7 +451,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--multi-scale-repeats", type=int, help="how often --size is among the sizes of batches; 0 for no other size"
     )
 
-    parser.add_argument("--size", type=int, default=640, help="height and width of the images in pixels")
+    parser.add_argument("--size", type=count, default=640, help="height and width of the images in pixels")
     parser.add_argument("--weight-decay", type=float, default=1e-4, help="of AdamW")
     parser.add_argument("--warmup-steps", type=int, default=500, help="steps of linear warm-up")
     parser.add_argument("--max-grad-norm", type=float, default=0.1, help="gradients are clipped to this norm; 0: never")
@@ -456,10 +465,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, order, augmentation and noise")
     parser.add_argument("--num-workers", type=int, default=4, help="processes that load images, for each that trains")
-    parser.add_argument("--eval-batch-size", type=int, default=16, help="images per process in evaluation")
-    parser.add_argument("--gradient-accumulation-steps", type=int, default=1, help="backward passes per step")
+    parser.add_argument("--eval-batch-size", type=count, default=16, help="images per process in evaluation")
+    parser.add_argument("--eval-epochs", type=count, default=1, help="epochs between evaluations, and saved states")
+    parser.add_argument("--gradient-accumulation-steps", type=count, default=1, help="backward passes per step")
     parser.add_argument("--mixed-precision", choices=["no", "fp16", "bf16"], default="no", help="precision of training")
-    parser.add_argument("--save-steps", type=int, default=0, help="steps between saved states; 0: after epochs only")
+    parser.add_argument("--save-steps", type=int, default=0, help="steps between saved states; 0: with evaluations")
     parser.add_argument("--report-to", help="tracker that accelerate knows, such as tensorboard or wandb")
     parser.add_argument("--decode-images", action="store_true", help="decode all images once to find broken ones first")
     args = parser.parse_args(argv)

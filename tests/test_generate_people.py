@@ -271,6 +271,14 @@ class TestPictures:
     def test_nobody(self):
         assert all(command.generate_picture(0, index, 64, max_people=0)[1] == [] for index in range(5))
 
+    def test_least_height(self):
+        upright = [
+            annotation["bbox"][3]
+            for index in range(40)
+            for annotation in command.generate_picture(0, index, 128, max_people=2, min_height=0.9)[1]
+        ]
+        assert max(upright) > 0.8 * 128 and sum(height > 0.5 * 128 for height in upright) > len(upright) / 2
+
     def test_crowd(self):
         assert len(command.generate_picture(0, 1, 128, max_people=60)[1]) <= 60
 

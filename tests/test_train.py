@@ -81,6 +81,15 @@ def test_what_is_written(trained):
     assert not [path.name for path in trained.iterdir() if path.name.startswith(".")]
 
 
+def test_evaluates_as_often_as_asked(dataset, trained, tmp_path):
+    options = ("--epochs", "3", "--eval-epochs", "2")
+    assert train.main([*arguments(dataset, tmp_path), *options]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [2, 3]
+    first = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert lines[0] == first  # two epochs of the same training
+
+
 def test_averaged_weights_lag_behind(trained):
     last, current = weights(trained, "last"), weights(trained)
     assert any(not torch.equal(last[name], current[name]) for name in current)
