@@ -37,7 +37,7 @@ from synthetic_people.figures import Figure, build_figure, move_figure, paint_fi
 from synthetic_people.looks import sample_look
 from synthetic_people.poses import find_joints, sample_body, sample_pose
 from synthetic_people.scenery import finish, paint_background, sample_clutter, sample_occluder
-from synthetic_people.shapes import Shapes, Style, paint_shapes, sample_style
+from synthetic_people.shapes import Shapes, Style, paint_shapes, sample_color, sample_style
 from transformers_detrpose.keypoint_schemas import COCO_PERSON
 
 SUPERSAMPLING = 2  # pixels of the canvas per pixel of the picture, each way
@@ -80,6 +80,7 @@ def generate_picture(
     size: int | tuple[int, int] = 320,
     max_people: int = 6,
     min_height: float = MIN_HEIGHT,
+    plain: bool = False,
 ) -> tuple[Image.Image, list[dict[str, Any]]]:
     """Draws one picture; the same arguments give the same picture.
 
@@ -89,6 +90,7 @@ def generate_picture(
         size: (height, width) in pixels, or one number for both.
         max_people: Most figures in the picture; fewer where they do not fit.
         min_height: Least height of a figure, if it stood upright, as fraction of the picture's height; at most 0.9.
+        plain: Whether there is nothing but the figures, on a single colour, without the camera's flaws.
 
     Returns:
         The picture, and the annotations of its figures in COCO's format, the farthest figure first.
@@ -97,19 +99,22 @@ def generate_picture(
     size = (size, size) if isinstance(size, int) else tuple(size)
     canvas_size = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
     style = sample_style(rng)
-    canvas = paint_background(rng, size).resize(canvas_size[::-1], Image.Resampling.NEAREST)
+    background = Image.new("RGB", size[::-1], sample_color(rng)) if plain else paint_background(rng, size)
+    canvas = background.resize(canvas_size[::-1], Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(canvas)
-    paint_shapes(draw, sample_clutter(rng, canvas_size, style))
+    if not plain:
+        paint_shapes(draw, sample_clutter(rng, canvas_size, style))
     people = []
     for height in sample_heights(rng, canvas_size, max_people, min_height):
         people = add_figure(rng, draw, people, height, canvas_size, style)
-    for _ in range(rng.choice(4, p=[0.4, 0.3, 0.2, 0.1]) if people else 0):
+    for _ in range(rng.choice(4, p=[0.4, 0.3, 0.2, 0.1]) if people and not plain else 0):
         people = add_occluder(rng, draw, people, canvas_size, style)
     annotations = [
         {"id": PEOPLE_PER_ID * index + number, "image_id": index, "category_id": 1, **annotate(person), "iscrowd": 0}
         for number, person in enumerate(people, start=1)
     ]
-    return finish(rng, canvas, SUPERSAMPLING), annotations
+    picture = canvas.reduce(SUPERSAMPLING) if plain else finish(rng, canvas, SUPERSAMPLING)
+    return picture, annotations
 
 
 def sample_heights(
@@ -278,6 +283,7 @@ def write_dataset(
     workers: int = 1,
     max_people: int = 6,
     min_height: float = MIN_HEIGHT,
+    plain: bool = False,
 ):
     """Writes the pictures and annotations of a training and a validation set.
 
@@ -289,6 +295,7 @@ def write_dataset(
         workers: Processes that draw.
         max_people: Most figures in a picture.
         min_height: Least height of a figure, as fraction of the picture's.
+        plain: Whether there is nothing but figures.
 
     Raises:
         CommandError: if `output` is a file, or a folder with something in it.
@@ -301,7 +308,7 @@ def write_dataset(
     try:
         for split, indices in (("train", range(train)), ("val", range(FIRST_VAL_INDEX, FIRST_VAL_INDEX + val))):
             (unfinished / split).mkdir()
-            look = {"seed": seed, "size": size, "max_people": max_people, "min_height": min_height}
+            look = {"seed": seed, "size": size, "max_people": max_people, "min_height": min_height, "plain": plain}
             draw_one = partial(_write_picture, folder=unfinished / split, **look)
             records = list(tqdm(_map(draw_one, indices, workers), split, total=len(indices), unit="picture"))
             content = coco_content(records, f"Synthetic people, seed {seed}")
@@ -396,6 +403,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="FRACTION",
         help="least height of a figure, if it stood upright, as fraction of the picture's",
     )
+    parser.add_argument("--plain", action="store_true", help="figures on a single colour, with nothing else")
     return parser.parse_args(argv)
 
 
