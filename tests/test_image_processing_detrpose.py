@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoImageProcessor
 
 from transformers_detrpose.image_processing_detrpose import (
@@ -414,6 +415,25 @@ def test_post_processing_follows_its_definition(threshold):
             torch.testing.assert_close(result["keypoints"][index], keypoints)
             torch.testing.assert_close(result["keypoint_scores"][index], keypoint_scores)
             torch.testing.assert_close(result["boxes"][index], box)
+
+
+def test_a_larger_batch_takes_no_more_operations():
+    """What makes post-processing fast: nothing is done image by image."""
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += 1
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for batch_size in (1, 32):
+        outputs = fake_outputs(batch_size=batch_size)
+        with Counter() as counter:
+            DETRPoseImageProcessor().post_process_pose_estimation(outputs, 0.3, [(480, 640)] * batch_size)
+        counts.append(counter.count)
+    assert counts[0] == counts[1] < 60
 
 
 def test_sizes_are_height_and_width():

@@ -9,8 +9,16 @@ import torch
 from torchvision.ops import FrozenBatchNorm2d
 
 import reference
-from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor, KeypointSchema
-from transformers_detrpose.modeling_detrpose import distribution_statistics, weighting_function
+from transformers_detrpose import (
+    DETRPoseConfig,
+    DETRPoseForPoseEstimation,
+    DETRPoseImageProcessor,
+    KeypointSchema,
+    sampling,
+)
+from transformers_detrpose.fusing import fold_affine
+from transformers_detrpose.modeling_detrpose import distribution_deviations, weighting_function
+from transformers_detrpose.sampling import bilinear_gather, bilinear_sample
 
 CASES = reference.CASES
 
@@ -32,6 +40,15 @@ def make_labels(config, counts, seed=0):
         class_labels = torch.randint(config.num_labels, (count,), generator=generator)
         labels.append({"class_labels": class_labels, "keypoints": keypoints, "area": torch.full((count,), 0.1)})
     return labels
+
+
+def noisy(model, scale=0.05):
+    """Moves every parameter: heads that start at zero would hide what is behind them."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -175,6 +192,33 @@ class TestFuse:
         assert not any(isinstance(m, (torch.nn.BatchNorm2d, FrozenBatchNorm2d)) for m in fused.modules())
         assert sum(p.numel() for p in fused.parameters()) < sum(p.numel() for p in model.parameters())
 
+    @pytest.mark.parametrize("size", [(64, 96), (32, 32)])
+    @torch.no_grad()
+    def test_any_size_and_batch(self, size):
+        model = noisy(DETRPoseForPoseEstimation(tiny_config())).eval()
+        images = torch.rand(3, 3, *size)
+        exact, outputs = model(images), model.fuse()(images)
+        for name in ("logits", "pred_keypoints", "pred_keypoint_std"):
+            torch.testing.assert_close(outputs[name], exact[name], atol=1e-4, rtol=0)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @torch.no_grad()
+    def test_half_precision(self, dtype):
+        """Close where both select the same locations: the tiny image has no more of them than queries."""
+        model = noisy(DETRPoseForPoseEstimation(tiny_config()), scale=0.01).eval()
+        image = torch.rand(1, 3, 32, 32)
+        exact, outputs = model(image), model.fuse().to(dtype)(image)
+        assert outputs.pred_keypoints.dtype == torch.float32
+        assert (outputs.pred_keypoints.sort(1)[0] - exact.pred_keypoints.sort(1)[0]).abs().max() < 0.02
+
+    @pytest.mark.parametrize("scale", [0.7, -1.3])
+    @pytest.mark.parametrize("bias", [0.4, -0.4])
+    def test_affine_step(self, scale, bias):
+        conv, image = torch.nn.Conv2d(3, 5, 3, padding=1), torch.randn(1, 3, 8, 8)
+        expected = scale * conv(image).relu() + bias
+        folded, activation = fold_affine(conv, torch.tensor([scale]), torch.tensor([bias]))
+        torch.testing.assert_close(activation(folded(image)), expected)
+
     def test_is_for_deployment(self, tmp_path):
         config = tiny_config()
         fused = DETRPoseForPoseEstimation(config).fuse()
@@ -189,6 +233,78 @@ class TestFuse:
         image = torch.rand(1, 3, 64, 64)
         with torch.no_grad():
             assert (model.fuse()(image).logits - model.eval()(image).logits).abs().max() < 1e-4
+
+
+class TestSampling:
+    """Table look-ups against `grid_sample`, which is right by definition."""
+
+    @pytest.mark.parametrize("spread", [0.5, 1.5, 100.0], ids=["inside", "across the border", "far outside"])
+    def test_points(self, spread):
+        feature_map = torch.rand(2, 8, 5, 7)
+        points = 0.5 + spread * 2 * (torch.rand(2, 30, 4, 2) - 0.5)
+        points[:, :2] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5 / 7, 0.5 / 5], [-0.5 / 7, 5.5 / 5]])
+        expected = bilinear_sample(feature_map, points)
+        torch.testing.assert_close(bilinear_gather(feature_map, points), expected, atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("exporting", [False, True], ids=["embedding_bag", "gather"])
+    def test_weighted_sums(self, exporting, monkeypatch):
+        monkeypatch.setattr(sampling, "is_exporting", lambda: exporting)
+        maps = [torch.rand(2, 12, *size) for size in [(8, 6), (4, 3)]]
+        points, offsets = 1.4 * torch.rand(2, 11, 2) - 0.2, 4 * torch.randn(2, 11, 3, 2, 5, 2)
+        weights = torch.rand(2, 11, 3, 2, 5) / 10
+        head_maps = [x.view(6, 4, *x.shape[-2:]) for x in maps]
+        expected = sampling.sample_maps(head_maps, points, offsets, weights)
+        table = sampling.FeatureTable(maps, num_heads=3, num_samples=5)
+        torch.testing.assert_close(table.mix(points, offsets, weights), expected, atol=1e-5, rtol=0)
+
+
+class TestGraph:
+    """What an exporter makes of a fused model."""
+
+    @staticmethod
+    def export(model, image, path, **options):
+        names = {"input_names": ["pixel_values"], "output_names": ["logits", "pred_keypoints"]}
+        torch.onnx.export(OnlyPoses(model), (image,), path, opset_version=18, dynamo=False, **names, **options)
+        return path
+
+    @pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "any batch and size"])
+    @pytest.mark.parametrize("grid_sample", [True, False])
+    @torch.no_grad()
+    def test_runs(self, grid_sample, dynamic, tmp_path):
+        onnx = pytest.importorskip("onnx")
+        onnxruntime = pytest.importorskip("onnxruntime")
+        model = noisy(DETRPoseForPoseEstimation(tiny_config())).eval()
+        images = torch.rand(2, 3, 64, 96)
+        options = {"dynamic_axes": {"pixel_values": {0: "batch", 2: "height", 3: "width"}}} if dynamic else {}
+        path = self.export(model.fuse(grid_sample=grid_sample), images, str(tmp_path / "model.onnx"), **options)
+        assert any(node.op_type == "GridSample" for node in onnx.load(path).graph.node) == grid_sample
+        session = onnxruntime.InferenceSession(path)
+        for batch in (images, torch.rand(3, 3, 96, 160)) if dynamic else (images,):
+            logits, keypoints = session.run(None, {"pixel_values": batch.numpy()})
+            expected = model(batch)
+            assert largest_error(expected.logits, logits) < 1e-4
+            assert largest_error(expected.pred_keypoints, keypoints) < 1e-4
+
+    def test_is_lean(self, tmp_path):
+        """Operators of N at fixed size, constants not counted."""
+        onnx, onnxslim = pytest.importorskip("onnx"), pytest.importorskip("onnxslim")
+        model = DETRPoseForPoseEstimation(DETRPoseConfig.from_variant("n")).fuse()
+        path = self.export(model, torch.rand(1, 3, 640, 640), str(tmp_path / "model.onnx"))
+        operators = [node.op_type for node in onnxslim.slim(onnx.load(path)).graph.node]
+        assert sum(operator != "Constant" for operator in operators) <= 600
+        assert "Shape" not in operators
+
+
+class OnlyPoses(torch.nn.Module):
+    """A model that returns a tuple, as exporters want it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        outputs = self.model(pixel_values, return_dict=True)
+        return outputs.logits, outputs.pred_keypoints
 
 
 class TestInputs:
@@ -297,8 +413,7 @@ class TestDistributions:
         config = DETRPoseConfig()
         logits = torch.full((1, 1, 17, 2, 33), -100.0)
         logits[..., [0, 32]] = 0
-        probabilities, deviations = distribution_statistics(logits.flatten(3), config)
-        assert probabilities[0, 0, 0, 0, [0, 32]].tolist() == pytest.approx([0.5, 0.5])
+        deviations = distribution_deviations(logits.softmax(dim=-1), config)
         assert deviations.flatten().tolist() == pytest.approx([1.0] * 34)
 
     def test_on_request(self):
@@ -318,10 +433,7 @@ class TestTraining:
     @pytest.mark.parametrize("use_reentrant", [True, False])
     def test_gradient_checkpointing(self, use_reentrant):
         config = tiny_config(num_denoising=0)
-        model = DETRPoseForPoseEstimation(config).train()
-        with torch.no_grad():  # heads that start at zero would hide the gradients of what is behind them
-            for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
+        model = noisy(DETRPoseForPoseEstimation(config)).train()
         images, labels = torch.rand(2, 3, 64, 64), make_labels(config, [2, 1])
 
         def gradients():
@@ -335,6 +447,15 @@ class TestTraining:
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+    def test_fewer_locations_than_queries(self):
+        """A 32-pixel image has five locations, and seven queries are configured: denoising still fits."""
+        config = tiny_config()
+        model = DETRPoseForPoseEstimation(config).train()
+        outputs = model(torch.rand(2, 3, 32, 32), labels=make_labels(config, [2, 1]))
+        outputs.loss.backward()
+        assert outputs.loss.isfinite() and outputs.denoising_outputs is not None
+        assert outputs.pred_keypoints.shape == (2, 5, 3, 2)
 
     def test_frozen_norms_stay(self):
         config = tiny_config()

@@ -18,14 +18,16 @@ from torchvision.ops import FrozenBatchNorm2d
 from transformers import AutoBackbone, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2LearnableAffineBlock
+from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2ConvLayer, HGNetV2LearnableAffineBlock
 from transformers.utils import ModelOutput
 
+from .attention import DETRPoseSelfAttention, softmax
 from .configuration_detrpose import DETRPoseConfig
 from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
+from .fusing import fold_affine, fold_norm, join_linears
 from .loss_detrpose import pose_estimation_loss, validate_labels
 from .model_card import model_card
+from .sampling import FeatureTable, bilinear_gather, bilinear_sample, is_exporting, sample_maps
 
 _BACKBONE_INITIAL_VALUES = {
     FrozenBatchNorm2d: {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0},
@@ -138,28 +140,22 @@ def sine_position_encoding(points: torch.Tensor, num_channels: int, temperature:
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-3)
 
 
+def sine_position_encoding_by_phase(points: torch.Tensor, num_channels: int, temperature: float) -> torch.Tensor:
+    """Does what [`sine_position_encoding`] does in three operations: a cosine is a sine a quarter of a turn ahead."""
+    half = num_channels // 2
+    channels = torch.arange(half, device=points.device) // 2
+    frequencies = 2 * math.pi / temperature ** (2 * channels.float() / half)
+    weight = torch.stack((F.pad(frequencies, (half, 0)), F.pad(frequencies, (0, half))), dim=1)
+    phases = torch.tensor([0.0, math.pi / 2], device=points.device).repeat(half)
+    angles = F.linear(points.float().reshape(-1, 2), weight, phases)
+    return angles.sin().view(-1, *points.shape[1:-1], num_channels)
+
+
 def pixel_centers(height: int, width: int, device: torch.device) -> torch.Tensor:
     """Returns the pixel centres of a feature map, (height * width, 2), x and y as fractions, row by row."""
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
     return torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).flatten(0, 1)
-
-
-def bilinear_sample(feature_map: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Reads a feature map between its pixels, with zeros outside.
-
-    Half precision is too coarse for coordinates, so the reading is done in float32.
-
-    Args:
-        feature_map: (N, channels, height, width).
-        points: (N, rows, columns, 2), x and y as fractions of the map.
-
-    Returns:
-        (N, channels, rows, columns), in float32.
-    """
-    return F.grid_sample(
-        feature_map.float(), 2 * points.float() - 1, mode="bilinear", padding_mode="zeros", align_corners=False
-    )
 
 
 def weighting_function(config: DETRPoseConfig, device: torch.device) -> torch.Tensor:
@@ -261,62 +257,6 @@ class DETRPoseDownsample(nn.Module):
         return self.conv2(self.conv1(hidden_state))
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, **kwargs):
-    """Attention written out, for when its weights are wanted: transformers' attention functions, of any batch shape."""
-    scores = torch.matmul(query, key.transpose(-2, -1)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(weights, value).transpose(-3, -2), weights
-
-
-class DETRPoseSelfAttention(nn.Module):
-    """Multi-head self-attention over the second-to-last axis."""
-
-    is_causal = False
-
-    def __init__(self, config, num_heads):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.d_model // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(config.d_model, config.d_model)
-        self.k_proj = nn.Linear(config.d_model, config.d_model)
-        self.v_proj = nn.Linear(config.d_model, config.d_model)
-        self.o_proj = nn.Linear(config.d_model, config.d_model)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attends within each row of the batch.
-
-        Args:
-            hidden_states: (..., length, D).
-            position: added to queries and keys, not to values; broadcast to (..., length, D).
-            attention_mask: (1, 1, length, length), added to the scores before the softmax.
-            output_attentions: whether to return the weights.
-
-        Returns:
-            The attended values (..., length, D), and the weights (..., heads, length, length) or None.
-        """
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        located = hidden_states if position is None else hidden_states + position
-        states = [self.q_proj(located), self.k_proj(located), self.v_proj(hidden_states)]
-        states = [x.view(shape).transpose(-3, -2) for x in states]
-        implementation = self.config._attn_implementation
-        if output_attentions or implementation in (None, "eager"):
-            attention = eager_attention_forward
-        else:
-            attention = ALL_ATTENTION_FUNCTIONS[implementation]
-            states = [x.flatten(0, -4) for x in states]
-        attended, weights = attention(self, *states, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False)
-        return self.o_proj(attended.reshape(hidden_states.shape)), weights if output_attentions else None
-
-
 class DETRPoseEncoderLayer(nn.Module):
     """Post-norm transformer layer over the locations of the coarsest feature map."""
 
@@ -331,9 +271,9 @@ class DETRPoseEncoderLayer(nn.Module):
 
     def forward(self, hidden_states, position, output_attentions=False):
         attended, weights = self.self_attn(hidden_states, position, output_attentions=output_attentions)
-        hidden_states = self.self_attn_layer_norm(hidden_states + attended)
-        update = self.fc2(self.activation(self.fc1(hidden_states)))
-        return self.final_layer_norm(hidden_states + update), weights
+        tokens = self.self_attn_layer_norm((hidden_states + attended).reshape(-1, hidden_states.shape[-1]))
+        update = self.fc2(self.activation(self.fc1(tokens)))
+        return self.final_layer_norm(tokens + update).view(-1, *hidden_states.shape[1:]), weights
 
 
 class DETRPoseHybridEncoder(nn.Module):
@@ -388,7 +328,7 @@ class DETRPoseHybridEncoder(nn.Module):
         position = sine_position_encoding(points, self.config.d_model, self.config.encoder_position_temperature)
         tokens = feature_map.flatten(2).transpose(1, 2)
         tokens, weights = self.transformer_layer(tokens, position.to(tokens.dtype), output_attentions)
-        return tokens.transpose(1, 2).unflatten(2, (height, width)), weights
+        return tokens.transpose(1, 2).reshape(-1, self.config.d_model, height, width), weights
 
 
 # Layers with initial values of their own. Each is a class because transformers 5 asks `_init_weights` of models outside
@@ -442,9 +382,10 @@ class DETRPoseMLP(nn.Module):
         self.activation = ACT2FN[config.decoder_activation_function]
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        shape, hidden_state = (-1, *hidden_state.shape[1:-1]), hidden_state.reshape(-1, hidden_state.shape[-1])
         for layer in self.layers[:-1]:
             hidden_state = self.activation(layer(hidden_state))
-        return self.layers[-1](hidden_state)
+        return self.layers[-1](hidden_state).view(*shape, self.layers[-1].out_features)
 
 
 class DETRPoseQuerySelection(nn.Module):
@@ -473,14 +414,17 @@ class DETRPoseQuerySelection(nn.Module):
         device, margin = encoder_hidden_states.device, self.config.anchor_margin
         anchors = torch.cat([pixel_centers(height, width, device) for height, width in spatial_shapes])
         inside = ((anchors > margin) & (anchors < 1 - margin)).all(dim=-1, keepdim=True)
-        hidden_states = self.output_norm(self.output_proj(encoder_hidden_states * inside.to(encoder_hidden_states)))
+        num_locations, d_model = encoder_hidden_states.shape[1:]
+        hidden_states = (encoder_hidden_states * inside.to(encoder_hidden_states)).reshape(-1, d_model)
+        hidden_states = self.output_norm(self.output_proj(hidden_states))
 
-        logits = self.class_head(hidden_states)
+        logits = self.class_head(hidden_states).view(-1, num_locations, self.config.num_labels)
+        hidden_states = hidden_states.view(-1, num_locations, d_model)
         num_queries = min(self.config.num_queries, logits.shape[1])
         indices = logits.amax(dim=-1).topk(num_queries, dim=1).indices.unsqueeze(-1)
 
         selected = hidden_states.gather(1, indices.expand(-1, -1, hidden_states.shape[-1]))
-        offsets = self.keypoint_head(selected).unflatten(-1, (self.config.num_keypoints, 2))
+        offsets = self.keypoint_head(selected).view(-1, num_queries, self.config.num_keypoints, 2)
         anchor_logits = torch.logit(anchors)[indices.squeeze(-1)]
         keypoints = torch.sigmoid(offsets + anchor_logits.unsqueeze(2))
         return logits.gather(1, indices.expand(-1, -1, logits.shape[-1])), keypoints
@@ -528,37 +472,49 @@ class DETRPoseDeformableAttention(nn.Module):
         samples = self.num_heads * self.num_levels * self.num_points
         self.sampling_offsets = DETRPoseSamplingOffsets(config)
         self.attention_weights = DETRPoseZeroLinear(config.d_model, samples)
+        self.joint_proj = None
 
     def forward(
-        self, hidden_states: torch.Tensor, reference_points: torch.Tensor, value_maps: tuple[torch.Tensor, ...]
+        self,
+        hidden_states: torch.Tensor,
+        reference_points: torch.Tensor,
+        value_maps: tuple[torch.Tensor, ...] | tuple[FeatureTable],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Samples and mixes the values.
 
         Args:
             hidden_states: (B, Q, K + 1, D).
             reference_points: (B, Q, K + 1, 2).
-            value_maps: one per level, finest first, each (B * H, D / H, height, width).
+            value_maps: one per level, finest first, each (B * H, D / H, height, width); or one table of all.
 
         Returns:
             The mixed values (B, Q, K + 1, D), and the weights (B, Q, K + 1, H, levels * points).
         """
-        batch_size, num_queries, num_tokens, d_model = hidden_states.shape
-        heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        shape = (batch_size, num_queries * num_tokens, heads, levels, points)
-        weights = self.attention_weights(hidden_states).unflatten(-1, (heads, -1)).float().softmax(dim=-1)
-        offsets = self.sampling_offsets(hidden_states).view(*shape, 2).float().permute(3, 0, 2, 1, 4, 5)
-        centers = reference_points.float().view(batch_size, 1, -1, 1, 2)
+        num_queries, num_tokens, d_model = hidden_states.shape[1:]
+        shape = (-1, num_queries * num_tokens, self.num_heads, self.num_levels, self.num_points)
+        points = reference_points.float().reshape(-1, num_queries * num_tokens, 2)
+        offsets, logits = self.project(hidden_states.reshape(-1, d_model))
+        weights = softmax(logits, self.joint_proj is not None).view(-1, num_queries, num_tokens, *logits.shape[1:])
+        offsets, level_weights = offsets.reshape(*shape, 2), weights.view(shape)
+        if isinstance(value_maps[0], FeatureTable):
+            mixed = value_maps[0].mix(points, offsets, level_weights)
+        else:
+            mixed = sample_maps(value_maps, points, offsets, level_weights)
+        return mixed.reshape(-1, num_queries, num_tokens, d_model).to(hidden_states.dtype), weights
 
-        mixed = 0
-        level_weights = weights.view(shape).permute(3, 0, 2, 1, 4).flatten(1, 2).unsqueeze(2)
-        for value_map, level_offsets, weight in zip(value_maps, offsets, level_weights, strict=True):
-            height, width = value_map.shape[-2:]
-            size = torch.cat((centers.new_full((1,), width), centers.new_full((1,), height)))
-            locations = centers + level_offsets / size
-            sampled = bilinear_sample(value_map, locations.flatten(0, 1))
-            mixed = mixed + (sampled * weight).sum(dim=-1)
-        mixed = mixed.view(batch_size, d_model, -1).transpose(1, 2).view(hidden_states.shape)
-        return mixed.to(hidden_states.dtype), weights
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns for tokens (N, D) offsets (N, -1), in float32, and the weights' logits (N, H, levels * P)."""
+        samples = self.num_heads * self.num_levels * self.num_points
+        if self.joint_proj is None:
+            offsets, logits = self.sampling_offsets(hidden_states), self.attention_weights(hidden_states)
+        else:
+            offsets, logits = self.joint_proj(hidden_states).split((2 * samples, samples), dim=-1)
+        return offsets.float(), logits.reshape(-1, self.num_heads, samples // self.num_heads)
+
+    def fuse(self):
+        """Joins both projections, in place."""
+        self.joint_proj = join_linears(self.sampling_offsets, self.attention_weights)
+        self.sampling_offsets = self.attention_weights = None
 
 
 class DETRPoseGate(nn.Module):
@@ -570,9 +526,9 @@ class DETRPoseGate(nn.Module):
         self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        gates = torch.sigmoid(self.gate(torch.cat((hidden_states, attended), dim=-1)))
-        keep, take = gates.chunk(2, dim=-1)
-        return self.norm(keep * hidden_states + take * attended)
+        both = torch.cat((hidden_states, attended), dim=-1)
+        kept, taken = (torch.sigmoid(self.gate(both)) * both).chunk(2, dim=-1)
+        return self.norm(kept + taken)
 
 
 class DETRPoseDecoderLayer(GradientCheckpointingLayer):
@@ -604,8 +560,8 @@ class DETRPoseDecoderLayer(GradientCheckpointingLayer):
         """Refines the tokens.
 
         Args:
-            hidden_states: (B, Q, K + 1, D), the instance token first.
-            position: (B, Q, K + 1, D), zero for the instance token.
+            hidden_states: (B, Q, K + 1, D), the instance token first, with the position added already.
+            position: (B, Q, K + 1, D), zero for the instance token; added once more before the feature maps are read.
             reference_points: (B, Q, K + 1, 2).
             attention_mask: (1, 1, Q, Q), added to the scores between instances.
             value_maps: see [`DETRPoseDeformableAttention`]; apart, so that reentrant checkpointing sees each.
@@ -614,23 +570,30 @@ class DETRPoseDecoderLayer(GradientCheckpointingLayer):
         Returns:
             The tokens, and the weights of the three attentions or None.
         """
+        # Tokens are in one long row wherever they do not meet: linear layers are single operators of a graph then.
+        shape, row = (-1, *hidden_states.shape[1:]), (-1, hidden_states.shape[-1])
+        tokens = hidden_states.reshape(row)
         # The position stays in the residual stream and in the values: released weights were trained so.
-        hidden_states = hidden_states + position
-        attended, within = self.within_attn(hidden_states, output_attentions=output_attentions)
-        hidden_states = self.within_attn_layer_norm(hidden_states + attended)
+        attended, within = self.within_attn(tokens.view(shape), output_attentions=output_attentions)
+        tokens = self.within_attn_layer_norm(tokens + attended.reshape(row))
 
-        swapped = hidden_states.transpose(1, 2).contiguous()
-        attended, across = self.across_attn(swapped, attention_mask=attention_mask, output_attentions=output_attentions)
-        hidden_states = self.across_attn_layer_norm(hidden_states + attended.transpose(1, 2))
+        attended, across = self.across_attn(
+            tokens.view(shape), attention_mask=attention_mask, output_attentions=output_attentions, axis=-3
+        )
+        tokens = self.across_attn_layer_norm(tokens + attended.reshape(row))
 
-        hidden_states = hidden_states + position
-        attended, cross = self.cross_attn(hidden_states, reference_points, value_maps)
-        hidden_states = self.gate(hidden_states, attended)
+        tokens = tokens + position.reshape(row)
+        attended, cross = self.cross_attn(tokens.view(shape), reference_points, value_maps)
+        tokens = self.gate(tokens, attended.reshape(row))
 
-        update = self.fc2(self.activation(self.fc1(hidden_states)))
-        hidden_states = (hidden_states + update).clamp(-_MAX_ACTIVATION, _MAX_ACTIVATION)
-        hidden_states = self.final_layer_norm(hidden_states)
-        return hidden_states, (within, across, cross) if output_attentions else None
+        update = self.fc2(self.activation(self.fc1(tokens)))
+        tokens = self.final_layer_norm((tokens + update).clamp(-_MAX_ACTIVATION, _MAX_ACTIVATION))
+        return tokens.view(shape), (within, across, cross) if output_attentions else None
+
+    def fuse(self):
+        """Joins what has one input, in place."""
+        for attention in (self.within_attn, self.across_attn, self.cross_attn):
+            attention.fuse()
 
 
 class DETRPoseQualityHead(nn.Module):
@@ -641,9 +604,9 @@ class DETRPoseQualityHead(nn.Module):
         self.top_k = config.lqe_top_k
         self.mlp = DETRPoseMLP(config, (self.top_k + 1) * config.num_keypoints, config.lqe_hidden_dim, 1, 2)
 
-    def forward(self, feature_map: torch.Tensor, keypoints: torch.Tensor) -> torch.Tensor:
+    def forward(self, feature_map: torch.Tensor, keypoints: torch.Tensor, sample=bilinear_sample) -> torch.Tensor:
         """Returns the quality (B, Q, 1) of keypoints (B, Q, K, 2) on a map (B, D, height, width)."""
-        content = bilinear_sample(feature_map, keypoints).permute(0, 2, 3, 1)
+        content = sample(feature_map, keypoints).permute(0, 2, 3, 1)
         largest = content.topk(self.top_k, dim=-1).values
         statistics = torch.cat((largest, largest.mean(dim=-1, keepdim=True)), dim=-1)
         return self.mlp(statistics.flatten(2).to(self.mlp.layers[0].weight.dtype))
@@ -667,6 +630,7 @@ class DETRPoseDecoder(nn.Module):
             self.initial_keypoint_head = DETRPoseMLP(config, d_model, d_model, 2, 3)
         if config.use_pose_lqe:
             self.quality_heads = nn.ModuleList(DETRPoseQualityHead(config) for _ in range(num_layers))
+        self.is_fused, self.exports_grid_sample = False, True
 
     def forward(
         self,
@@ -692,53 +656,51 @@ class DETRPoseDecoder(nn.Module):
             output_attentions: whether to return the weights.
 
         Returns:
-            The last layer's `last_hidden_state`, `logits`, `pred_keypoints` and `distribution_logits` (None without FDR
-            heads), `output_sets` (name → logits and keypoints of the earlier predictions), `hidden_states` and
-            `attentions`.
+            The last layer's `last_hidden_state`, `logits`, `pred_keypoints`, `probabilities` (None without FDR heads),
+            `output_sets` (name → logits and keypoints of the earlier predictions), `hidden_states` and `attentions`.
         """
-        value_maps = [
-            feature_map.float().unflatten(1, (self.config.decoder_attention_heads, -1)).flatten(0, 1)
-            for feature_map in feature_maps
-        ]
+        value_maps, sample = self.prepare_sampling(feature_maps)
         bin_offsets = weighting_function(self.config, hidden_states.device)
         output_sets, all_hidden_states, all_attentions = {}, [hidden_states], []
-        previous, distribution_logits, initial_keypoints = None, None, None
+        distribution_logits, probabilities, initial_keypoints = None, None, None
         for index, layer in enumerate(self.layers):
             position = self.position_encoding(keypoints, hidden_states.dtype)
             points = torch.cat((instance_points, keypoints), dim=2)
+            located = hidden_states + position
             hidden_states, attentions = layer(
-                hidden_states, position, points, attention_mask, *value_maps, output_attentions=output_attentions
+                located, position, points, attention_mask, *value_maps, output_attentions=output_attentions
             )
-            instance_token, keypoint_tokens = hidden_states[:, :, 0], hidden_states[:, :, 1:]
 
             head = self.keypoint_heads[index]
             if not self.config.use_fdr_heads:
-                keypoints = torch.sigmoid(head(keypoint_tokens) + clamped_logit(keypoints))
-            elif previous is None:
+                keypoints = torch.sigmoid(head(hidden_states[:, :, 1:]) + clamped_logit(keypoints))
+            elif index == 0:
+                keypoint_tokens = hidden_states[:, :, 1:]
                 offsets = self.initial_keypoint_head(keypoint_tokens)
                 initial_keypoints = torch.sigmoid(offsets + clamped_logit(keypoints))
                 distribution_logits = head(keypoint_tokens)
             else:
-                # Released weights: what reaches the next head carries the next layer's position as well.
-                previous = (previous + position[:, :, 1:]).detach()
-                distribution_logits = distribution_logits + head(keypoint_tokens + previous)
+                # Released weights: the tokens of the layer before reach this head with this layer's position.
+                distribution_logits = distribution_logits + head((hidden_states + located.detach())[:, :, 1:])
             if self.config.use_fdr_heads:
-                offsets = distribution_logits.unflatten(-1, (2, -1)).softmax(dim=-1) @ bin_offsets
+                probabilities = softmax(
+                    distribution_logits.view(-1, *keypoints.shape[1:], len(bin_offsets)), self.is_fused
+                )
+                offsets = probabilities @ bin_offsets
                 keypoints = initial_keypoints.detach() + offsets / self.config.reg_scale
 
             is_last = index == len(self.layers) - 1
             if output_all_layers and index == 0 and self.config.use_fdr_heads:
-                logits = self.class_heads[0](instance_token)
+                logits = self.class_heads[0](hidden_states[:, :, 0])
                 output_sets["initial"] = {"logits": logits, "pred_keypoints": initial_keypoints}
             if output_all_layers or is_last:
                 # A fused model has kept the last heads alone.
                 head_index = -1 if is_last else index
-                logits = self.class_heads[head_index](instance_token)
+                logits = self.class_heads[head_index](hidden_states[:, :, 0])
                 if self.config.use_pose_lqe:
-                    logits = logits + self.quality_heads[head_index](feature_maps[0], keypoints)
+                    logits = logits + self.quality_heads[head_index](feature_maps[0], keypoints, sample)
                 output_sets[str(index)] = {"logits": logits, "pred_keypoints": keypoints}
 
-            previous = keypoint_tokens
             last_keypoints, keypoints = keypoints, keypoints.detach()
             instance_points = keypoints.mean(dim=2, keepdim=True)
             all_hidden_states.append(hidden_states)
@@ -748,39 +710,55 @@ class DETRPoseDecoder(nn.Module):
             "last_hidden_state": hidden_states,
             "logits": logits,
             "pred_keypoints": last_keypoints,
-            "distribution_logits": distribution_logits,
+            "probabilities": probabilities,
             "output_sets": output_sets,
             "hidden_states": tuple(all_hidden_states) if output_hidden_states else None,
             "attentions": tuple(zip(*all_attentions, strict=True)) if output_attentions else (None, None, None),
         }
 
+    def prepare_sampling(self, feature_maps: list[torch.Tensor]):
+        """Returns what the layers read the maps from, and the function that Pose-LQE reads a map with.
+
+        A table is faster than one `grid_sample` per level in PyTorch, and slower in ONNX Runtime.
+        """
+        heads = self.config.decoder_attention_heads
+        if self.is_fused and not (is_exporting() and self.exports_grid_sample):
+            table = FeatureTable(feature_maps, heads, self.config.decoder_n_points)
+            return (table,), bilinear_gather if is_exporting() else bilinear_sample
+        head_dim = self.config.d_model // heads
+        return [x.float().reshape(-1, head_dim, *x.shape[-2:]) for x in feature_maps], bilinear_sample
+
     def position_encoding(self, keypoints: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Returns the position vectors (B, Q, K + 1, D) of keypoints (B, Q, K, 2): zero for the instance token."""
         temperature = self.config.decoder_position_temperature
-        sines = sine_position_encoding(keypoints, self.config.d_model, temperature)
+        encode = sine_position_encoding_by_phase if self.is_fused else sine_position_encoding
+        sines = encode(keypoints, self.config.d_model, temperature)
         return F.pad(self.position_head(sines.to(dtype)), (0, 0, 1, 0))
 
+    def fuse(self):
+        """Drops what only training needs, in place."""
+        self.class_heads = self.class_heads[-1:]
+        if self.config.use_pose_lqe:
+            self.quality_heads = self.quality_heads[-1:]
+        self.is_fused = True
 
-def distribution_statistics(
-    distribution_logits: torch.Tensor, config: DETRPoseConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reads probabilities and spread off the distribution heads.
+
+def distribution_deviations(probabilities: torch.Tensor, config: DETRPoseConfig) -> torch.Tensor:
+    """Reads the spread of offsets off their distributions.
 
     The variance of an offset is E[W²] - E[W]² over the weighting function W; dividing by the regression scale gives
     fractions of the image. The trained distributions are used as they are.
 
     Args:
-        distribution_logits: (B, Q, K, 2 (R + 1)).
+        probabilities: of the bins, (B, Q, K, 2, R + 1).
         config: the model's configuration.
 
     Returns:
-        The probabilities (B, Q, K, 2, R + 1) and the standard deviations (B, Q, K, 2) of x and y.
+        The standard deviations of x and y, (B, Q, K, 2).
     """
-    probabilities = distribution_logits.unflatten(-1, (2, -1)).softmax(dim=-1)
-    offsets = weighting_function(config, distribution_logits.device)
+    offsets = weighting_function(config, probabilities.device)
     deviations = offsets - (probabilities @ offsets).unsqueeze(-1)
-    variance = (probabilities * deviations.square()).sum(dim=-1)
-    return probabilities, variance.sqrt() / config.reg_scale
+    return (probabilities * deviations.square()).sum(dim=-1).sqrt() / config.reg_scale
 
 
 class DETRPosePreTrainedModel(PreTrainedModel):
@@ -835,6 +813,11 @@ class DETRPosePreTrainedModel(PreTrainedModel):
         for module in self.modules():
             for name, value in _BACKBONE_INITIAL_VALUES.get(type(module), {}).items():
                 init_copy(getattr(module, name), value)
+            if isinstance(module, HGNetV2ConvLayer):
+                # transformers' own, a deviation of 0.02 whatever the fan-in, makes training from random weights slower.
+                init_copy(
+                    module.convolution.weight, nn.init.kaiming_normal_(torch.empty_like(module.convolution.weight))
+                )
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -942,7 +925,7 @@ class DETRPoseModel(DETRPosePreTrainedModel):
 
         feature_maps = self.backbone(pixel_values.to(self.dtype)).feature_maps
         feature_maps, encoder_attention = self.encoder(feature_maps, output_attentions)
-        encoder_hidden_states = torch.cat([x.flatten(2) for x in feature_maps], dim=2).transpose(1, 2)
+        encoder_hidden_states = torch.cat([x.flatten(2).transpose(1, 2) for x in feature_maps], dim=1)
         spatial_shapes = [tuple(x.shape[-2:]) for x in feature_maps]
         encoder_logits, encoder_keypoints = self.query_selection(encoder_hidden_states, spatial_shapes)
 
@@ -957,7 +940,9 @@ class DETRPoseModel(DETRPosePreTrainedModel):
             instance, points = denoising_queries.reference_points.split((1, self.config.num_keypoints), dim=2)
             keypoints = torch.cat((points.to(keypoints), keypoints), dim=1)
             instance_points = torch.cat((instance.to(keypoints), instance_points), dim=1)
-            forbidden = denoising_queries.attention_mask[None, None]
+            # A tiny image has fewer locations, and so fewer queries, than the mask was made for.
+            num_tokens = content.shape[1]
+            forbidden = denoising_queries.attention_mask[None, None, :num_tokens, :num_tokens]
             attention_mask = content.new_zeros(forbidden.shape).masked_fill(forbidden, torch.finfo(content.dtype).min)
 
         decoded = self.decoder(
@@ -995,8 +980,8 @@ class DETRPoseModel(DETRPosePreTrainedModel):
         ]
         probabilities, deviations = None, None
         if self.config.use_fdr_heads:
-            distribution_logits = decoded["distribution_logits"][:, num_denoising:]
-            probabilities, deviations = distribution_statistics(distribution_logits, self.config)
+            probabilities = decoded["probabilities"][:, num_denoising:]
+            deviations = distribution_deviations(probabilities, self.config)
         within, across, cross = decoded["attentions"]
         return {
             "last_hidden_state": decoded["last_hidden_state"][:, num_denoising:],
@@ -1129,41 +1114,45 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         outputs = DETRPoseForPoseEstimationOutput(loss=loss, loss_dict=loss_dict, **outputs)
         return outputs if return_dict else outputs.to_tuple()
 
-    def fuse(self) -> "DETRPoseForPoseEstimation":
+    def fuse(self, grid_sample: bool = True) -> "DETRPoseForPoseEstimation":
         """Returns a copy for deployment, with the same outputs to 1e-4, smaller and faster.
 
-        Every norm is folded into the convolution before it and every RepVGG block into one convolution; what only
-        training needs is gone. The copy cannot be trained or saved: keep the model that it came from.
+        Norms and affine steps are folded into the convolution before them, every RepVGG block into one convolution and
+        projections of the same input into one; what only training needs is gone. The copy cannot be trained or saved:
+        keep the model that it came from.
+
+        Args:
+            grid_sample: whether the feature maps are read by GridSample nodes once the copy is exported, as is best for
+                ONNX Runtime. Without, they are read by gathers and arithmetic, as TensorRT needs it. PyTorch itself
+                looks up rows of a table either way.
         """
         fused = copy.deepcopy(self).eval().requires_grad_(False)
         for module in list(fused.modules()):
             if isinstance(module, DETRPoseConvNorm):
                 module.fuse()
-            elif isinstance(getattr(module, "normalization", None), (nn.BatchNorm2d, FrozenBatchNorm2d)):
-                module.convolution = fold_norm(module.convolution, module.normalization)
-                module.normalization = nn.Identity()
-        for module in fused.modules():
-            if isinstance(module, DETRPoseRepVggBlock):
+            elif isinstance(module, HGNetV2ConvLayer):
+                fuse_backbone_layer(module)
+        for module in list(fused.modules()):
+            if isinstance(module, (DETRPoseRepVggBlock, DETRPoseDecoderLayer, DETRPoseDecoder)):
                 module.fuse()
-        decoder, content = fused.model.decoder, fused.model.query_content
-        decoder.class_heads = decoder.class_heads[-1:]
-        if self.config.use_pose_lqe:
-            decoder.quality_heads = decoder.quality_heads[-1:]
+        for module in fused.modules():
+            if isinstance(module, (nn.ReLU, nn.SiLU)):
+                module.inplace = True
+        content = fused.model.query_content
         content.denoising_label_embedding = content.denoising_keypoint_embedding = None
+        fused.model.decoder.exports_grid_sample = grid_sample
         fused.is_fused = True
-        return fused
+        return fused.to(memory_format=torch.channels_last)
+
+
+def fuse_backbone_layer(layer: HGNetV2ConvLayer):
+    """Folds norm and affine step of a layer of the backbone into its convolution, in place."""
+    layer.convolution, layer.normalization = fold_norm(layer.convolution, layer.normalization), nn.Identity()
+    if isinstance(layer.activation, nn.ReLU) and isinstance(layer.lab, HGNetV2LearnableAffineBlock):
+        layer.convolution, layer.activation = fold_affine(layer.convolution, layer.lab.scale, layer.lab.bias)
+        layer.lab = nn.Identity()
 
 
 def named_sets(outputs: list[dict]) -> dict[str, dict[str, torch.Tensor]]:
     """Turns a list of predictions with a `name` into a dictionary by name."""
     return {output["name"]: {key: output[key] for key in ("logits", "pred_keypoints")} for output in outputs}
-
-
-@torch.no_grad()
-def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """Returns one convolution with bias that does what a convolution and the batch norm after it do."""
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    fused = copy.deepcopy(conv)
-    fused.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1), requires_grad=False)
-    fused.bias = nn.Parameter(norm.bias - norm.running_mean * scale, requires_grad=False)
-    return fused

@@ -1,0 +1,1 @@
+"""The parts of `benchmark.py` and `benchmark_training.py`: loading models, the backends, measuring."""

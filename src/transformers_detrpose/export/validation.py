@@ -1,0 +1,139 @@
+"""Compares an exported graph with the model that it was exported from."""
+
+import copy
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ..modeling_detrpose import DETRPoseForPoseEstimation
+from .graph import compute_outputs, output_names
+
+logger = logging.getLogger(__name__)
+
+
+class ExportError(ValueError):
+    """An export that cannot be made, or whose graph does not compute what the model computes."""
+
+
+def validate_onnx(
+    file: str | Path,
+    model: DETRPoseForPoseEstimation,
+    post_process: bool = False,
+    atol: float = 1e-4,
+    size_hw: tuple[int, int] = (640, 640),
+    provider: str = "CPUExecutionProvider",
+) -> dict[str, float]:
+    """Runs a graph in ONNX Runtime on images of noise and compares every output with PyTorch's.
+
+    The model ranks image locations and numbers its queries by rank, so two locations whose scores differ by less than
+    a rounding error make two right results look different. Therefore PyTorch computes in float32 what follows from the
+    graph's own ranking, and the ranking is compared by the scores that it picks. Dynamic batch sizes and image sizes
+    are tried with more than one value.
+
+    Args:
+        file: the ONNX file.
+        model: the model, fused or not, whose outputs are right.
+        post_process: whether the graph ends with poses, see [`compute_outputs`].
+        atol: largest difference, relative to the largest value of the output where that is over 1.
+        size_hw: height and width of the images in pixels, where the graph leaves them open.
+        provider: what executes the graph.
+
+    Returns:
+        The largest difference found in each output, and in the scores of the `ranking`.
+
+    Raises:
+        ExportError: if the outputs have other names or shapes than they should, or differ by more than `atol`.
+    """
+    model = copy.deepcopy(model).float().eval()
+    session, rankings = open_session(file, provider)
+    found, expected = [output.name for output in session.get_outputs()], output_names(model.config, post_process)
+    if set(found) - set(rankings) != set(expected):
+        raise ExportError(f"{file} must have the outputs {', '.join(expected)}, but has {', '.join(found)}.")
+
+    differences = dict.fromkeys((*expected, "ranking"), 0.0)
+    height, width = size_hw
+    stride = model.config.feature_strides[-1]
+    for shape in ((3, 3, height, width), (1, 3, height + stride, width + 2 * stride)):
+        inputs = make_inputs(session, shape)
+        for name, value in compare(session, rankings, model, inputs, post_process).items():
+            # Unlike max, this keeps NaN.
+            differences[name] = float(np.maximum(differences[name], value))
+    summary = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    if not all(value <= atol for value in differences.values()):
+        raise ExportError(f"{file} differs from PyTorch by more than {atol:g}, do not use it: {summary}.")
+    logger.info("%s computes what PyTorch computes, to: %s.", file, summary)
+    return differences
+
+
+def open_session(file: str | Path, provider: str) -> tuple[onnxruntime.InferenceSession, list[str]]:
+    """Opens a graph with the indices of its TopK nodes as additional outputs, whose names are returned, in order."""
+    graph = onnx.load(str(file))
+    rankings = [node.output[1] for node in graph.graph.node if node.op_type == "TopK"]
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None) for name in rankings]
+    graph.graph.output.extend(values)
+    # Otherwise CUDA rounds to ten bits.
+    options = {"use_tf32": "0"} if provider == "CUDAExecutionProvider" else {}
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=[(provider, options)])
+    return session, rankings
+
+
+def make_inputs(session: onnxruntime.InferenceSession, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Returns inputs of a graph: images of noise, (batch, 3, height, width), of its own shape where that is fixed."""
+    pixels = session.get_inputs()[0]
+    shape = tuple(own if isinstance(own, int) else free for own, free in zip(pixels.shape, shape, strict=True))
+    noise = np.random.default_rng(0).random(shape, dtype=np.float32)
+    inputs = {"pixel_values": noise.astype(np.float16 if pixels.type == "tensor(float16)" else np.float32)}
+    if "target_sizes" in {x.name for x in session.get_inputs()}:
+        inputs["target_sizes"] = np.array([shape[2:]] * shape[0], dtype=np.int64)
+    return inputs
+
+
+def compare(session, rankings: list[str], model, inputs: dict[str, np.ndarray], post_process: bool) -> dict[str, float]:
+    """Returns the difference of each output for some inputs."""
+    names = [output.name for output in session.get_outputs()]
+    try:
+        results = dict(zip(names, session.run(names, inputs), strict=True))
+    except Exception as error:  # ONNX Runtime's have nothing else in common
+        shape = inputs["pixel_values"].shape
+        raise ExportError(f"the graph does not run on images of the shape {shape}: {error}") from error
+    indices = [torch.from_numpy(results.pop(name)).to(model.device) for name in rankings]
+    inputs = {name: torch.from_numpy(value).float().to(model.device) for name, value in inputs.items()}
+    with torch.no_grad(), GivenRankings(indices) as given:
+        expected = compute_outputs(model, **inputs, post_process=post_process)
+    expected = {name: value.cpu().numpy() for name, value in expected.items()}
+    return {"ranking": given.difference, **{name: difference(results[name], expected[name]) for name in results}}
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Returns the largest difference, relative to the largest expected value where that is over 1."""
+    if found.shape != expected.shape:
+        raise ExportError(f"an output of the graph has the shape {found.shape}, but should have {expected.shape}.")
+    return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+class GivenRankings(TorchFunctionMode):
+    """Within it, each call of `topk` picks what was given for it, and notes how far that is from the largest values."""
+
+    def __init__(self, indices: list[torch.Tensor]):
+        super().__init__()
+        self.indices = indices
+        self.difference = 0.0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func not in (torch.topk, torch.Tensor.topk):
+            return result
+        if not self.indices or self.indices[0].shape != result.indices.shape:
+            raise ExportError("the graph does not rank what the model ranks.")
+        dim = {"dim": -1, **dict(zip(("input", "k", "dim"), args, strict=False)), **(kwargs or {})}["dim"]
+        indices = self.indices.pop(0)
+        values = args[0].gather(dim, indices)
+        self.difference = float(
+            np.maximum(self.difference, difference(values.cpu().numpy(), result.values.cpu().numpy()))
+        )
+        return torch.return_types.topk((values, indices))

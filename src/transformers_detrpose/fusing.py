@@ -1,0 +1,58 @@
+"""Folding trained layers into fewer ones with the same outputs, for deployment: pure functions of layers."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
+    """Returns one convolution with bias that does what a convolution and the batch norm after it do."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scaled_conv(conv, scale, norm.bias - norm.running_mean * scale)
+
+
+@torch.no_grad()
+def scaled_conv(conv: nn.Conv2d, scale: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
+    """Returns a copy of a convolution with scaled weights, one scale per output channel, and another bias."""
+    scaled = copy.deepcopy(conv)
+    scaled.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1), requires_grad=False)
+    scaled.bias = nn.Parameter(bias.clone(), requires_grad=False)
+    return scaled
+
+
+@torch.no_grad()
+def fold_affine(conv: nn.Conv2d, scale: torch.Tensor, bias: torch.Tensor) -> tuple[nn.Conv2d, nn.Module]:
+    """Folds the affine step after a ReLU: s · max(z, 0) + b is s · z + b, bounded by b, from below or with s < 0 above.
+
+    Args:
+        conv: the convolution with bias before the ReLU.
+        scale: of the affine step, (1,).
+        bias: of the affine step, (1,).
+
+    Returns:
+        A convolution and an activation that do what convolution, ReLU and affine step do.
+    """
+    bound = {"min" if scale > 0 else "max": bias.item()}
+    return scaled_conv(conv, scale.expand(conv.out_channels), conv.bias * scale + bias), Clamp(**bound)
+
+
+class Clamp(nn.Module):
+    """Bounds its input from below or above, in place."""
+
+    def __init__(self, min: float | None = None, max: float | None = None):
+        super().__init__()
+        self.min, self.max = min, max
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        return hidden_state.clamp_(min=self.min, max=self.max)
+
+
+@torch.no_grad()
+def join_linears(*linears: nn.Linear) -> nn.Linear:
+    """Returns one layer with the outputs of several layers of one input, one after the other."""
+    weight, bias = torch.cat([x.weight for x in linears]), torch.cat([x.bias for x in linears])
+    joined = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    joined.weight, joined.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+    return joined
