@@ -34,7 +34,9 @@ def fold_affine(conv: nn.Conv2d, scale: torch.Tensor, bias: torch.Tensor) -> tup
     Returns:
         A convolution and an activation that do what convolution, ReLU and affine step do.
     """
-    bound = {"min" if scale > 0 else "max": bias.item()}
+    # On the meta device, where models are only counted, there are no numbers to look at.
+    value, is_rising = (0.0, True) if scale.is_meta else (bias.item(), bool(scale > 0))
+    bound = {"min" if is_rising else "max": value}
     return scaled_conv(conv, scale.expand(conv.out_channels), conv.bias * scale + bias), Clamp(**bound)
 
 
