@@ -36,7 +36,7 @@ def on_the_cpu(monkeypatch):
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     folder = tmp_path_factory.mktemp("model")
     model = DETRPoseForPoseEstimation(tiny_config(num_queries=30)).eval()
     with torch.no_grad():

@@ -345,7 +345,7 @@ class TestDataset:
 
     @pytest.mark.parametrize("error, code", [(OSError("disk full"), 1), (KeyboardInterrupt(), 130)])
     def test_a_failure_leaves_nothing(self, tmp_path, monkeypatch, error, code):
-        def fail(*args):
+        def fail(*args, **kwargs):
             raise error
 
         monkeypatch.setattr(command, "generate_picture", fail)
