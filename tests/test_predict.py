@@ -383,6 +383,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
+            (["--input", "a.png", "--output", "out"], "--model"),
             (["--model", "m", "--input", "a.png", "--output", "out", "--threshold", "2"], "from 0 to 1"),
             (["--model", "m", "--input", "a.png", "--output", "out", "--threshold", "x"], "--threshold"),
             (["--model", "m", "--input", "a.png", "--output", "out", "--batch-size", "0"], "at least 1"),
