@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from optimum.exporters.onnx import convert
 from optimum.exporters.onnx.config import VisionOnnxConfig
-from optimum.exporters.onnx.model_patcher import ModelPatcher, PatchingSpec
+from optimum.exporters.onnx.model_patcher import ModelPatcher
 from optimum.exporters.tasks import TasksManager
 from optimum.utils import DEFAULT_DUMMY_SHAPES, NormalizedVisionConfig
 
-from .. import modeling_detrpose
 from ..configuration_detrpose import DETRPoseConfig
 from ..image_processing_detrpose import DETRPoseImageProcessor
 from . import validation
@@ -22,24 +21,6 @@ from .simplify import simplify
 from .validation import ExportError, validate_onnx
 
 TASK = "keypoint-detection"
-
-
-def unflatten(tensor: torch.Tensor, dim: int, sizes: tuple[int, ...]) -> torch.Tensor:
-    """Does what `torch.Tensor.unflatten` does; PyTorch's exporter would write that with the batch size of the trace."""
-    dim = dim % tensor.ndim
-    return tensor.reshape(*tensor.shape[:dim], *sizes, *tensor.shape[dim + 1 :])
-
-
-def make_tensor(data, dtype: torch.dtype | None = None, device: torch.device | None = None) -> torch.Tensor:
-    """Does what `torch.tensor` does, but of sizes, which are tensors while tracing, it makes no constants."""
-    if isinstance(data, (list, tuple)) and data:
-        return torch.stack([make_tensor(item, dtype, device) for item in data])
-    return torch.as_tensor(data, dtype=dtype, device=device)
-
-
-def count_rows(values) -> int | torch.Tensor:
-    """Does what `len` does, which while tracing makes constants as well."""
-    return values.shape[0] if isinstance(values, torch.Tensor) else len(values)
 
 
 class DETRPoseModelPatcher(ModelPatcher):
@@ -88,15 +69,6 @@ class DETRPoseOnnxConfig(VisionOnnxConfig):
         differences up to 5e-3 were measured.
         """
         return 1e-4 if self.float_dtype == "fp32" else 2e-2
-
-    @property
-    def PATCHING_SPECS(self) -> list[PatchingSpec]:
-        """What is replaced in PyTorch while tracing; a new list each time, because Optimum adds to it."""
-        specs = [PatchingSpec(torch.Tensor, "unflatten", unflatten, torch.Tensor.unflatten)]
-        if self.has("any-size"):
-            specs.append(PatchingSpec(torch, "tensor", make_tensor, torch.tensor))
-            specs.append(PatchingSpec(modeling_detrpose, "len", count_rows, len))
-        return specs
 
     @property
     def variant(self) -> str:
