@@ -27,6 +27,9 @@ from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
 from .fusing import fold_affine, fold_norm, join_linears
 from .loss_detrpose import pose_estimation_loss, validate_labels
 from .model_card import model_card
+
+# transformers 4 takes along, for `trust_remote_code`, only what this file itself imports.
+from .pose_targets import PoseTargets  # noqa: F401
 from .sampling import FeatureTable, bilinear_gather, bilinear_sample, is_exporting, sample_maps
 
 _BACKBONE_INITIAL_VALUES = {
