@@ -8,12 +8,12 @@ from tiny import TINY_BACKBONE
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
 
 SIZE = 64
+NUM_QUERIES = 3
 
 
-def save_tiny_model(folder: Path) -> Path:
-    """Writes a tiny model and its image processor; returns the folder. The weights are random, in the heads too, whose
-    zeros would put all keypoints of a pose in one place."""
-    config = DETRPoseConfig(
+def tiny_config() -> DETRPoseConfig:
+    """Returns the configuration of a tiny model of COCO's skeleton."""
+    return DETRPoseConfig(
         backbone_config=TINY_BACKBONE,
         feature_strides=(16, 32),
         d_model=16,
@@ -22,8 +22,14 @@ def save_tiny_model(folder: Path) -> Path:
         decoder_ffn_dim=16,
         decoder_attention_heads=2,
         decoder_layers=1,
-        num_queries=3,
+        num_queries=NUM_QUERIES,
     )
+
+
+def save_tiny_model(folder: Path) -> Path:
+    """Writes a tiny model and its image processor; returns the folder. The weights are random, in the heads too, whose
+    zeros would put all keypoints of a pose in one place."""
+    config = tiny_config()
     model = DETRPoseForPoseEstimation(config)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():

@@ -11,11 +11,10 @@ import supervision as sv
 import torch
 from PIL import Image
 
-from tiny import TINY_BACKBONE
-from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
+from saved_model import NUM_QUERIES, tiny_config
+from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "predict.py"
-NUM_QUERIES = 3
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +28,7 @@ def predict():
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
     torch.manual_seed(0)
-    config = DETRPoseConfig(
-        backbone_config=TINY_BACKBONE,
-        feature_strides=(16, 32),
-        d_model=16,
-        encoder_ffn_dim=16,
-        encoder_attention_heads=2,
-        decoder_ffn_dim=16,
-        decoder_attention_heads=2,
-        decoder_layers=1,
-        num_queries=NUM_QUERIES,
-    )
+    config = tiny_config()
     folder = tmp_path_factory.mktemp("model")
     DETRPoseForPoseEstimation(config).save_pretrained(folder)
     processor = DETRPoseImageProcessor(size={"height": 64, "width": 64}, keypoint_schema=config.keypoint_schema)
