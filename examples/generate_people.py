@@ -81,6 +81,7 @@ def generate_picture(
     max_people: int = 6,
     min_height: float = MIN_HEIGHT,
     plain: bool = False,
+    upright: bool = False,
 ) -> tuple[Image.Image, list[dict[str, Any]]]:
     """Draws one picture; the same arguments give the same picture.
 
@@ -91,6 +92,7 @@ def generate_picture(
         max_people: Most figures in the picture; fewer where they do not fit.
         min_height: Least height of a figure, if it stood upright, as fraction of the picture's height; at most 0.9.
         plain: Whether there is nothing but the figures, on a single colour, without the camera's flaws.
+        upright: Whether all figures stand or walk and face the viewer.
 
     Returns:
         The picture, and the annotations of its figures in COCO's format, the farthest figure first.
@@ -106,7 +108,7 @@ def generate_picture(
         paint_shapes(draw, sample_clutter(rng, canvas_size, style))
     people = []
     for height in sample_heights(rng, canvas_size, max_people, min_height):
-        people = add_figure(rng, draw, people, height, canvas_size, style)
+        people = add_figure(rng, draw, people, height, canvas_size, style, upright)
     for _ in range(rng.choice(4, p=[0.4, 0.3, 0.2, 0.1]) if people and not plain else 0):
         people = add_occluder(rng, draw, people, canvas_size, style)
     annotations = [
@@ -146,6 +148,7 @@ def add_figure(
     height: float,
     canvas_size: tuple[int, int],
     style: Style,
+    upright: bool,
 ) -> list[PlacedFigure]:
     """Draws a random figure in front of the others, where it leaves enough of them to be seen.
 
@@ -156,12 +159,13 @@ def add_figure(
         height: Height of the figure, if it stood upright, in pixels of the canvas.
         canvas_size: (height, width) of the canvas in pixels.
         style: How shapes are drawn.
+        upright: Whether it stands or walks and faces the viewer.
 
     Returns:
         The figures with the new one, or as they were if there is no room for it.
     """
     body, look = sample_body(rng), sample_look(rng)
-    figure = build_figure(find_joints(sample_pose(rng), body), body, look, height, style)
+    figure = build_figure(find_joints(sample_pose(rng, upright), body), body, look, height, style)
     for _ in range(PLACING_ATTEMPTS):
         placed = place_figure(move_figure(figure, sample_offset(rng, figure, height, canvas_size)), canvas_size)
         hidden = cover(people, placed.part_map > 0)
@@ -284,6 +288,7 @@ def write_dataset(
     max_people: int = 6,
     min_height: float = MIN_HEIGHT,
     plain: bool = False,
+    upright: bool = False,
 ):
     """Writes the pictures and annotations of a training and a validation set.
 
@@ -296,6 +301,7 @@ def write_dataset(
         max_people: Most figures in a picture.
         min_height: Least height of a figure, as fraction of the picture's.
         plain: Whether there is nothing but figures.
+        upright: Whether all figures stand or walk and face the viewer.
 
     Raises:
         CommandError: if `output` is a file, or a folder with something in it.
@@ -308,7 +314,8 @@ def write_dataset(
     try:
         for split, indices in (("train", range(train)), ("val", range(FIRST_VAL_INDEX, FIRST_VAL_INDEX + val))):
             (unfinished / split).mkdir()
-            look = {"seed": seed, "size": size, "max_people": max_people, "min_height": min_height, "plain": plain}
+            look = {"size": size, "max_people": max_people, "min_height": min_height}
+            look |= {"seed": seed, "plain": plain, "upright": upright}
             draw_one = partial(_write_picture, folder=unfinished / split, **look)
             records = list(tqdm(_map(draw_one, indices, workers), split, total=len(indices), unit="picture"))
             content = coco_content(records, f"Synthetic people, seed {seed}")
@@ -404,6 +411,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="least height of a figure, if it stood upright, as fraction of the picture's",
     )
     parser.add_argument("--plain", action="store_true", help="figures on a single colour, with nothing else")
+    parser.add_argument("--upright", action="store_true", help="figures that stand or walk and face the viewer")
     return parser.parse_args(argv)
 
 

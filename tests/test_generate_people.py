@@ -279,6 +279,20 @@ class TestPictures:
         ]
         assert max(upright) > 0.8 * 128 and sum(height > 0.5 * 128 for height in upright) > len(upright) / 2
 
+    def test_plain_pictures_have_one_color_around_the_figures(self):
+        for index in range(5):
+            picture, annotations = command.generate_picture(0, index, 96, max_people=1, plain=True)
+            pixels, around = np.asarray(picture), np.ones((96, 96), dtype=bool)
+            for x, y, width, height in (annotation["bbox"] for annotation in annotations):
+                around[int(y) : int(y + height) + 2, int(x) : int(x + width) + 2] = False
+            assert around.sum() > 500 and len(np.unique(pixels[around], axis=0)) == 1
+
+    def test_upright_figures_face_the_viewer_with_their_feet_down(self):
+        joints = [joints_of(sample_pose(np.random.default_rng(seed), upright=True)) for seed in range(50)]
+        heights = [[each[name][1] for name in ("left_ankle", "hips", "neck", "head")] for each in joints]
+        assert all(sorted(ys, reverse=True) == ys for ys in heights)
+        assert np.mean([each["left_shoulder"][0] > each["right_shoulder"][0] for each in joints]) > 0.95
+
     def test_crowd(self):
         assert len(command.generate_picture(0, 1, 128, max_people=60)[1]) <= 60
 

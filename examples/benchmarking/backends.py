@@ -196,7 +196,7 @@ def openvino(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
 def export_onnx(
     model: DETRPoseForPoseEstimation, setting: Setting, folder: Path, without_grid_sample: bool = False
 ) -> Path:
-    """Writes the fused model as an ONNX file of fixed batch and size.
+    """Writes the fused model as a simplified ONNX file of fixed batch and size.
 
     Args:
         model: the model.
@@ -212,13 +212,17 @@ def export_onnx(
     graph = DETRPoseGraph(model, without_grid_sample=without_grid_sample).to(setting.dtype)
     pixel_values = torch.rand(setting.batch_size, 3, setting.size, setting.size, dtype=setting.dtype)
     names = {"input_names": ["pixel_values"], "output_names": list(graph.output_names)}
+    file, stride = folder / "model.onnx", model.config.feature_strides[-1]
     try:
+        from transformers_detrpose.export.simplify import simplify
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, for every Python number
-            torch.onnx.export(graph, (pixel_values,), folder / "m.onnx", opset_version=OPSET, dynamo=False, **names)
+            torch.onnx.export(graph, (pixel_values,), file, opset_version=OPSET, dynamo=False, **names)
+        simplify(file, (setting.size, setting.size), stride)
     except ImportError as error:
         raise Unavailable(f"{error.name} is not installed") from error
-    return folder / "m.onnx"
+    return file
 
 
 BACKENDS: dict[str, Callable[[DETRPoseForPoseEstimation, Setting], Run]] = {

@@ -209,10 +209,17 @@ def sample_body(rng: np.random.Generator) -> Body:
     return replace(body, **{name: factor * length for name, length in lengths.items()})
 
 
-def sample_pose(rng: np.random.Generator) -> Pose:
-    """Returns a random pose: an activity, how the trunk and head are held, and from where it is seen."""
+def sample_pose(rng: np.random.Generator, upright: bool = False) -> Pose:
+    """Returns a random pose: an activity, how the trunk and head are held, and from where it is seen.
+
+    Args:
+        rng: Source of randomness.
+        upright: Whether to stand or walk, and to face the viewer more or less.
+    """
     activities = {_stand: 0.27, _walk: 0.2, _run: 0.1, _sit: 0.12, _crouch: 0.08, _kneel: 0.05, _bow: 0.05, _lie: 0.06}
     activities[_move_freely] = 1 - sum(activities.values())
+    if upright:
+        activities = {_stand: 0.6, _walk: 0.4}
     activity = rng.choice(list(activities), p=list(activities.values()))
     trunk = {
         "spine_bend": rng.normal(5, 10),
@@ -224,7 +231,11 @@ def sample_pose(rng: np.random.Generator) -> Pose:
     }
     if rng.random() < 0.15:  # swings the other way round
         trunk["head_turn"] *= 2
-    pose = activity(rng, Pose(turn=_sample_turn(rng), tilt=rng.normal(6, 7), roll=_sample_roll(rng), **trunk))
+    if upright:
+        view = {"turn": rng.normal(0, 25), "roll": rng.normal(0, 5), "tilt": rng.normal(6, 7)}
+    else:
+        view = {"turn": _sample_turn(rng), "tilt": rng.normal(6, 7), "roll": _sample_roll(rng)}
+    pose = activity(rng, Pose(**view, **trunk))
     if rng.random() < 0.5:  # activities name the leading side left
         pose = mirrored(pose)
     return _within_ranges(pose)

@@ -663,7 +663,7 @@ class DETRPoseDecoder(nn.Module):
             `output_sets` (name → logits and keypoints of the earlier predictions), `hidden_states` and `attentions`.
         """
         value_maps, sample = self.prepare_sampling(feature_maps)
-        bin_offsets = weighting_function(self.config, hidden_states.device)
+        bin_offsets = weighting_function(self.config, hidden_states.device) / self.config.reg_scale
         output_sets, all_hidden_states, all_attentions = {}, [hidden_states], []
         distribution_logits, probabilities, initial_keypoints = None, None, None
         for index, layer in enumerate(self.layers):
@@ -689,8 +689,7 @@ class DETRPoseDecoder(nn.Module):
                 probabilities = softmax(
                     distribution_logits.view(-1, *keypoints.shape[1:], len(bin_offsets)), self.is_fused
                 )
-                offsets = probabilities @ bin_offsets
-                keypoints = initial_keypoints.detach() + offsets / self.config.reg_scale
+                keypoints = initial_keypoints.detach() + probabilities @ bin_offsets
 
             is_last = index == len(self.layers) - 1
             if output_all_layers and index == 0 and self.config.use_fdr_heads:
@@ -759,9 +758,9 @@ def distribution_deviations(probabilities: torch.Tensor, config: DETRPoseConfig)
     Returns:
         The standard deviations of x and y, (B, Q, K, 2).
     """
-    offsets = weighting_function(config, probabilities.device)
+    offsets = weighting_function(config, probabilities.device) / config.reg_scale
     deviations = offsets - (probabilities @ offsets).unsqueeze(-1)
-    return (probabilities * deviations.square()).sum(dim=-1).sqrt() / config.reg_scale
+    return (probabilities * deviations.square()).sum(dim=-1).sqrt()
 
 
 class DETRPosePreTrainedModel(PreTrainedModel):

@@ -19,32 +19,50 @@ def simplify(file: str | Path, size_hw: tuple[int, int], stride: int):
         stride: what height and width must be multiples of.
     """
     model = onnxslim.slim(str(file))
+    skip_reshapes(model)
     freeze_reshapes(model, size_hw, stride)
     onnx.save(onnxslim.slim(model), str(file))
 
 
+def skip_reshapes(model: onnx.ModelProto):
+    """Lets Reshape nodes that reshape what another one has reshaped read from before that one, in place."""
+    reshapes = {node.output[0]: node for node in model.graph.node if node.op_type == "Reshape"}
+    for node in reshapes.values():
+        while node.input[0] in reshapes:
+            node.input[0] = reshapes[node.input[0]].input[0]
+
+
 def freeze_reshapes(model: onnx.ModelProto, size_hw: tuple[int, int], stride: int):
-    """Gives Reshape nodes constant shapes, in place, wherever at most one dimension depends on the input.
+    """Gives Reshape nodes constant shapes, wherever at most one dimension depends on the input, and takes out those
+    that change nothing, in place.
 
     PyTorch's exporter computes each shape from the shape of some tensor, by half a dozen nodes, because the batch size
     is dynamic. But one unknown dimension may be written as -1. Which dimensions are unknown is seen by running the
     graph with another batch size, and with another image size.
     """
     constants = {constant.name for constant in model.graph.initializer}
-    nodes = [node for node in model.graph.node if node.op_type == "Reshape" and node.input[1] not in constants]
-    for node, shapes in zip(nodes, observe_shapes(model, nodes, size_hw, stride), strict=True):
-        varies = (shapes != shapes[0]).any(axis=0)
-        if varies.sum() <= 1:
-            shape = np.where(varies, -1, shapes[0]).astype(np.int64)
+    graph_outputs = {output.name for output in model.graph.output}
+    nodes = [node for node in model.graph.node if node.op_type == "Reshape" and node.input[0] not in constants]
+    names = {name for node in nodes for name in (node.input[0], node.output[0])}
+    shapes = observe_shapes(model, sorted(names), size_hw, stride)
+    unchanged = {}
+    for node in nodes:
+        before, after = shapes[node.input[0]], shapes[node.output[0]]
+        varies = (after != after[0]).any(axis=0)
+        if np.array_equal(before, after) and node.output[0] not in graph_outputs:
+            unchanged[node.output[0]] = node.input[0]
+        elif varies.sum() <= 1 and node.input[1] not in constants:
+            shape = np.where(varies, -1, after[0]).astype(np.int64)
             node.input[1] = f"{node.output[0]}_shape"
             model.graph.initializer.append(onnx.numpy_helper.from_array(shape, node.input[1]))
+    for node in model.graph.node:
+        node.input[:] = [unchanged.get(name, name) for name in node.input]
 
 
 def observe_shapes(
-    model: onnx.ModelProto, nodes: list[onnx.NodeProto], size_hw: tuple[int, int], stride: int
-) -> list[np.ndarray]:
-    """Returns the shapes (trials, dimensions) that the first output of each node has in several trials."""
-    names = [node.output[0] for node in nodes]
+    model: onnx.ModelProto, names: list[str], size_hw: tuple[int, int], stride: int
+) -> dict[str, np.ndarray]:
+    """Returns the shapes (trials, dimensions) that values of a graph, by their names, have in several trials."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     known = {output.name for output in probe.graph.output}
@@ -55,4 +73,5 @@ def observe_shapes(
     # One change at a time, so that changes cannot make up for each other.
     trials = [(1, 3, height, width), (2, 3, height, width), (1, 3, height + stride, width + 2 * stride)]
     outputs = [session.run(names, make_inputs(session, trial)) for trial in trials] if names else []
-    return [np.array([value.shape for value in values]) for values in zip(*outputs, strict=True)]
+    shapes = (np.array([value.shape for value in values]) for values in zip(*outputs, strict=True))
+    return dict(zip(names, shapes, strict=True))
