@@ -72,6 +72,8 @@ def test_fields_in_place_of_the_variant_s():
     config = DETRPoseConfig.from_variant("n", num_queries=7, feature_strides=(4, 8, 16, 32), use_pose_lqe=False)
     assert (config.num_queries, config.use_pose_lqe, config.d_model) == (7, False, 128)
     assert config.backbone_config.out_features == ["stage1", "stage2", "stage3", "stage4"]
+    finer = DETRPoseConfig.from_variant("n", feature_strides=(8, 16)).backbone_config
+    assert (finer.out_features, finer.depths, len(finer.stage_in_channels)) == (["stage2", "stage3"], [1, 1, 2], 3)
     other = DETRPoseConfig.from_variant("n", backbone_config=ResNetConfig(out_features=["stage3", "stage4"]))
     assert other.backbone_config.model_type == "resnet"
 

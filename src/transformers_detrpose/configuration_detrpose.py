@@ -56,20 +56,25 @@ def hgnet_config(plan: str, feature_strides=(8, 16, 32)) -> dict[str, Any]:
         raise ValueError(
             f"`feature_strides` of HGNetV2 must be out of 4, 8, 16 and 32, finest first, but got {feature_strides}."
         )
-    return {
-        "model_type": "hgnet_v2",
-        "stem_channels": list(stem_channels),
-        "stage_in_channels": list(in_channels),
-        "stage_mid_channels": list(mid_channels),
-        "stage_out_channels": list(out_channels),
-        "hidden_sizes": list(out_channels),
-        "embedding_size": stem_channels[-1],
-        "depths": list(num_blocks),
-        "stage_num_blocks": list(num_blocks),
+    stages = {
+        "stage_in_channels": in_channels,
+        "stage_mid_channels": mid_channels,
+        "stage_out_channels": out_channels,
+        "hidden_sizes": out_channels,
+        "depths": num_blocks,
+        "stage_num_blocks": num_blocks,
         "stage_numb_of_layers": [num_layers] * 4,
         "stage_downsample": [False, True, True, True],
         "stage_light_block": [False, False, True, True],
         "stage_kernel_size": [3, 3, 5, 5],
+    }
+    # Stages after the last one that is returned would only cost time.
+    num_stages = sum(stride <= max(feature_strides, default=32) for stride in stage_of_stride)
+    return {
+        "model_type": "hgnet_v2",
+        "stem_channels": list(stem_channels),
+        "embedding_size": stem_channels[-1],
+        **{name: list(values[:num_stages]) for name, values in stages.items()},
         "use_learnable_affine_block": plan in ("B0", "B2"),
         "out_features": [stage_of_stride[stride] for stride in feature_strides],
     }
