@@ -1,12 +1,13 @@
 """Trains the same model with and without each of the paper's steps, and prints what each is worth (paper, table 4).
 
-    python examples/generate_people.py --output people --size 96 --max-people 2 --min-height 0.7
-    python examples/ablation.py --data people --output ablation --size 96
+    python examples/generate_people.py --output people --size 192 --max-people 2 --min-height 0.6 --plain --upright
+    python examples/ablation.py --data people --output ablation --set feature_strides=[8,16]
 
 The steps add up: denoising, then heads with distributions (FDR), then the keypoint similarity varifocal loss (KSVF),
 then Pose-LQE. The last line takes the full method, but moves keypoints in denoising as the official code does, right
-and down alone. Every model starts from random weights of the same seed, sees the same pictures in the same order, and
-is measured by COCO's AP on the same unseen ones. Trainings that are done already are not repeated.
+and down alone. Every model starts from the same weights (random ones, or with `--model` a folder's), sees the same
+pictures in the same order, and is measured by COCO's AP on the same unseen ones. Trainings that are done already are
+not repeated.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def train(args: argparse.Namespace, fields: dict, seed: int, output: Path) -> di
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     if not lines or json.loads(lines[-1])["epoch"] < args.epochs:
         settings = [f"{field}={json.dumps(value)}" for field, value in fields.items()]
-        command = [sys.executable, str(TRAIN), "--model", args.variant, "--unfreeze-backbone-norms", "--no-augment"]
+        command = [sys.executable, str(TRAIN), "--model", args.model, "--unfreeze-backbone-norms", "--no-augment"]
         for split in ("train", "val"):
             command += [f"--{split}-images", str(args.data / split)]
             command += [f"--{split}-annotations", str(args.data / f"{split}.json")]
@@ -60,7 +61,7 @@ def train(args: argparse.Namespace, fields: dict, seed: int, output: Path) -> di
             command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
         command += ["--backbone-lr", str(args.lr), "--seed", str(seed), "--output", str(output)]
         command += ["--resume"] if (output / "state").is_dir() else []
-        command += ["--set", f"num_queries={args.num_queries}", *settings]
+        command += ["--set", f"num_queries={args.num_queries}", *args.set, *settings]
         output.mkdir(parents=True, exist_ok=True)
         with open(output.with_suffix(".log"), "a", encoding="utf-8") as log:
             subprocess.run(command, stdout=log, stderr=log, check=True)
@@ -76,12 +77,17 @@ def main(argv: list[str] | None = None) -> int:
     required = {"required": True, "type": Path, "metavar": "DIR", "default": argparse.SUPPRESS}
     parser.add_argument("--data", **required, help="folder that generate_people.py has made")
     parser.add_argument("--output", **required, help="folder for a checkpoint folder and a log of each training")
-    parser.add_argument("--variant", default="n", help="size of the model: n, s, m, l or x")
-    parser.add_argument("--size", type=int, default=96, help="height and width of the images in pixels")
-    parser.add_argument("--num-queries", type=int, default=4, help="most people found in a picture")
+    parser.add_argument(
+        "--model", default="n", help="model folder, or n, s, m, l or x for random weights"
+    )
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of all configurations"
+    )
+    parser.add_argument("--size", type=int, default=192, help="height and width of the images in pixels")
+    parser.add_argument("--num-queries", type=int, default=6, help="most people found in a picture")
     parser.add_argument("--epochs", type=int, default=3, help="passes over the training pictures")
-    parser.add_argument("--batch-size", type=int, default=8, help="pictures per step")
-    parser.add_argument("--lr", type=float, default=6e-4, help="learning rate")
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures per step")
+    parser.add_argument("--lr", type=float, default=5e-4, help="learning rate")
     parser.add_argument("--warmup-steps", type=int, default=100, help="steps of linear warm-up")
     parser.add_argument("--num-workers", type=int, default=1, help="processes that load images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each; scores are averaged")

@@ -1,7 +1,11 @@
 """Predicts poses in images, videos and camera pictures, draws them and writes them as JSON.
 
+    python examples/predict.py                             # the demonstration model, on a generated picture
     python examples/predict.py --model detrpose-l --input photo.jpg holiday/ match.mp4 --output predicted
     python examples/predict.py --model detrpose-l --input 0 --output predicted          # camera 0, until Ctrl-C
+
+The demonstration model has seen generated figures only and knows nothing of photographs. For those, convert the
+published weights: `python conversion/convert_detrpose.py --variant l --output detrpose-l`.
 
 Folders are searched with everything below them, except hidden files and the output folder itself. What is written has
 the name of its input, relative to the deepest folder that holds all inputs:
@@ -55,6 +59,8 @@ import transformers_detrpose  # noqa: E402, F401 - registers the model with tran
 from transformers_detrpose.images import load_rgb_image  # noqa: E402
 from transformers_detrpose.visualization import draw_poses, to_supervision  # noqa: E402
 
+DEMONSTRATION_MODEL = Path(__file__).with_name("demonstration_model")
+SAMPLE_PICTURE = Path(__file__).parents[1] / "docs" / "assets" / "generated.jpg"
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".mp4", ".png", ".webp"}
@@ -382,16 +388,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Predicts poses in images, videos and camera pictures, draws them and writes them as JSON.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    required = {"required": True, "default": argparse.SUPPRESS}  # no default to show in the help text
-    parser.add_argument("--model", **required, help="model folder or Hub id")
+    parser.add_argument("--model", default=str(DEMONSTRATION_MODEL), help="model folder or Hub id")
     parser.add_argument(
         "--input",
         nargs="+",
-        **required,
+        default=[str(SAMPLE_PICTURE)],
         metavar="PATH",
         help="images, videos, folders (with all folders below them) and camera indices such as 0",
     )
-    parser.add_argument("--output", type=Path, **required, metavar="DIR", help="folder to write to")
+    parser.add_argument("--output", type=Path, default=Path("predicted"), metavar="DIR", help="folder to write to")
     parser.add_argument("--threshold", type=fraction, default=0.5, help="lowest score of a pose, 0 to 1")
     parser.add_argument(
         "--keypoint-threshold",
@@ -428,6 +433,9 @@ def predict(arguments: argparse.Namespace) -> int:
         milliseconds = 1000 * statistics.median(predictor.seconds_per_image)
         print(f"{predictor.num_poses} poses in {predictor.num_images} images or frames", end=", ")
         print(f"{milliseconds:.1f} ms each (median; preparing, model and post-processing on {arguments.device})")
+    if arguments.model == str(DEMONSTRATION_MODEL):
+        print("The demonstration model knows generated figures only. For photographs, convert the published weights:")
+        print("python conversion/convert_detrpose.py --variant l --output detrpose-l")
     return num_failed
 
 

@@ -308,6 +308,25 @@ class TestCamera:
         assert predict.find_inputs(["0", "1"], tmp_path / "out") == ({"0": tmp_path / "0"}, {"camera1.mp4": 1})
 
 
+def test_the_demonstration_finds_the_figures_of_the_sample_picture(predict, out, capsys):
+    """What the README's first command does; the labels are those that the picture was generated with."""
+    assert predict.main(["--output", str(out), "--device", "cpu"]) == 0
+    assert "convert_detrpose.py" in capsys.readouterr().out
+    assert (out / predict.SAMPLE_PICTURE.name).stat().st_size > 10_000
+    found = json.loads((out / "predictions.json").read_text())
+    expected = json.loads(predict.SAMPLE_PICTURE.with_suffix(".json").read_text())["annotations"]
+    assert len(found) == len(expected)
+    for annotation in expected:
+        truth = np.array(annotation["keypoints"]).reshape(-1, 3)
+        distances = [
+            np.linalg.norm(np.array(pose["keypoints"]).reshape(-1, 3)[:, :2] - truth[:, :2], axis=1) for pose in found
+        ]
+        size = np.sqrt(annotation["area"])
+        assert min(np.median(each[truth[:, 2] > 0]) for each in distances) < 0.15 * size
+    folder = predict.DEMONSTRATION_MODEL
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
+
+
 class TestErrors:
     def test_broken_image_among_others(self, command, tmp_path, out, capsys):
         save_image(tmp_path / "in" / "1.png")
@@ -372,7 +391,6 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--input", "a.png", "--output", "out"], "--model"),
             (["--model", "m", "--input", "a.png", "--output", "out", "--threshold", "2"], "from 0 to 1"),
             (["--model", "m", "--input", "a.png", "--output", "out", "--threshold", "x"], "--threshold"),
             (["--model", "m", "--input", "a.png", "--output", "out", "--batch-size", "0"], "at least 1"),
