@@ -77,12 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     required = {"required": True, "type": Path, "metavar": "DIR", "default": argparse.SUPPRESS}
     parser.add_argument("--data", **required, help="folder that generate_people.py has made")
     parser.add_argument("--output", **required, help="folder for a checkpoint folder and a log of each training")
-    parser.add_argument(
-        "--model", default="n", help="model folder, or n, s, m, l or x for random weights"
-    )
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of all configurations"
-    )
+    parser.add_argument("--model", default="n", help="model folder, or n, s, m, l or x for random weights")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of all configurations")
     parser.add_argument("--size", type=int, default=192, help="height and width of the images in pixels")
     parser.add_argument("--num-queries", type=int, default=6, help="most people found in a picture")
     parser.add_argument("--epochs", type=int, default=3, help="passes over the training pictures")

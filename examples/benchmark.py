@@ -26,9 +26,10 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarking.backends import BACKENDS, Run, Setting
 from benchmarking.measuring import Stopwatch, Timing, describe_machine, format_table, measure
-from benchmarking.models import CommandError, first_line, load_model, load_processor
+from benchmarking.models import load_model, load_processor
 from build_tensorrt import least_similarity
-from model_sizes import count
+from command_line import CommandError, count, first_line
+from model_sizes import count_costs
 from transformers_detrpose import DETRPoseForPoseEstimationOutput
 from transformers_detrpose.images import load_rgb_image
 
@@ -123,7 +124,7 @@ def benchmark(args: argparse.Namespace):
     except Exception as error:  # RuntimeError, AssertionError, NotImplementedError: the devices differ
         raise CommandError(f"cannot use --device {args.device}: {first_line(error)}") from error
     job = Benchmark(args)
-    parameters, operations, _ = count(job.reference, job.size)
+    parameters, operations, _ = count_costs(job.reference, job.size)
     rows = [job.measure(*setting) for setting in tqdm(settings(args), desc="measuring", unit="setting", leave=False)]
     result = {
         "arguments": {key: value for key, value in vars(args).items() if key not in ("images", "output")},
@@ -214,14 +215,6 @@ def plot(rows: list[dict[str, Any]], file: Path, heading: str):
     figure.savefig(file, dpi=120)
 
 
-def positive(text: str) -> int:
-    """Reads a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return number
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
@@ -233,13 +226,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--backends", nargs="+", choices=list(BACKENDS), default=["pytorch", "fused"], help="what to run the model in"
     )
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32"], help="types of its numbers")
-    parser.add_argument("--batch-sizes", nargs="+", type=positive, default=[1], help="images at once")
-    parser.add_argument("--size", type=positive, help="height and width in pixels; the model's own if not given")
+    parser.add_argument("--batch-sizes", nargs="+", type=count, default=[1], help="images at once")
+    parser.add_argument("--size", type=count, help="height and width in pixels; the model's own if not given")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda or cuda:1")
-    parser.add_argument("--threads", type=positive, help="threads of the CPU; as many as PyTorch takes if not given")
-    parser.add_argument("--runs", type=positive, default=30, help="timed runs of each setting")
-    parser.add_argument("--warmup", type=positive, default=5, help="runs before them")
+    parser.add_argument("--threads", type=count, help="threads of the CPU; as many as PyTorch takes if not given")
+    parser.add_argument("--runs", type=count, default=30, help="timed runs of each setting")
+    parser.add_argument("--warmup", type=count, default=5, help="runs before them")
     parser.add_argument("--images", type=Path, nargs="+", default=[PICTURE], metavar="FILE", help="pictures")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for benchmark.json and benchmark.png")
     return parser.parse_args(argv)

@@ -22,7 +22,8 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from benchmarking.measuring import Stopwatch, Timing, describe_machine, format_table, peak_memory
-from benchmarking.models import CommandError, first_line, load_model
+from benchmarking.models import load_model
+from command_line import CommandError, first_line
 from train import build_average, build_optimizer, field_value
 from transformers_detrpose import DETRPoseForPoseEstimation
 from transformers_detrpose.data import CocoPoseDataset, Phase, train_dataloader

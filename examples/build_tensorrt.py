@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForKeypointDetection
 
+from command_line import CommandError, first_line
 from transformers_detrpose import DETRPoseForPoseEstimationOutput, KeypointSchema
 from transformers_detrpose.images import load_rgb_image
 from transformers_detrpose.keypoint_schemas import PERSON_TO_BOX_AREA
@@ -34,10 +35,6 @@ LIBRARIES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensor
 DEFAULT_COMPUTE_CAPABILITY = 89
 GPU = torch.device("cuda")
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
-
-
-class CommandError(Exception):
-    """Something the user can put right; the message is all they need to see."""
 
 
 def load_tensorrt(library: str) -> Any:
@@ -330,11 +327,6 @@ def build(args: argparse.Namespace):
     targets = " and ".join(f"compute capability {number / 10}" for number in capabilities) or "this GPU"
     note = "" if is_verified else "; not verified"
     print(f"{args.output}: {len(engine) / 2**20:.1f} MiB for {targets}{note}")
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its kind where it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -29,6 +29,7 @@ from transformers import AutoImageProcessor, AutoModelForKeypointDetection
 from transformers.utils import logging as transformers_logging
 
 import transformers_detrpose  # noqa: F401 - registers the model with transformers
+from command_line import CommandError, count
 from transformers_detrpose.evaluation import (
     CocoKeypoints,
     CrowdPoseKeypoints,
@@ -42,10 +43,6 @@ METRICS = {"coco": CocoKeypoints, "crowdpose": CrowdPoseKeypoints}
 
 # transformers 4 advises a fast image processor; there is only one, and it is fast.
 logging.getLogger("transformers.models.auto.image_processing_auto").setLevel(logging.ERROR)
-
-
-class CommandError(Exception):
-    """Something the user can put right; the message is all they need to see."""
 
 
 class ImageDataset(Dataset):
@@ -172,14 +169,6 @@ def one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # What went wrong in a process of the data loader comes as a traceback, the message last.
     return lines[-1].partition(": ")[2] if "DataLoader worker" in lines[0] and len(lines) > 1 else lines[0]
-
-
-def count(text: str) -> int:
-    """Reads a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return number
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

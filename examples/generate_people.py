@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from command_line import CommandError
 from synthetic_people.figures import Figure, build_figure, move_figure, paint_figure, paint_part_map
 from synthetic_people.looks import sample_look
 from synthetic_people.poses import find_joints, sample_body, sample_pose
@@ -53,10 +54,6 @@ PLACING_ATTEMPTS = 6
 LEAST_SEEN_KEYPOINTS = 3
 LEAST_SEEN_SHARE = 0.25
 LEAST_AREA = 0.001  # of the picture
-
-
-class CommandError(Exception):
-    """Something the user can put right; the message is all they need to see."""
 
 
 @dataclass(frozen=True)

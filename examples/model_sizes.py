@@ -19,7 +19,7 @@ from transformers_detrpose.configuration_detrpose import VARIANTS
 from transformers_detrpose.keypoint_schemas import SCHEMAS
 
 
-def count(model: DETRPoseForPoseEstimation, size: int) -> tuple[int, int, int]:
+def count_costs(model: DETRPoseForPoseEstimation, size: int) -> tuple[int, int, int]:
     """Counts what one square image costs.
 
     Args:
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         # On the meta device shapes are computed but no numbers, so this takes neither memory nor time.
         with torch.device("meta"):
             model = DETRPoseForPoseEstimation(DETRPoseConfig.from_variant(variant, skeleton=dataset)).fuse()
-        parameters, operations, across = count(model, args.size)
+        parameters, operations, across = count_costs(model, args.size)
         figures = (parameters / 1e6, operations / 1e9, (operations - across) / 1e9)
         rows.append("| ".join([f"| DETRPose-{variant.upper()} | {dataset} ", *(f"{x:.2f} " for x in figures)]) + "|")
     print("| model | skeleton | parameters (M) | GFLOPs | without attention across instances |\n|---|---|---|---|---|")

@@ -56,6 +56,7 @@ logging.getLogger("transformers.models.auto.image_processing_auto").setLevel(log
 import supervision as sv  # noqa: E402
 
 import transformers_detrpose  # noqa: E402, F401 - registers the model with transformers
+from command_line import CommandError, count, first_line  # noqa: E402
 from transformers_detrpose.images import load_rgb_image  # noqa: E402
 from transformers_detrpose.visualization import draw_poses, to_supervision  # noqa: E402
 
@@ -66,10 +67,6 @@ VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".web
 WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".mp4", ".png", ".webp"}
 FALLBACK_FPS = 30.0  # frames per second, for cameras that do not tell theirs
 PREFETCHED_FRAMES = 8  # decoded while the model works
-
-
-class CommandError(Exception):
-    """Something the user can put right; the message is all they need to see."""
 
 
 class Predictor:
@@ -361,24 +358,11 @@ def report(message: str):
     tqdm.write(f"predict.py: {message}", file=sys.stderr)
 
 
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, or its kind where it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
 def fraction(text: str) -> float:
     """Reads a number from 0 to 1."""
     number = float(text)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
-    return number
-
-
-def count(text: str) -> int:
-    """Reads a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return number
 
 

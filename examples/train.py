@@ -32,6 +32,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import AutoConfig
 
+from command_line import CommandError, count
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
 from transformers_detrpose.configuration_detrpose import VARIANTS
 from transformers_detrpose.data import (
@@ -80,10 +81,6 @@ RECIPES = {
         "x": Recipe(92, 5e-5),
     },
 }
-
-
-class CommandError(Exception):
-    """Something the user can put right; the message is all they need to see."""
 
 
 @dataclass
@@ -399,14 +396,6 @@ def replace_folder(partial: Path, target: Path):
         target.rename(old)
     partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def count(text: str) -> int:
-    """Reads a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return number
 
 
 def field_value(text: str) -> tuple[str, Any]:

@@ -4,12 +4,9 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor
 
+from command_line import CommandError, first_line
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
 from transformers_detrpose.configuration_detrpose import VARIANTS
-
-
-class CommandError(Exception):
-    """Something the user can put right; the message is all they need to see."""
 
 
 def load_model(
@@ -56,8 +53,3 @@ def load_processor(name: str, config: DETRPoseConfig, size: int | None) -> DETRP
         return AutoImageProcessor.from_pretrained(name, **changes)
     except Exception as error:
         raise CommandError(f"cannot load the image processor of --model {name}: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its kind where it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
