@@ -52,7 +52,7 @@ class Pictures(CalibrationDataReader):
             image = load_rgb_image(file)
         except (OSError, ValueError) as error:
             raise CommandError(f"cannot read image {file}: {first_line(error)}") from error
-        return {"pixel_values": self.processor(images=image, return_tensors="np")["pixel_values"].astype(np.float32)}
+        return {"pixel_values": self.processor(images=image, return_tensors="pt")["pixel_values"].numpy()}
 
 
 def quantize(source: Path, images: Path, output: Path, max_images: int):
