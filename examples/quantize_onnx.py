@@ -4,8 +4,8 @@
     python examples/quantize_onnx.py --onnx onnx --images val2017 --output onnx-int8
 
 Convolutions and matrix products compute with 8-bit numbers, whose ranges are those that the pictures show: give some
-that are like those the model will see. Coordinates, distributions and scores stay in float32. The copy is a folder as
-the export has written it, and runs in the same places. Needs `pip install -e ".[onnx]"`, or onnxruntime and onnx.
+that are like those the model will see. All between them stays in float32. The copy is a folder as the export has
+written it, and runs in the same places. Needs `pip install -e ".[onnx]"`, or onnxruntime and onnx.
 """
 
 import argparse

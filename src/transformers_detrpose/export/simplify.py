@@ -26,9 +26,11 @@ def simplify(file: str | Path, size_hw: tuple[int, int], stride: int):
 
 def skip_reshapes(model: onnx.ModelProto):
     """Lets Reshape nodes that reshape what another one has reshaped read from before that one, in place."""
+    constants = {constant.name: onnx.numpy_helper.to_array(constant) for constant in model.graph.initializer}
     reshapes = {node.output[0]: node for node in model.graph.node if node.op_type == "Reshape"}
     for node in reshapes.values():
-        while node.input[0] in reshapes:
+        copies_sizes = 0 in constants.get(node.input[1], ())  # 0 stands for what the size was before
+        while node.input[0] in reshapes and not copies_sizes:
             node.input[0] = reshapes[node.input[0]].input[0]
 
 
