@@ -102,8 +102,8 @@ class Benchmark:
             return DETRPoseForPoseEstimationOutput(**{name: outputs[name][:1] for name in names})
 
         images = self.args.images[:10]
-        least, count = least_similarity(self.reference, self.processor, run_one, images, THRESHOLD)
-        return least if count else None
+        least, num_poses = least_similarity(self.reference, self.processor, run_one, images, THRESHOLD)
+        return least if num_poses else None
 
 
 def benchmark(args: argparse.Namespace):

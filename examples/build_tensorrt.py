@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForKeypointDetection
 
-from command_line import CommandError, first_line
+from command_line import IMAGE_SUFFIXES, CommandError, first_line
 from transformers_detrpose import DETRPoseForPoseEstimationOutput, KeypointSchema
 from transformers_detrpose.images import load_rgb_image
 from transformers_detrpose.keypoint_schemas import PERSON_TO_BOX_AREA
@@ -34,7 +34,6 @@ LIBRARIES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensor
 # What a GPU-less machine builds for: 8.9 is Ada, such as L4, L40 and GeForce RTX 40.
 DEFAULT_COMPUTE_CAPABILITY = 89
 GPU = torch.device("cuda")
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 
 def load_tensorrt(library: str) -> Any:

@@ -2,6 +2,8 @@
 
 import argparse
 
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+
 
 class CommandError(Exception):
     """Something the user can put right; the message is all they need to see."""

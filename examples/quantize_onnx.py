@@ -23,11 +23,10 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor
 
 import transformers_detrpose  # noqa: F401 - registers the image processor with transformers
-from command_line import CommandError, count, first_line
+from command_line import IMAGE_SUFFIXES, CommandError, count, first_line
 from transformers_detrpose.images import load_rgb_image
 
 MODEL_FILE = "model.onnx"
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 OPERATORS = ["Conv", "Gemm", "MatMul"]
 
 
@@ -50,7 +49,7 @@ class Pictures(CalibrationDataReader):
             return None
         try:
             image = load_rgb_image(file)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
             raise CommandError(f"cannot read image {file}: {first_line(error)}") from error
         return {"pixel_values": self.processor(images=image, return_tensors="pt")["pixel_values"].numpy()}
 
