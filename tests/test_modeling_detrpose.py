@@ -251,10 +251,10 @@ class TestSampling:
     def test_weighted_sums(self, exporting, monkeypatch):
         monkeypatch.setattr(sampling, "is_exporting", lambda: exporting)
         maps = [torch.rand(2, 12, *size) for size in [(8, 6), (4, 3)]]
-        points, offsets = 1.4 * torch.rand(2, 11, 2) - 0.2, 4 * torch.randn(2, 11, 3, 2, 5, 2)
-        weights = torch.rand(2, 11, 3, 2, 5) / 10
+        points, offsets = 1.4 * torch.rand(2, 11, 2) - 0.2, 4 * torch.randn(2, 11, 2, 3, 10)
+        weights = torch.rand(2, 11, 3, 10) / 10
         head_maps = [x.view(6, 4, *x.shape[-2:]) for x in maps]
-        expected = sampling.sample_maps(head_maps, points, offsets, weights)
+        expected = sampling.sample_maps(head_maps, points, offsets.permute(0, 1, 3, 4, 2), weights)
         table = sampling.FeatureTable(maps, num_heads=3, num_samples=5)
         torch.testing.assert_close(table.mix(points, offsets, weights), expected, atol=1e-5, rtol=0)
 

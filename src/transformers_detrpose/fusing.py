@@ -3,7 +3,10 @@
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+from .sampling import is_exporting
 
 
 @torch.no_grad()
@@ -49,6 +52,27 @@ class Clamp(nn.Module):
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         return hidden_state.clamp_(min=self.min, max=self.max)
+
+
+@torch.no_grad()
+def split_conv(conv: nn.Conv2d) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """Returns two convolutions, for the first and for the second half of a convolution's output channels."""
+    halves = copy.deepcopy(conv), copy.deepcopy(conv)
+    for half, weight, bias in zip(halves, conv.weight.chunk(2), conv.bias.chunk(2), strict=True):
+        half.out_channels = len(weight)
+        half.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        half.bias = nn.Parameter(bias.clone(), requires_grad=False)
+    return halves
+
+
+class PairwiseMaximum(nn.Module):
+    """Max pooling over windows of 2x2 with stride 1, without the indices that PyTorch's own computes as well."""
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        if is_exporting():
+            return F.max_pool2d(hidden_state, kernel_size=2, stride=1)
+        rows = torch.maximum(hidden_state[:, :, :-1], hidden_state[:, :, 1:])
+        return torch.maximum(rows[..., :-1], rows[..., 1:])
 
 
 @torch.no_grad()

@@ -18,13 +18,17 @@ from torchvision.ops import FrozenBatchNorm2d
 from transformers import AutoBackbone, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2ConvLayer, HGNetV2LearnableAffineBlock
+from transformers.models.hgnet_v2.modeling_hgnet_v2 import (
+    HGNetV2ConvLayer,
+    HGNetV2Embeddings,
+    HGNetV2LearnableAffineBlock,
+)
 from transformers.utils import ModelOutput
 
 from .attention import DETRPoseSelfAttention, softmax
 from .configuration_detrpose import DETRPoseConfig
 from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
-from .fusing import fold_affine, fold_norm, join_linears
+from .fusing import PairwiseMaximum, fold_affine, fold_norm, join_linears, split_conv
 from .loss_detrpose import pose_estimation_loss, validate_labels
 from .model_card import model_card
 
@@ -242,10 +246,19 @@ class DETRPoseFusionBlock(nn.Module):
         self.conv4 = DETRPoseConvNorm(config, 2 * channels + 2 * width, channels, 1, activation=activation)
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        hidden_state = self.conv1(torch.cat((first, second), dim=1))
-        stage1 = self.conv2(self.csp1(hidden_state.chunk(2, dim=1)[1]))
+        joined = torch.cat((first, second), dim=1)
+        if isinstance(self.conv1, nn.ModuleList):
+            halves = [conv(joined) for conv in self.conv1]
+        else:
+            halves = self.conv1(joined).chunk(2, dim=1)
+        stage1 = self.conv2(self.csp1(halves[1]))
         stage2 = self.conv3(self.csp2(stage1))
-        return self.conv4(torch.cat((hidden_state, stage1, stage2), dim=1))
+        return self.conv4(torch.cat((*halves, stage1, stage2), dim=1))
+
+    def fuse(self):
+        """Splits the first convolution, whose norm is folded already, so that its output need not be cut; in place."""
+        whole = self.conv1
+        self.conv1 = nn.ModuleList(nn.Sequential(half, whole.activation) for half in split_conv(whole.conv))
 
 
 class DETRPoseDownsample(nn.Module):
@@ -494,25 +507,35 @@ class DETRPoseDeformableAttention(nn.Module):
             The mixed values (B, Q, K + 1, D), and the weights (B, Q, K + 1, H, levels * points).
         """
         num_queries, num_tokens, d_model = hidden_states.shape[1:]
-        shape = (-1, num_queries * num_tokens, self.num_heads, self.num_levels, self.num_points)
-        points = reference_points.float().reshape(-1, num_queries * num_tokens, 2)
-        offsets, logits = self.project(hidden_states.reshape(-1, d_model))
-        weights = softmax(logits, self.joint_proj is not None).view(-1, num_queries, num_tokens, *logits.shape[1:])
-        offsets, level_weights = offsets.reshape(*shape, 2), weights.view(shape)
-        if isinstance(value_maps[0], FeatureTable):
-            mixed = value_maps[0].mix(points, offsets, level_weights)
-        else:
-            mixed = sample_maps(value_maps, points, offsets, level_weights)
+        reads_table, row = isinstance(value_maps[0], FeatureTable), (-1, num_queries * num_tokens)
+        offsets, logits = self.project(hidden_states.reshape(-1, d_model), reads_table)
+        weights = softmax(logits, self.joint_proj is not None)
+        points = reference_points.float().reshape(*row, 2)
+        samples = points, offsets.view(*row, *offsets.shape[1:]), weights.view(*row, *weights.shape[1:])
+        mixed = value_maps[0].mix(*samples) if reads_table else sample_maps(value_maps, *samples)
+        weights = weights.view(-1, num_queries, num_tokens, *weights.shape[1:])
         return mixed.reshape(-1, num_queries, num_tokens, d_model).to(hidden_states.dtype), weights
 
-    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns for tokens (N, D) offsets (N, -1), in float32, and the weights' logits (N, H, levels * P)."""
-        samples = self.num_heads * self.num_levels * self.num_points
+    def project(self, hidden_states: torch.Tensor, x_first: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Projects tokens (N, D).
+
+        Returns:
+            Offsets in float32, (N, 2, H, levels * P) with all x before all y if wanted and (N, H, levels * P, 2) if
+            not, and the weights' logits (N, H, levels * P).
+        """
+        shape = (self.num_heads, self.num_levels * self.num_points)
         if self.joint_proj is None:
             offsets, logits = self.sampling_offsets(hidden_states), self.attention_weights(hidden_states)
         else:
-            offsets, logits = self.joint_proj(hidden_states).split((2 * samples, samples), dim=-1)
-        return offsets.float(), logits.reshape(-1, self.num_heads, samples // self.num_heads)
+            weight, bias, num_samples = self.joint_proj.weight, self.joint_proj.bias, math.prod(shape)
+            if x_first:
+                weight, bias = (
+                    torch.cat((x[: 2 * num_samples : 2], x[1 : 2 * num_samples : 2], x[2 * num_samples :]))
+                    for x in (weight, bias)
+                )
+            offsets, logits = F.linear(hidden_states, weight, bias).split((2 * num_samples, num_samples), dim=-1)
+        offsets = offsets.float().reshape(-1, 2, *shape) if x_first else offsets.float().reshape(-1, *shape, 2)
+        return offsets, logits.reshape(-1, *shape)
 
     def fuse(self):
         """Joins both projections, in place."""
@@ -530,7 +553,7 @@ class DETRPoseGate(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         both = torch.cat((hidden_states, attended), dim=-1)
-        kept, taken = (torch.sigmoid(self.gate(both)) * both).chunk(2, dim=-1)
+        kept, taken = (torch.sigmoid(self.gate(both)) * both).split(hidden_states.shape[-1], dim=-1)
         return self.norm(kept + taken)
 
 
@@ -1135,8 +1158,10 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
             elif isinstance(module, HGNetV2ConvLayer):
                 fuse_backbone_layer(module)
         for module in list(fused.modules()):
-            if isinstance(module, (DETRPoseRepVggBlock, DETRPoseDecoderLayer, DETRPoseDecoder)):
+            if isinstance(module, (DETRPoseRepVggBlock, DETRPoseFusionBlock, DETRPoseDecoderLayer, DETRPoseDecoder)):
                 module.fuse()
+            elif isinstance(module, HGNetV2Embeddings):
+                module.pool = PairwiseMaximum()
         for module in fused.modules():
             if isinstance(module, (nn.ReLU, nn.SiLU)):
                 module.inplace = True

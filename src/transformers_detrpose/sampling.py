@@ -33,7 +33,7 @@ def bilinear_sample(feature_map: torch.Tensor, points: torch.Tensor) -> torch.Te
 def bilinear_gather(feature_map: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     """Does what [`bilinear_sample`] does, with the same arguments and result, by gathers and arithmetic alone."""
     table = FeatureTable([feature_map], num_heads=1, num_samples=1)
-    offsets, weights = points.new_zeros(1, 1, 1, 1, 1, 2), points.new_ones(1, 1, 1, 1, 1)
+    offsets, weights = points.new_zeros(1, 1, 2, 1, 1), points.new_ones(1, 1, 1, 1)
     num_rows, num_columns = points.shape[1:3]
     sampled = table.mix(points.float().reshape(-1, num_rows * num_columns, 2), offsets.float(), weights.float())
     return sampled.transpose(1, 2).reshape(-1, feature_map.shape[1], num_rows, num_columns)
@@ -51,77 +51,95 @@ class FeatureTable:
     """
 
     def __init__(self, feature_maps: Sequence[torch.Tensor], num_heads: int, num_samples: int):
-        rows = torch.cat([F.pad(x, (1, 1, 1, 1)).flatten(2).transpose(1, 2) for x in feature_maps], dim=1)
+        # A point on the far border has a neighbour beyond it.
+        rows = torch.cat([F.pad(x, (1, 2, 1, 2)).flatten(2).transpose(1, 2) for x in feature_maps], dim=1)
         batch_size, num_locations, d_model = rows.shape
-        self.rows = rows.reshape(-1, d_model // num_heads).float()
+        self.num_heads, self.rows = num_heads, rows.reshape(-1, d_model // num_heads).float()
 
         # Everything below is per head, level and sample, although samples agree: the longer the innermost axes of an
         # operation, the faster processors run it.
         shape, device = (num_heads, len(feature_maps), num_samples), rows.device
         sizes = [tuple(x.shape[-2:]) for x in feature_maps]
 
-        def per_level(values: list[int], dtype=torch.float32) -> torch.Tensor:
+        def per_sample(values: list[int], dtype=torch.float32) -> torch.Tensor:
             # Joined tensors and not one of a list: a tracing exporter would take a list for constants.
             values = torch.cat([torch.full((1,), value, dtype=dtype, device=device) for value in values])
-            return values.view(-1, 1).expand(shape)
+            return values.view(-1, 1).expand(shape).flatten(1)
 
         starts = [0]
         for height, width in sizes:
-            starts.append(starts[-1] + (height + 2) * (width + 2))
-        heads = torch.arange(num_heads, device=device).view(-1, 1, 1)
+            starts.append(starts[-1] + (height + 3) * (width + 3))
+        heads = torch.arange(num_heads, device=device).view(-1, 1)
         images = torch.arange(batch_size, device=device).view(-1, 1, 1, 1, 1) * (num_locations * num_heads)
-        down = num_heads * per_level([width + 2 for _, width in sizes], torch.int64)
-        right = torch.full_like(down, num_heads)
+        self.down = num_heads * per_sample([width + 3 for _, width in sizes], torch.int64)
+        self.steps = torch.stack((torch.full_like(self.down, num_heads), self.down)).float()
         self.size = torch.stack(
-            [per_level([width for _, width in sizes]), per_level([height for height, _ in sizes])], dim=-1
+            [per_sample([width for _, width in sizes]), per_sample([height for height, _ in sizes])]
         )
-        self.steps = torch.stack((right, down), dim=-1).float()
-        self.start = images + heads + num_heads * per_level(starts[:-1], torch.int64)
-        self.corners = torch.stack((torch.zeros_like(down), right, down, down + right), dim=-1)
+        self.start = images + heads + num_heads * per_sample(starts[:-1], torch.int64)
 
     def mix(self, points: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Sums weighted samples around each point.
 
         Args:
             points: (B, N, 2), x and y as fractions of the image.
-            offsets: (B, N, H, levels, P, 2), added to x and y in pixels of each level.
-            weights: (B, N, H, levels, P).
+            offsets: (B, N, 2, H, levels * P), added to x and y in pixels of each level.
+            weights: (B, N, H, levels * P).
 
         Returns:
             (B, N, D).
         """
         # In pixels of the bordered map, from the centre of its first one.
-        positions = points[:, :, None, None, None] * self.size + (offsets + 0.5)
+        positions = points[..., None, None] * self.size + (offsets + 0.5)
         positions = torch.minimum(positions.clamp(min=0), self.size + 1)
-        corner = torch.minimum(positions.floor(), self.size)
-        x, y = (positions - corner).unbind(-1)
-        bottom = weights * y
-        top = weights - bottom
+        corner = positions.floor()
+        x, y = (positions - corner).split(1, dim=2)
+        bottom = weights.unsqueeze(2) * y
+        top = weights.unsqueeze(2) - bottom
         bottom_right, top_right = bottom * x, top * x
-        corner_weights = torch.stack((top - top_right, top_right, bottom - bottom_right, bottom_right), dim=-1)
+        corner_weights = torch.cat((top - top_right, top_right, bottom - bottom_right, bottom_right), dim=-1)
 
-        index = (corner * self.steps).sum(dim=-1).long() + self.start
-        num_tokens, bag_size = points.shape[1], self.corners[0].numel()
-        index = (index.unsqueeze(-1) + self.corners).view(-1, bag_size)
-        corner_weights = corner_weights.view(-1, bag_size)
+        top_left = (corner * self.steps).sum(dim=2, keepdim=True).long() + self.start
+        bottom_left = top_left + self.down
+        indices = (top_left, top_left + self.num_heads, bottom_left, bottom_left + self.num_heads)
+        indices = torch.cat(indices, dim=-1)
+
+        num_tokens, bag_size = points.shape[1], indices.shape[-1]
+        indices = indices.view(-1, bag_size)
         if is_exporting():
-            mixed = torch.matmul(corner_weights.unsqueeze(1), F.embedding(index, self.rows))
+            mixed = torch.matmul(corner_weights.view(-1, 1, bag_size), F.embedding(indices, self.rows))
         else:
-            mixed = F.embedding_bag(index, self.rows, per_sample_weights=corner_weights, mode="sum")
-        return mixed.reshape(-1, num_tokens, self.corners.shape[0] * self.rows.shape[1])
+            corner_weights = corner_weights.view(-1, bag_size)
+            mixed = F.embedding_bag(indices, self.rows, per_sample_weights=corner_weights, mode="sum")
+        return mixed.reshape(-1, num_tokens, self.num_heads * self.rows.shape[1])
 
 
 def sample_maps(
     value_maps: tuple[torch.Tensor, ...], points: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Does what [`FeatureTable.mix`] does, with one `grid_sample` per map, each (B * H, D / H, height, width)."""
+    """Does what [`FeatureTable.mix`] does, with one `grid_sample` per map.
+
+    Args:
+        value_maps: one per level, each (B * H, D / H, height, width).
+        points: (B, N, 2), x and y as fractions of the image.
+        offsets: (B, N, H, levels * P, 2), added to x and y in pixels of each level.
+        weights: (B, N, H, levels * P).
+
+    Returns:
+        (B, N, D).
+    """
+    num_levels, head_dim = len(value_maps), value_maps[0].shape[1]
+    num_tokens, num_heads, num_samples = weights.shape[1], weights.shape[2], weights.shape[3] // num_levels
+    # Every operand has the pairs of all samples as its last axis: runtimes are slow at broadcasting a mere pair.
+    points = (2 * points - 1).unsqueeze(2).expand(-1, -1, weights[0, 0].numel(), -1).flatten(2)
     # Joined tensors and not one of a list: a tracing exporter would take a list for constants.
     sizes = torch.cat([points.new_full((1,), x.shape[axis]) for x in value_maps for axis in (-1, -2)])
-    grids = (2 * points - 1)[:, :, None, None, None] + offsets * (2 / sizes).view(-1, 1, 2)
-    num_tokens, num_heads, num_levels, num_samples = weights.shape[1:]
-    grids = grids.permute(0, 2, 3, 1, 4, 5).reshape(-1, num_levels * num_tokens, num_samples, 2)
-    weights = weights.permute(0, 2, 3, 1, 4).reshape(-1, 1, num_levels * num_tokens, num_samples)
+    scales = (2 / sizes).view(-1, 1, 2).expand(num_heads, -1, num_samples, -1).flatten()
+    samples = (-1, num_tokens, num_heads, num_levels, num_samples)
+    grids = (points + offsets.flatten(2) * scales).view(*samples, 2).permute(0, 2, 3, 1, 4, 5)
+    grids = grids.reshape(-1, num_levels * num_tokens, num_samples, 2)
+    weights = weights.view(samples).permute(0, 2, 3, 1, 4).reshape(-1, 1, num_levels * num_tokens, num_samples)
     mixed, levels = 0, (value_maps, grids.split(num_tokens, dim=1), weights.split(num_tokens, dim=2))
     for value_map, grid, weight in zip(*levels, strict=True):
         mixed = mixed + (F.grid_sample(value_map, grid, align_corners=False) * weight).sum(dim=-1)
-    return mixed.reshape(-1, num_heads * value_maps[0].shape[1], num_tokens).transpose(1, 2)
+    return mixed.reshape(-1, num_heads * head_dim, num_tokens).transpose(1, 2)

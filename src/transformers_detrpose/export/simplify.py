@@ -20,6 +20,7 @@ def simplify(file: str | Path, size_hw: tuple[int, int], stride: int):
     """
     model = onnxslim.slim(str(file))
     skip_reshapes(model)
+    join_padding(model)
     freeze_reshapes(model, size_hw, stride)
     onnx.save(onnxslim.slim(model), str(file))
 
@@ -32,6 +33,36 @@ def skip_reshapes(model: onnx.ModelProto):
         copies_sizes = 0 in constants.get(node.input[1], ())  # 0 stands for what the size was before
         while node.input[0] in reshapes and not copies_sizes:
             node.input[0] = reshapes[node.input[0]].input[0]
+
+
+def join_padding(model: onnx.ModelProto):
+    """Lets MaxPool nodes pad their input themselves, where a Pad node with zeros did it, in place.
+
+    Pooling pads with minus infinity, which makes no difference where no input is negative.
+    """
+    constants = {constant.name: onnx.numpy_helper.to_array(constant) for constant in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    for pool in model.graph.node:
+        pad = producers.get(pool.input[0]) if pool.op_type == "MaxPool" else None
+        if pad is None or pad.op_type != "Pad" or not is_never_negative(producers.get(pad.input[0]), constants):
+            continue
+        attributes = {x.name: onnx.helper.get_attribute_value(x) for x in (*pad.attribute, *pool.attribute)}
+        amounts, values = constants.get(pad.input[1], np.zeros(0)), [constants.get(x, 1.0) for x in pad.input[2:3] if x]
+        if attributes.get("mode", b"constant") != b"constant" or len(amounts) != 8 or any(values):
+            continue
+        pads = np.array(attributes.get("pads", [0] * 4)) + amounts[[2, 3, 6, 7]]
+        if not amounts[[0, 1, 4, 5]].any() and (pads < 2 * attributes["kernel_shape"]).all():
+            others = [x for x in pool.attribute if x.name != "pads"]
+            del pool.attribute[:]
+            pool.attribute.extend([*others, onnx.helper.make_attribute("pads", pads.tolist())])
+            pool.input[0] = pad.input[0]
+
+
+def is_never_negative(node: onnx.NodeProto | None, constants: dict[str, np.ndarray]) -> bool:
+    """Tells whether the output of a node is known to hold no negative number."""
+    if node is None or node.op_type != "Clip":
+        return node is not None and node.op_type == "Relu"
+    return len(node.input) > 1 and constants.get(node.input[1], -1) >= 0
 
 
 def freeze_reshapes(model: onnx.ModelProto, size_hw: tuple[int, int], stride: int):
