@@ -55,14 +55,21 @@ class Clamp(nn.Module):
 
 
 @torch.no_grad()
-def split_conv(conv: nn.Conv2d) -> tuple[nn.Conv2d, nn.Conv2d]:
-    """Returns two convolutions, for the first and for the second half of a convolution's output channels."""
-    halves = copy.deepcopy(conv), copy.deepcopy(conv)
-    for half, weight, bias in zip(halves, conv.weight.chunk(2), conv.bias.chunk(2), strict=True):
-        half.out_channels = len(weight)
-        half.weight = nn.Parameter(weight.clone(), requires_grad=False)
-        half.bias = nn.Parameter(bias.clone(), requires_grad=False)
-    return halves
+def split_pointwise_conv(conv: nn.Conv2d) -> list[tuple[nn.Conv2d, nn.Conv2d]]:
+    """Splits a 1x1 convolution of two joined maps of as many channels.
+
+    Returns:
+        For the first and for the second half of the output channels two convolutions, of the first and of the second
+        map, whose outputs are to be added.
+    """
+    parts = []
+    for weight, bias in zip(conv.weight.chunk(2), conv.bias.chunk(2), strict=True):
+        pair = [nn.Conv2d(x.shape[1], x.shape[0], 1, bias=False, device="meta") for x in weight.chunk(2, dim=1)]
+        for part, part_weight in zip(pair, weight.chunk(2, dim=1), strict=True):
+            part.weight = nn.Parameter(part_weight.clone(), requires_grad=False)
+        pair[1].bias = nn.Parameter(bias.clone(), requires_grad=False)
+        parts.append(tuple(pair))
+    return parts
 
 
 class PairwiseMaximum(nn.Module):

@@ -7,6 +7,7 @@ together, H heads and R + 1 distribution bins. Every point is (x, y) as fraction
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,7 +29,7 @@ from transformers.utils import ModelOutput
 from .attention import DETRPoseSelfAttention, softmax
 from .configuration_detrpose import DETRPoseConfig
 from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
-from .fusing import PairwiseMaximum, fold_affine, fold_norm, join_linears, split_conv
+from .fusing import PairwiseMaximum, fold_affine, fold_norm, join_linears, split_pointwise_conv
 from .loss_detrpose import pose_estimation_loss, validate_labels
 from .model_card import model_card
 
@@ -232,10 +233,16 @@ class DETRPoseCSPLayer(nn.Module):
 
 
 class DETRPoseFusionBlock(nn.Module):
-    """Fuses two joined feature maps into one: the RepNCSPELAN4 block of D-FINE."""
+    """Fuses two feature maps into one: the RepNCSPELAN4 block of D-FINE.
 
-    def __init__(self, config):
+    Args:
+        config: the model's configuration.
+        scale: how many times larger the second map is than the first, which is enlarged therefore.
+    """
+
+    def __init__(self, config, scale: int):
         super().__init__()
+        self.scale = scale
         channels, width = config.d_model, int(config.hidden_expansion * config.d_model / 2)
         activation = config.activation_function
         self.conv1 = DETRPoseConvNorm(config, 2 * channels, 2 * channels, 1, activation=activation)
@@ -244,21 +251,32 @@ class DETRPoseFusionBlock(nn.Module):
         self.csp2 = DETRPoseCSPLayer(config, width, width)
         self.conv3 = DETRPoseConvNorm(config, width, width, 3, activation=activation)
         self.conv4 = DETRPoseConvNorm(config, 2 * channels + 2 * width, channels, 1, activation=activation)
+        self.conv1_parts = None
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        joined = torch.cat((first, second), dim=1)
-        if isinstance(self.conv1, nn.ModuleList):
-            halves = [conv(joined) for conv in self.conv1]
-        else:
-            halves = self.conv1(joined).chunk(2, dim=1)
+        halves = self.join(first, second)
         stage1 = self.conv2(self.csp1(halves[1]))
         stage2 = self.conv3(self.csp2(stage1))
         return self.conv4(torch.cat((*halves, stage1, stage2), dim=1))
 
+    def join(self, first: torch.Tensor, second: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Returns both halves of what the first convolution makes of two maps (B, D, height, width)."""
+        if self.conv1_parts is None:
+            return self.conv1(torch.cat((self.enlarge(first), second), dim=1)).chunk(2, dim=1)
+        sums = [self.enlarge(conv(first)) + other_conv(second) for conv, other_conv in self.conv1_parts]
+        return [self.conv1.activation(x) for x in sums]
+
+    def enlarge(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """Repeats rows and columns."""
+        return F.interpolate(feature_map, scale_factor=self.scale, mode="nearest") if self.scale > 1 else feature_map
+
     def fuse(self):
-        """Splits the first convolution, whose norm is folded already, so that its output need not be cut; in place."""
-        whole = self.conv1
-        self.conv1 = nn.ModuleList(nn.Sequential(half, whole.activation) for half in split_conv(whole.conv))
+        """Splits the first convolution, whose norm is folded already, by inputs and halves of the output, in place.
+
+        The first map is enlarged after its part of the work then, and the output need not be cut.
+        """
+        self.conv1_parts = nn.ModuleList(map(nn.ModuleList, split_pointwise_conv(self.conv1.conv)))
+        self.conv1.conv = None
 
 
 class DETRPoseDownsample(nn.Module):
@@ -307,9 +325,9 @@ class DETRPoseHybridEncoder(nn.Module):
         self.lateral_convs = nn.ModuleList(
             DETRPoseConvNorm(config, config.d_model, config.d_model, 1, activation=activation) for _ in steps
         )
-        self.fpn_blocks = nn.ModuleList(DETRPoseFusionBlock(config) for _ in steps)
+        self.fpn_blocks = nn.ModuleList(DETRPoseFusionBlock(config, scale=2) for _ in steps)
         self.downsample_convs = nn.ModuleList(DETRPoseDownsample(config) for _ in steps)
-        self.pan_blocks = nn.ModuleList(DETRPoseFusionBlock(config) for _ in steps)
+        self.pan_blocks = nn.ModuleList(DETRPoseFusionBlock(config, scale=1) for _ in steps)
 
     def forward(
         self, feature_maps: tuple[torch.Tensor, ...], output_attentions: bool = False
@@ -329,7 +347,7 @@ class DETRPoseHybridEncoder(nn.Module):
         for step, (lateral_conv, block) in enumerate(zip(self.lateral_convs, self.fpn_blocks, strict=True)):
             fine, coarse = -2 - step, -1 - step
             maps[coarse] = lateral_conv(maps[coarse])
-            maps[fine] = block(F.interpolate(maps[coarse], scale_factor=2.0, mode="nearest"), maps[fine])
+            maps[fine] = block(maps[coarse], maps[fine])
         for step, (downsample, block) in enumerate(zip(self.downsample_convs, self.pan_blocks, strict=True)):
             maps[step + 1] = block(downsample(maps[step]), maps[step + 1])
         return maps, weights

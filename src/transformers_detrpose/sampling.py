@@ -131,7 +131,8 @@ def sample_maps(
     num_levels, head_dim = len(value_maps), value_maps[0].shape[1]
     num_tokens, num_heads, num_samples = weights.shape[1], weights.shape[2], weights.shape[3] // num_levels
     # Every operand has the pairs of all samples as its last axis: runtimes are slow at broadcasting a mere pair.
-    points = (2 * points - 1).unsqueeze(2).expand(-1, -1, weights[0, 0].numel(), -1).flatten(2)
+    points = 2 * points.reshape(-1, num_tokens, 1, 2) - 1
+    points = points.expand(-1, -1, num_heads * weights.shape[3], -1).flatten(2)
     # Joined tensors and not one of a list: a tracing exporter would take a list for constants.
     sizes = torch.cat([points.new_full((1,), x.shape[axis]) for x in value_maps for axis in (-1, -2)])
     scales = (2 / sizes).view(-1, 1, 2).expand(num_heads, -1, num_samples, -1).flatten()
