@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         parameters, operations, official_operations = count_costs(model, args.size)
         figures = (parameters / 1e6, operations / 1e9, official_operations / 1e9)
         rows.append("| ".join([f"| DETRPose-{variant.upper()} | {dataset} ", *(f"{x:.2f} " for x in figures)]) + "|")
-    print("| model | skeleton | parameters (M) | GFLOPs | GFLOPs counted in the official model |\n|---|---|---|---|---|")
+    print("| model | skeleton | parameters (M) | GFLOPs | GFLOPs counted in the official one |\n|---|---|---|---|---|")
     print("\n".join(rows))
     return 0
 
