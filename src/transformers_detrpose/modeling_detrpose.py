@@ -527,11 +527,10 @@ class DETRPoseDeformableAttention(nn.Module):
         num_queries, num_tokens, d_model = hidden_states.shape[1:]
         reads_table, row = isinstance(value_maps[0], FeatureTable), (-1, num_queries * num_tokens)
         offsets, logits = self.project(hidden_states.reshape(-1, d_model), reads_table)
-        weights = softmax(logits, self.joint_proj is not None)
+        weights = softmax(logits, self.joint_proj is not None).view(-1, num_queries, num_tokens, *logits.shape[1:])
         points = reference_points.float().reshape(*row, 2)
-        samples = points, offsets.view(*row, *offsets.shape[1:]), weights.view(*row, *weights.shape[1:])
+        samples = points, offsets.view(*row, *offsets.shape[1:]), weights.view(*row, *logits.shape[1:])
         mixed = value_maps[0].mix(*samples) if reads_table else sample_maps(value_maps, *samples)
-        weights = weights.view(-1, num_queries, num_tokens, *weights.shape[1:])
         return mixed.reshape(-1, num_queries, num_tokens, d_model).to(hidden_states.dtype), weights
 
     def project(self, hidden_states: torch.Tensor, x_first: bool) -> tuple[torch.Tensor, torch.Tensor]:
