@@ -32,7 +32,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import AutoConfig
 
-from command_line import CommandError, count
+from transformers_detrpose.commands.command_line import CommandError, count
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
 from transformers_detrpose.configuration_detrpose import VARIANTS
 from transformers_detrpose.data import (
@@ -327,7 +327,7 @@ class Trainer:
         ):
             outputs = model(batch["pixel_values"])
             sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
-            poses = self.processor.post_process_pose_estimation(outputs, threshold=0.0, target_sizes=sizes)
+            poses = self.processor.post_process_keypoint_detection(outputs, threshold=0.0, target_sizes=sizes)
             self.metric.update([int(label["image_id"]) for label in batch["labels"]], poses)
         return self.metric.compute()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from names import OFFICIAL, translate
+from transformers_detrpose.conversion.names import OFFICIAL, translate
 from transformers_detrpose.denoising import DenoisingQueries
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -403,7 +403,7 @@ def slow_post_process(outputs, threshold, sizes, sigmas):
 def test_post_processing_follows_its_definition(threshold):
     outputs, sizes = fake_outputs(batch_size=3, num_labels=3), [(480, 640), (100, 50), (7, 2000)]
     processor = DETRPoseImageProcessor(keypoint_schema=TRIANGLE)
-    results = processor.post_process_pose_estimation(outputs, threshold, sizes)
+    results = processor.post_process_keypoint_detection(outputs, threshold, sizes)
     expected = slow_post_process(outputs, threshold, sizes, TRIANGLE.sigmas)
     assert [len(result["scores"]) for result in results] == [len(poses) for poses in expected]
     for result, poses in zip(results, expected, strict=True):
@@ -431,7 +431,7 @@ def test_a_larger_batch_takes_no_more_operations():
     for batch_size in (1, 32):
         outputs = fake_outputs(batch_size=batch_size)
         with Counter() as counter:
-            DETRPoseImageProcessor().post_process_pose_estimation(outputs, 0.3, [(480, 640)] * batch_size)
+            DETRPoseImageProcessor().post_process_keypoint_detection(outputs, 0.3, [(480, 640)] * batch_size)
         counts.append(counter.count)
     assert counts[0] == counts[1] < 60
 
@@ -439,14 +439,14 @@ def test_a_larger_batch_takes_no_more_operations():
 def test_sizes_are_height_and_width():
     outputs = fake_outputs(batch_size=1)
     outputs.pred_keypoints = torch.tensor([0.5, 0.25]).expand(1, 5, 3, 2)
-    result = DETRPoseImageProcessor().post_process_pose_estimation(outputs, 0.0, [(400, 1000)])[0]
+    result = DETRPoseImageProcessor().post_process_keypoint_detection(outputs, 0.0, [(400, 1000)])[0]
     assert torch.equal(result["keypoints"], torch.tensor([500.0, 100.0]).expand(5, 3, 2))
     assert result["boxes"][0].tolist() == [500, 100, 500, 100]
 
 
 def test_sizes_may_be_tensors():
     outputs, sizes = fake_outputs(), [(480, 640), (10, 20)]
-    post_process = DETRPoseImageProcessor().post_process_pose_estimation
+    post_process = DETRPoseImageProcessor().post_process_keypoint_detection
     expected = post_process(outputs, 0.2, sizes)
     for same in (torch.tensor(sizes), torch.tensor(sizes).float(), list(torch.tensor(sizes)), np.array(sizes)):
         for result, reference in zip(post_process(outputs, 0.2, same), expected, strict=True):
@@ -455,8 +455,8 @@ def test_sizes_may_be_tensors():
 
 def test_without_sizes_coordinates_are_fractions():
     outputs = fake_outputs()
-    results = DETRPoseImageProcessor().post_process_pose_estimation(outputs, 0.0)
-    in_pixels = DETRPoseImageProcessor().post_process_pose_estimation(outputs, 0.0, [(1000, 1000)] * 2)
+    results = DETRPoseImageProcessor().post_process_keypoint_detection(outputs, 0.0)
+    in_pixels = DETRPoseImageProcessor().post_process_keypoint_detection(outputs, 0.0, [(1000, 1000)] * 2)
     for fractions, pixel_result in zip(results, in_pixels, strict=True):
         torch.testing.assert_close(fractions["keypoints"] * 1000, pixel_result["keypoints"])
         torch.testing.assert_close(fractions["keypoint_scores"], pixel_result["keypoint_scores"])
@@ -468,8 +468,8 @@ def test_other_precisions_are_computed_in_float32(dtype):
     processor = DETRPoseImageProcessor(keypoint_schema=TRIANGLE)
     in_float = SimpleNamespace(**{key: values.float() for key, values in vars(outputs).items()})
     for result, reference in zip(
-        processor.post_process_pose_estimation(outputs, 0.3, [(480, 640)] * 2),
-        processor.post_process_pose_estimation(in_float, 0.3, [(480, 640)] * 2),
+        processor.post_process_keypoint_detection(outputs, 0.3, [(480, 640)] * 2),
+        processor.post_process_keypoint_detection(in_float, 0.3, [(480, 640)] * 2),
         strict=True,
     ):
         assert result["keypoints"].dtype == torch.float32
@@ -477,7 +477,7 @@ def test_other_precisions_are_computed_in_float32(dtype):
 
 
 def test_nobody_above_the_threshold():
-    result = DETRPoseImageProcessor().post_process_pose_estimation(fake_outputs(), 1.0, [(480, 640)] * 2)[1]
+    result = DETRPoseImageProcessor().post_process_keypoint_detection(fake_outputs(), 1.0, [(480, 640)] * 2)[1]
     shapes = {key: tuple(values.shape) for key, values in result.items()}
     assert shapes == {
         "scores": (0,),
@@ -491,7 +491,7 @@ def test_nobody_above_the_threshold():
 def test_score_must_exceed_the_threshold():
     outputs = fake_outputs(batch_size=1, num_queries=2, num_labels=1)
     outputs.logits = torch.tensor([[[0.0], [0.01]]])
-    assert len(DETRPoseImageProcessor().post_process_pose_estimation(outputs, 0.5)[0]["scores"]) == 1
+    assert len(DETRPoseImageProcessor().post_process_keypoint_detection(outputs, 0.5)[0]["scores"]) == 1
 
 
 @pytest.mark.parametrize("missing", [None, "attribute"])
@@ -499,14 +499,14 @@ def test_keypoint_scores_without_deviations(missing):
     outputs = fake_outputs(std=False)
     if missing == "attribute":
         del outputs.pred_keypoint_std
-    result = DETRPoseImageProcessor().post_process_pose_estimation(outputs, 0.0)[0]
+    result = DETRPoseImageProcessor().post_process_keypoint_detection(outputs, 0.0)[0]
     assert torch.equal(result["keypoint_scores"], result["scores"][:, None].expand(-1, 3))
 
 
 def test_sigmas_come_from_the_schema():
     outputs = fake_outputs(num_keypoints=17)
-    coco = DETRPoseImageProcessor(keypoint_schema=COCO_PERSON).post_process_pose_estimation(outputs)[0]
-    uniform = DETRPoseImageProcessor().post_process_pose_estimation(outputs)[0]
+    coco = DETRPoseImageProcessor(keypoint_schema=COCO_PERSON).post_process_keypoint_detection(outputs)[0]
+    uniform = DETRPoseImageProcessor().post_process_keypoint_detection(outputs)[0]
     wider = torch.tensor(COCO_PERSON.sigmas) > DEFAULT_SIGMA
     assert torch.equal(coco["keypoint_scores"] > uniform["keypoint_scores"], wider.expand(len(coco["scores"]), -1))
 
@@ -529,7 +529,7 @@ def test_coinciding_keypoints_keep_finite_scores():
     outputs = fake_outputs()
     outputs.pred_keypoints = torch.full((2, 5, 3, 2), 0.5)
     for sizes in (None, [(480, 640)] * 2):
-        scores = DETRPoseImageProcessor().post_process_pose_estimation(outputs, 0.0, sizes)[0]["keypoint_scores"]
+        scores = DETRPoseImageProcessor().post_process_keypoint_detection(outputs, 0.0, sizes)[0]["keypoint_scores"]
         assert scores.isfinite().all() and (scores > 0).all() and (scores < 1).all()
 
 
@@ -562,12 +562,12 @@ def change(**changes):
 )
 def test_unusable_arguments(outputs, arguments, message):
     with pytest.raises(ValueError, match=message):
-        DETRPoseImageProcessor(keypoint_schema=TRIANGLE).post_process_pose_estimation(outputs, **arguments)
+        DETRPoseImageProcessor(keypoint_schema=TRIANGLE).post_process_keypoint_detection(outputs, **arguments)
 
 
 def test_schema_of_another_model():
     with pytest.raises(ValueError, match="outputs have 3 keypoints, but `keypoint_schema` has 17"):
-        DETRPoseImageProcessor(keypoint_schema="coco").post_process_pose_estimation(fake_outputs())
+        DETRPoseImageProcessor(keypoint_schema="coco").post_process_keypoint_detection(fake_outputs())
 
 
 def test_coordinates_survive_the_round_trip():
@@ -575,7 +575,7 @@ def test_coordinates_survive_the_round_trip():
     labels = labels_of(person(), size_hw=(20, 40))
     outputs = SimpleNamespace(logits=torch.tensor([[[-9.0, 9.0]]]), pred_keypoints=labels["keypoints"][None, :, :, :2])
     processor = DETRPoseImageProcessor(keypoint_schema=TRIANGLE)
-    result = processor.post_process_pose_estimation(outputs, target_sizes=labels["orig_size"][None])[0]
+    result = processor.post_process_keypoint_detection(outputs, target_sizes=labels["orig_size"][None])[0]
     torch.testing.assert_close(result["keypoints"][0, :2], torch.tensor([[10.0, 20.0], [30.0, 5.0]]))
 
 

@@ -16,7 +16,7 @@ from transformers_detrpose import (
     KeypointSchema,
     sampling,
 )
-from transformers_detrpose.fusing import fold_affine
+from transformers_detrpose.deployment.folding import fold_affine
 from transformers_detrpose.modeling_detrpose import distribution_deviations, weighting_function
 from transformers_detrpose.sampling import bilinear_gather, bilinear_sample
 
@@ -89,7 +89,7 @@ class TestReference:
     def test_post_processing(self, case, model, converted):
         processor = DETRPoseImageProcessor.from_pretrained(converted(case.name))
         outputs = model.eval()(case.image())
-        poses = processor.post_process_pose_estimation(outputs, threshold=0.0, target_sizes=[(853, 480)])[0]
+        poses = processor.post_process_keypoint_detection(outputs, threshold=0.0, target_sizes=[(853, 480)])[0]
         assert largest_error(poses["scores"], case.arrays["post_scores"][0]) < 1e-5
         assert (poses["labels"].numpy() == case.arrays["post_labels"][0]).all()
         assert largest_error(poses["keypoints"], case.arrays["post_keypoints"][0]) < 853 * 1e-5
@@ -351,7 +351,7 @@ class TestConfigurations:
         assert outputs.logits.shape == (2, 7, 3)
         assert outputs.pred_keypoints.shape == (2, 7, num_keypoints, 2)
         processor = DETRPoseImageProcessor(keypoint_schema=config.keypoint_schema)
-        poses = processor.post_process_pose_estimation(outputs, threshold=0.0, target_sizes=[(50, 70)] * 2)
+        poses = processor.post_process_keypoint_detection(outputs, threshold=0.0, target_sizes=[(50, 70)] * 2)
         assert poses[0]["keypoints"].shape == (7, num_keypoints, 2)
         assert ((0 <= poses[0]["keypoint_scores"]) & (poses[0]["keypoint_scores"] <= 1)).all()
 

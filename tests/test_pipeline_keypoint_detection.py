@@ -104,7 +104,7 @@ def test_same_numbers_as_by_hand(pipe):
     processor = pipe.image_processor
     with torch.no_grad():
         outputs = pipe.model(**processor(image, return_tensors="pt"))
-    poses = processor.post_process_pose_estimation(outputs, 0.0, target_sizes=[(image.height, image.width)])[0]
+    poses = processor.post_process_keypoint_detection(outputs, 0.0, target_sizes=[(image.height, image.width)])[0]
     result = pipe(image, threshold=0.0)
     assert [pose["score"] for pose in result] == pytest.approx(poses["scores"].tolist())
     for pose, keypoints, scores in zip(result, poses["keypoints"], poses["keypoint_scores"], strict=True):

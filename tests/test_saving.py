@@ -137,7 +137,7 @@ for auto_class in (AutoModel, AutoModelForKeypointDetection):
     model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
     with torch.no_grad():
         outputs = model(image)
-poses = processor.post_process_pose_estimation(outputs, threshold=0.0)
+poses = processor.post_process_keypoint_detection(outputs, threshold=0.0)
 print(type(model).__name__, outputs.pred_keypoints.double().sum().item(), len(poses[0]["scores"]))
 """
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}

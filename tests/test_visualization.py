@@ -14,7 +14,7 @@ ORANGE, BLUE = (PALETTE.by_idx(index).as_rgb() for index in (0, 1))
 
 
 def make_result(keypoints, keypoint_scores=None, scores=None, labels=None):
-    """Poses (n, K, 2) in pixels, as `post_process_pose_estimation` returns them."""
+    """Poses (n, K, 2) in pixels, as `post_process_keypoint_detection` returns them."""
     keypoints = torch.tensor(keypoints, dtype=torch.float32)
     num_poses, num_keypoints = keypoints.shape[:2]
     if keypoint_scores is None:

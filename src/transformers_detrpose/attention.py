@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .fusing import join_linears
+from .deployment.folding import join_linears
 from .sampling import is_exporting
 
 

@@ -71,7 +71,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
     >>> processor = DETRPoseImageProcessor(keypoint_schema="coco")
     >>> inputs = processor(images=image, return_tensors="pt")
     >>> outputs = model(**inputs)
-    >>> poses = processor.post_process_pose_estimation(outputs, target_sizes=[(image.height, image.width)])[0]
+    >>> poses = processor.post_process_keypoint_detection(outputs, target_sizes=[(image.height, image.width)])[0]
     ```
     """
 
@@ -181,7 +181,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             return resize_with_pillow(image, (size.height, size.width))
         return super().resize(image=image, size=size, **kwargs)
 
-    def post_process_pose_estimation(
+    def post_process_keypoint_detection(
         self,
         outputs,
         threshold: float = 0.5,

@@ -29,7 +29,7 @@ from transformers.utils import ModelOutput
 from .attention import DETRPoseSelfAttention, softmax
 from .configuration_detrpose import DETRPoseConfig
 from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
-from .fusing import PairwiseMaximum, fold_affine, fold_norm, join_linears, split_pointwise_conv
+from .deployment.folding import PairwiseMaximum, fold_affine, fold_norm, join_linears, split_pointwise_conv
 from .loss_detrpose import pose_estimation_loss, validate_labels
 from .model_card import model_card
 
@@ -1123,7 +1123,7 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         >>> inputs = processor(images=image, return_tensors="pt")
         >>> with torch.no_grad():
         ...     outputs = model(**inputs)
-        >>> poses = processor.post_process_pose_estimation(outputs, target_sizes=[(image.height, image.width)])[0]
+        >>> poses = processor.post_process_keypoint_detection(outputs, target_sizes=[(image.height, image.width)])[0]
         ```
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict

@@ -16,7 +16,7 @@ class KeypointDetectionPipeline(Pipeline):
     """Finds the people in images, or whatever the model was trained for, and their keypoints.
 
     Works with any model whose configuration has a `keypoint_schema` and whose image processor has
-    `post_process_pose_estimation`; the model need not be a PyTorch module, one that ONNX Runtime executes will do.
+    `post_process_keypoint_detection`; the model need not be a PyTorch module, one that ONNX Runtime executes will do.
 
     Example:
 
@@ -97,7 +97,7 @@ class KeypointDetectionPipeline(Pipeline):
 
     def postprocess(self, model_outputs, threshold: float = 0.5) -> list[dict[str, Any]]:
         """Turns the outputs for one image into poses."""
-        poses = self.image_processor.post_process_pose_estimation(
+        poses = self.image_processor.post_process_keypoint_detection(
             SimpleNamespace(**model_outputs), threshold=threshold, target_sizes=model_outputs["target_sizes"]
         )[0]
         columns = (

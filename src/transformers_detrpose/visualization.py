@@ -21,7 +21,7 @@ def to_supervision(
     """Converts the poses of one image for `supervision`: its annotators, its metrics, and trackers that accept it.
 
     Args:
-        result: Poses of one image as `post_process_pose_estimation` returns them, tensors or arrays: `scores` (n,),
+        result: Poses of one image as `post_process_keypoint_detection` returns them, tensors or arrays: `scores` (n,),
             `labels` (n,), `keypoints` (n, K, 2) as x, y in pixels, `keypoint_scores` (n, K), and `boxes` (n, 4) as
             x1, y1, x2, y2 in pixels.
         keypoint_threshold: Keypoints with a lower score are marked as not visible, and so are coordinates that are not
@@ -60,7 +60,7 @@ def draw_poses(
 
     Args:
         image: PIL image, or RGB array of shape (height, width, 3) and type uint8.
-        result: Poses of this image as `post_process_pose_estimation` returns them (see `to_supervision`).
+        result: Poses of this image as `post_process_keypoint_detection` returns them (see `to_supervision`).
         schema: The keypoints' schema, `model.config.keypoint_schema`; its edges are the lines that are drawn.
         id2label: Names of the labels, `model.config.id2label`. When given, each pose is labelled with its name and
             score.

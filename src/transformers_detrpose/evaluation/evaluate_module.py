@@ -21,7 +21,7 @@ class KeypointModule(evaluate.Metric):
 
     ```python
     >>> module = KeypointModule(CocoKeypoints("person_keypoints_val2017.json", "coco"))
-    >>> poses = image_processor.post_process_pose_estimation(outputs, threshold=0, target_sizes=sizes)
+    >>> poses = image_processor.post_process_keypoint_detection(outputs, threshold=0, target_sizes=sizes)
     >>> module.add_batch(predictions=poses, references=image_ids)
     >>> module.compute()  # also starts anew
     {'AP': 0.716, 'AP50': 0.893, ...}
@@ -44,7 +44,7 @@ class KeypointModule(evaluate.Metric):
         return evaluate.MetricInfo(
             description=type(self.metric).__doc__,
             citation="",
-            inputs_description="`predictions` from `post_process_pose_estimation`, `references` are image ids.",
+            inputs_description="`predictions` from `post_process_keypoint_detection`, `references` are image ids.",
             features=datasets.Features({"predictions": poses, "references": datasets.Value("int64")}),
         )
 

@@ -4,7 +4,7 @@
 >>> metric = CocoKeypoints("person_keypoints_val2017.json", model.config.keypoint_schema)
 >>> for batch in loader:  # on every process its own share
 ...     outputs = model(batch["pixel_values"])
-...     poses = image_processor.post_process_pose_estimation(outputs, threshold=0, target_sizes=batch["target_sizes"])
+...     poses = image_processor.post_process_keypoint_detection(outputs, threshold=0, target_sizes=batch["target_sizes"])
 ...     metric.update(batch["image_ids"], poses)
 >>> metric.compute()  # on every process the same
 {'AP': 0.716, 'AP50': 0.893, ...}
@@ -91,7 +91,7 @@ class KeypointMetric:
 
         Args:
             image_ids: Ids of the images in the annotation file.
-            predictions: Per image what `post_process_pose_estimation` returns with `threshold=0`: `scores` (n,),
+            predictions: Per image what `post_process_keypoint_detection` returns with `threshold=0`: `scores` (n,),
                 `labels` (n,), category ids of the file, and `keypoints` (n, K, 2), x, y in pixels; as tensors, arrays
                 or lists. Poses with other labels are left out, and so are all but the best 20 of each label.
 

@@ -30,7 +30,7 @@ def knowing_detrpose(run):
     def run_knowing_detrpose(command):
         if not is_detrpose(command.args):
             return run(command)
-        from transformers_detrpose.export import run_export
+        from transformers_detrpose.deployment import run_export
 
         return run_export(lambda: run(command))
 

@@ -1,0 +1,1 @@
+"""The commands of `detrpose`: arguments and main, nothing else."""

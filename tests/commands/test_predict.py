@@ -1,0 +1,405 @@
+"""The prediction command, end to end on a tiny random model and images and videos made here."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import supervision as sv
+import torch
+from PIL import Image
+
+from transformers_detrpose.commands.generate_people import generate_picture
+from saved_model import NUM_QUERIES, tiny_config
+from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "predict.py"
+
+
+@pytest.fixture(scope="module")
+def predict():
+    spec = importlib.util.spec_from_file_location("predict", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    torch.manual_seed(0)
+    config = tiny_config()
+    folder = tmp_path_factory.mktemp("model")
+    DETRPoseForPoseEstimation(config).save_pretrained(folder)
+    processor = DETRPoseImageProcessor(size={"height": 64, "width": 64}, keypoint_schema=config.keypoint_schema)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def command(predict, model_dir, tmp_path):
+    """Runs the command with the tiny model, every pose kept, and `tmp_path / "out"` for the output."""
+
+    def run(*inputs, output=tmp_path / "out", options=()):
+        inputs = [str(path) for path in inputs]
+        options = ["--threshold", "0", "--device", "cpu", *options]
+        return predict.main(["--model", str(model_dir), "--input", *inputs, "--output", str(output), *options])
+
+    return run
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def noise(height=40, width=60, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def save_image(path, **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(**kwargs)).save(path)
+    return path
+
+
+def save_video(path, num_frames=5, width=64, height=48, fps=12.5, codec="mp4v"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with sv.VideoSink(str(path), sv.VideoInfo(width, height, fps), codec=codec) as sink:
+        for index in range(num_frames):
+            sink.write_frame(np.full((height, width, 3), 10 * index, dtype=np.uint8))
+    return path
+
+
+def read_records(out):
+    return json.loads((out / "predictions.json").read_text(encoding="utf-8"))
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class TestImages:
+    def test_records_are_what_the_model_says(self, command, model_dir, tmp_path, out):
+        path = save_image(tmp_path / "a.png")
+        assert command(path) == 0
+        model = DETRPoseForPoseEstimation.from_pretrained(model_dir).eval()
+        processor = DETRPoseImageProcessor.from_pretrained(model_dir)
+        with torch.no_grad():
+            outputs = model(**processor(images=Image.open(path), return_tensors="pt"))
+        (expected,) = processor.post_process_keypoint_detection(outputs, threshold=0, target_sizes=[(40, 60)])
+
+        records = read_records(out)
+        assert len(records) == NUM_QUERIES
+        for index, record in enumerate(records):
+            keypoints = np.reshape(record["keypoints"], (17, 3))
+            x1, y1, x2, y2 = expected["boxes"][index].tolist()
+            assert record["image_id"] == record["file_name"] == "a.png"
+            assert record["category_id"] == expected["labels"][index]
+            assert record["score"] == pytest.approx(float(expected["scores"][index]), abs=1e-5)
+            assert keypoints[:, :2] == pytest.approx(expected["keypoints"][index].numpy(), abs=1e-3)
+            assert keypoints[:, 2] == pytest.approx(expected["keypoint_scores"][index].numpy(), abs=1e-3)
+            assert record["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-3)
+
+    def test_picture_has_the_poses(self, command, tmp_path, out):
+        path = tmp_path / "a.png"
+        Image.new("RGB", (60, 40), "white").save(path)
+        assert command(path) == 0
+        assert Image.open(out / "a.png").size == (60, 40)
+        assert (np.asarray(Image.open(out / "a.png")) != 255).any()
+        assert (np.asarray(Image.open(path)) == 255).all()
+
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+    def test_modes(self, command, tmp_path, out, mode):
+        Image.fromarray(noise()).convert(mode).save(tmp_path / "a.png")
+        assert command(tmp_path / "a.png") == 0
+        assert Image.open(out / "a.png").mode == "RGB"
+        assert len(read_records(out)) == NUM_QUERIES
+
+    @pytest.mark.parametrize(("dtype", "name"), [(np.uint16, "a.png"), (np.uint16, "a.tif"), (np.int32, "a.tif")])
+    def test_16_bits_are_scaled(self, command, tmp_path, out, dtype, name):
+        Image.fromarray(np.full((40, 60), 257 * 128, dtype=dtype)).save(tmp_path / name)
+        assert command(tmp_path / name, options=["--threshold", "1"]) == 0
+        (written,) = out.glob("a.*")
+        assert (np.asarray(Image.open(written)) == (128, 128, 128)).all()
+
+    @pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
+    def test_cmyk(self, command, tmp_path, out, name):
+        Image.fromarray(noise()).convert("CMYK").save(tmp_path / name)
+        assert command(tmp_path / name) == 0
+        assert Image.open(out / {"a.jpg": "a.jpg", "a.tif": "a.tif.png"}[name]).mode == "RGB"
+
+    def test_rotated_by_exif(self, command, tmp_path, out):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # the camera was turned by a quarter
+        Image.fromarray(noise(40, 60)).save(tmp_path / "a.jpg", exif=exif)
+        assert command(tmp_path / "a.jpg") == 0
+        written = Image.open(out / "a.jpg")
+        assert written.size == (40, 60) and not written.getexif().get(0x0112)
+
+    def test_nobody(self, command, tmp_path, out):
+        path = save_image(tmp_path / "a.png")
+        assert command(path, options=["--threshold", "1"]) == 0
+        assert read_records(out) == []
+        assert (np.asarray(Image.open(out / "a.png")) == noise()).all()
+
+    def test_batches_of_different_sizes(self, command, tmp_path, out, capsys):
+        for index in range(5):
+            save_image(tmp_path / "in" / f"{index}.png", height=20 + index, width=50 - index, seed=index)
+        assert command(tmp_path / "in", options=["--batch-size", "2"]) == 0
+        in_batches = read_records(out)
+        assert [record["image_id"] for record in in_batches] == np.repeat(range(5), NUM_QUERIES).tolist()
+        assert f"{5 * NUM_QUERIES} poses in 5 images" in capsys.readouterr().out
+        assert command(tmp_path / "in", options=["--batch-size", "1"]) == 0
+        for together, alone in zip(in_batches, read_records(out), strict=True):
+            assert together["keypoints"] == pytest.approx(alone["keypoints"], abs=1e-2)
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+    def test_half_precision(self, command, tmp_path, out, dtype):
+        assert command(save_image(tmp_path / "a.png"), options=["--dtype", dtype]) == 0
+        assert len(read_records(out)) == NUM_QUERIES
+
+
+class TestNames:
+    def test_folders_keep_their_structure(self, command, tmp_path, out):
+        for name in ("b/2.png", "a/1.png", "a/deep/1.jpg", ".hidden/3.png", "a/.4.png"):
+            save_image(tmp_path / "in" / name)
+        (tmp_path / "in" / "notes.txt").write_text("not an image")
+        assert command(tmp_path / "in") == 0
+        files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+        assert files == ["a/1.png", "a/deep/1.jpg", "b/2.png", "predictions.json"]
+        assert {record["image_id"] for record in read_records(out)} == set(files[:3])  # 1 is not one image
+
+    def test_same_names_in_several_inputs(self, command, tmp_path, out):
+        save_image(tmp_path / "x" / "a.png")
+        save_image(tmp_path / "y" / "a.png")
+        assert command(tmp_path / "x", tmp_path / "y" / "a.png", tmp_path / "y") == 0
+        assert (out / "x" / "a.png").exists() and (out / "y" / "a.png").exists()
+        assert len(read_records(out)) == 2 * NUM_QUERIES  # what is given twice is predicted once
+
+    def test_same_stem(self, command, tmp_path, out):
+        for name in ("a.png", "a.jpg", "a.gif", "a.tiff"):
+            save_image(tmp_path / "in" / name)
+        assert command(tmp_path / "in") == 0
+        assert {path.name for path in out.glob("a*")} == {"a.png", "a.jpg", "a.gif.png", "a.tiff.png"}
+
+    def test_not_ascii(self, command, tmp_path, out):
+        save_image(tmp_path / "Fotos für später" / "写真 1.png")
+        save_video(tmp_path / "Fotos für später" / "фильм.mp4", num_frames=2)
+        assert command(tmp_path / "Fotos für später", output=out / "ergebnis ü") == 0
+        assert {record["file_name"] for record in read_records(out / "ergebnis ü")} == {"写真 1.png"}
+        assert (out / "ergebnis ü" / "写真 1.png").exists()
+        assert len(read_lines(out / "ergebnis ü" / "фильм.mp4.jsonl")) == 2
+
+    @pytest.mark.parametrize(
+        ("names", "ids"),
+        [
+            (["000000000785.jpg", "val/12.png"], [785, 12]),
+            (["1.jpg", "a.jpg"], ["1.jpg", "a.jpg"]),
+            (["1.jpg", "-2.jpg"], ["1.jpg", "-2.jpg"]),
+            (["x/1.jpg", "y/001.jpg"], ["x/1.jpg", "y/001.jpg"]),  # one number for two images
+        ],
+    )
+    def test_image_ids(self, predict, names, ids):
+        assert list(predict.image_ids(names).values()) == ids
+
+    def test_output_within_the_input(self, command, tmp_path):
+        save_image(tmp_path / "in" / "1.png")
+        for _ in range(2):  # the second time without the pictures of the first
+            assert command(tmp_path / "in", output=tmp_path / "in" / "out") == 0
+        assert not (tmp_path / "in" / "out" / "out").exists()
+
+
+class TestVideos:
+    @pytest.mark.parametrize("options", [[], ["--batch-size", "2"], ["--batch-size", "100"]])
+    def test_round_trip(self, command, tmp_path, out, options):
+        assert command(save_video(tmp_path / "a.mp4"), options=options) == 0
+        info = sv.VideoInfo.from_video_path(str(out / "a.mp4"))
+        assert (info.width, info.height, info.fps, info.total_frames) == (64, 48, 12.5, 5)
+        lines = read_lines(out / "a.mp4.jsonl")
+        assert [line["frame"] for line in lines] == [0, 1, 2, 3, 4]
+        assert all(len(line["poses"]) == NUM_QUERIES for line in lines)
+        assert set(lines[0]["poses"][0]) == {"category_id", "keypoints", "score", "bbox"}
+        assert not (out / "predictions.json").exists()
+
+    def test_colours_survive(self, command, tmp_path, out):
+        blue_bgr = np.full((48, 64, 3), (255, 0, 0), dtype=np.uint8)
+        with sv.VideoSink(str(tmp_path / "a.mp4"), sv.VideoInfo(64, 48, 10)) as sink:
+            sink.write_frame(blue_bgr)
+        assert command(tmp_path / "a.mp4", options=["--threshold", "1"]) == 0
+        (frame,) = sv.get_video_frames_generator(str(out / "a.mp4"))
+        assert np.abs(frame.astype(int) - blue_bgr).max() < 20
+
+    def test_other_formats_and_odd_sizes(self, command, tmp_path, out):
+        save_video(tmp_path / "in" / "a.avi", codec="MJPG")
+        odd = save_video(tmp_path / "in" / "a.mp4", width=61, height=41, num_frames=2)
+        assert command(tmp_path / "in") == 0
+        assert sv.VideoInfo.from_video_path(str(out / "a.avi.mp4")).total_frames == 5
+        # OpenCV, where it is installed, writes even sizes only; the input is then already so
+        assert sv.VideoInfo.from_video_path(str(out / "a.mp4")) == sv.VideoInfo.from_video_path(str(odd))
+
+    def test_max_frames(self, command, tmp_path, out):
+        assert command(save_video(tmp_path / "a.mp4"), options=["--max-frames", "3"]) == 0
+        assert len(read_lines(out / "a.mp4.jsonl")) == 3
+
+    @pytest.mark.parametrize("content", [b"", b"not a video"])
+    def test_unreadable(self, command, tmp_path, out, capfd, content):
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "a.mp4").write_bytes(content)
+        save_video(tmp_path / "in" / "b.mp4")
+        assert command(tmp_path / "in") == 1
+        errors = [line for line in capfd.readouterr().err.splitlines() if "predict.py" in line]
+        assert errors == [f"predict.py: cannot read video {tmp_path / 'in' / 'a.mp4'}"]
+        assert len(read_lines(out / "b.mp4.jsonl")) == 5
+        assert not (out / "a.mp4").exists()
+
+    def test_fewer_frames_than_announced(self, command, predict, monkeypatch, tmp_path, out, capsys):
+        path = save_video(tmp_path / "a.mp4")
+        monkeypatch.setattr(predict.sv.VideoInfo, "from_video_path", lambda source: sv.VideoInfo(64, 48, 12.5, 20))
+        assert command(path) == 0
+        assert len(read_lines(out / "a.mp4.jsonl")) == 5
+        assert "should have 20 frames, but only 5" in capsys.readouterr().err
+
+    def test_interrupted(self, command, predict, monkeypatch, tmp_path, out):
+        frames_until_interrupt(predict, monkeypatch, 3)
+        path = save_video(tmp_path / "a.mp4")
+        assert command(path, options=["--batch-size", "1"]) == 130
+        assert len(read_lines(out / "a.mp4.jsonl")) == 3
+
+
+def frames_until_interrupt(predict, monkeypatch, num_frames):
+    def frames(source, prefetch):
+        yield from [np.zeros((48, 64, 3), dtype=np.uint8)] * num_frames
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict.sv, "get_video_frames_generator", frames)
+
+
+class TestCamera:
+    @pytest.fixture
+    def camera(self, predict, monkeypatch):
+        """A camera that gives grey frames until Ctrl-C comes after the fifth, and does not tell its frame rate."""
+        monkeypatch.setattr(predict, "find_spec", lambda name: True)
+        monkeypatch.setattr(predict.sv.VideoInfo, "from_video_path", lambda source: sv.VideoInfo(64, 48, 0.0, -1))
+        frames_until_interrupt(predict, monkeypatch, 5)
+
+    def test_ends_with_ctrl_c(self, command, camera, monkeypatch, out, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        assert command("0", options=["--batch-size", "1"]) == 0
+        assert len(read_lines(out / "camera0.mp4.jsonl")) == 5
+        monkeypatch.undo()
+        info = sv.VideoInfo.from_video_path(str(out / "camera0.mp4"))
+        assert (info.width, info.height, info.fps, info.total_frames) == (64, 48, 30, 5)
+
+    def test_max_frames(self, command, camera, monkeypatch, out, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        assert command("1", options=["--max-frames", "2"]) == 0
+        assert len(read_lines(out / "camera1.mp4.jsonl")) == 2
+
+    def test_needs_opencv(self, command, predict, monkeypatch, tmp_path, capsys):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(predict, "find_spec", lambda name: None)
+        assert command("0") == 1
+        assert "cameras need OpenCV (pip install opencv-python)" in capsys.readouterr().err
+
+    def test_a_file_with_such_a_name_is_a_file(self, predict, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        save_image(tmp_path / "a.png").rename(tmp_path / "0")
+        assert predict.find_inputs(["0", "1"], tmp_path / "out") == ({"0": tmp_path / "0"}, {"camera1.mp4": 1})
+
+
+def test_the_demonstration_finds_the_figures_of_the_sample_picture(predict, out, capsys):
+    """What the README's first command does; the labels are those that the picture was generated with."""
+    assert predict.main(["--output", str(out), "--device", "cpu"]) == 0
+    assert "convert_detrpose.py" in capsys.readouterr().out
+    assert (out / predict.SAMPLE_PICTURE.name).stat().st_size > 10_000
+    found = json.loads((out / "predictions.json").read_text())
+    picture, expected = generate_picture(7, 16, 640, max_people=2, min_height=0.6, plain=True, upright=True)
+    difference = np.asarray(picture, dtype=float) - np.asarray(Image.open(predict.SAMPLE_PICTURE))
+    assert np.abs(difference).mean() < 2  # that of storing it as JPEG
+    assert len(found) == len(expected) == 2
+    for annotation in expected:
+        truth = np.array(annotation["keypoints"]).reshape(-1, 3)[:, :2]
+        poses = [np.array(pose["keypoints"]).reshape(-1, 3)[:, :2] for pose in found]
+        errors = [np.median(np.linalg.norm(pose - truth, axis=1)) for pose in poses]
+        assert min(errors) < 0.05 * np.sqrt(annotation["area"])
+    folder = predict.DEMONSTRATION_MODEL
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
+
+
+class TestErrors:
+    def test_broken_image_among_others(self, command, tmp_path, out, capsys):
+        save_image(tmp_path / "in" / "1.png")
+        (tmp_path / "in" / "2.png").write_text("not an image")
+        cut = save_image(tmp_path / "in" / "3.png")
+        cut.write_bytes(cut.read_bytes()[:1000])
+        save_image(tmp_path / "in" / "4.png")
+        assert command(tmp_path / "in", options=["--batch-size", "2"]) == 1
+        printed = capsys.readouterr()
+        errors = [line for line in printed.err.splitlines() if "cannot read image" in line]
+        assert len(errors) == 2 and "2.png" in errors[0] and "3.png" in errors[1]
+        assert {record["image_id"] for record in read_records(out)} == {1, 4}
+        assert "2 of 4 inputs written" in printed.out
+
+    def test_all_broken(self, command, tmp_path, out):
+        (tmp_path / "a.png").write_text("not an image")
+        assert command(tmp_path / "a.png") == 1
+        assert read_records(out) == []
+
+    @pytest.mark.parametrize(
+        ("inputs", "options", "message"),
+        [
+            (["missing.png"], [], "missing.png: no such file or folder"),
+            (["empty"], [], "no images or videos in"),
+            (["in"], ["--output", "file"], "--output file is a file, not a folder"),
+            (["in"], ["--output", "in"], "the result for 1.png would overwrite"),
+            (["in"], ["--model", "missing"], "--model missing: no such folder"),
+            (["in"], ["--model", "/missing/too/"], "--model /missing/too/: no such folder"),
+            (["in"], ["--model", "empty"], "cannot load --model empty"),
+            (["in"], ["--device", "teapot"], "--device teapot:"),
+        ],
+    )
+    def test_one_line(self, command, monkeypatch, tmp_path, capsys, inputs, options, message):
+        monkeypatch.chdir(tmp_path)
+        save_image(tmp_path / "in" / "1.png")
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "file").write_text("a file")
+        before = (tmp_path / "in" / "1.png").read_bytes()
+        assert command(*inputs, options=options) == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.count("\n") == 1 and printed.err.startswith("predict.py: error: ")
+        assert message in printed.err
+        assert (tmp_path / "in" / "1.png").read_bytes() == before
+
+    def test_another_kind_of_model(self, command, tmp_path, capsys):
+        from transformers import SuperPointConfig, SuperPointForKeypointDetection, SuperPointImageProcessor
+
+        SuperPointForKeypointDetection(SuperPointConfig()).save_pretrained(tmp_path / "other")
+        SuperPointImageProcessor().save_pretrained(tmp_path / "other")
+        assert command(save_image(tmp_path / "a.png"), options=["--model", str(tmp_path / "other")]) == 1
+        assert "is a superpoint model, not a DETRPose model" in capsys.readouterr().err
+
+    @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+    def test_links_do_not_hide_what_would_be_overwritten(self, command, tmp_path):
+        path = save_image(tmp_path / "in" / "1.png")
+        (tmp_path / "link").symlink_to(tmp_path / "in")
+        before = path.read_bytes()
+        assert command(path, output=tmp_path / "link") == 1
+        assert path.read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--model", "m", "--input", "a.png", "--output", "out", "--threshold", "2"], "from 0 to 1"),
+            (["--model", "m", "--input", "a.png", "--output", "out", "--threshold", "x"], "--threshold"),
+            (["--model", "m", "--input", "a.png", "--output", "out", "--batch-size", "0"], "at least 1"),
+            (["--model", "m", "--input", "a.png", "--output", "out", "--dtype", "int8"], "--dtype"),
+        ],
+    )
+    def test_wrong_arguments(self, predict, capsys, arguments, message):
+        with pytest.raises(SystemExit) as caught:
+            predict.main(arguments)
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,61 @@
+"""The command that draws samples."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "show_samples.py"
+
+
+@pytest.fixture(scope="module")
+def command():
+    spec = importlib.util.spec_from_file_location("show_samples", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def paths(tmp_path):
+    (tmp_path / "images").mkdir()
+    images = [{"id": index, "file_name": f"{index}.png", "width": 80, "height": 60} for index in range(5)]
+    for image in images:
+        Image.new("RGB", (80, 60)).save(tmp_path / "images" / image["file_name"])
+    person = {"id": 1, "image_id": 0, "category_id": 1, "keypoints": [20, 20, 2, 60, 20, 1, 0, 0, 0]}
+    person |= {"bbox": [10, 10, 60, 20], "area": 600}
+    category = {"id": 1, "name": "person", "keypoints": ["left_eye", "right_eye", "nose"], "skeleton": [[1, 2]]}
+    content = {"images": images, "annotations": [person], "categories": [category]}
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    return ["--images", str(tmp_path / "images"), "--annotations", str(tmp_path / "annotations.json")]
+
+
+def test_samples_are_drawn(command, paths, tmp_path, capsys):
+    options = ["--output", str(tmp_path / "out"), "--num", "3", "--epoch", "11", "--num-epochs", "12", "--size", "96"]
+    assert command(paths + options) == 0
+    pictures = sorted((tmp_path / "out").glob("0*.jpg"))
+    assert [picture.name[:4] for picture in pictures] == ["0000", "0001", "0002"]
+    assert all(Image.open(picture).size == (96, 96) for picture in pictures)
+    assert Image.open(tmp_path / "out" / "overview.jpg").size == (640, 640)
+    assert "3 samples written to" in capsys.readouterr().out
+
+
+def test_sides_and_hidden_points_are_told_apart(command, paths, tmp_path):
+    options = ["--output", str(tmp_path / "out"), "--num", "5", "--epoch", "11", "--num-epochs", "12", "--size", "320"]
+    assert command(paths + options) == 0
+    (picture,) = (tmp_path / "out").glob("*_0.jpg")
+    left, right = (Image.open(picture).getpixel((x, 107)) for x in (80, 240))
+    assert left[0] > 200 and left[1] < 100  # red, filled
+    assert right[1] < 200 or right[0] > 100  # hidden: the middle is not green
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--epoch", "52"], "--epoch must be from 0 to 51"), (["--images", "nowhere"], "nowhere does not exist")],
+)
+def test_mistakes_are_told_in_one_line(command, paths, tmp_path, capsys, options, message):
+    assert command([*paths, "--output", str(tmp_path / "out"), *options]) == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1

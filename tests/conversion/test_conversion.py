@@ -1,0 +1,668 @@
+"""Both conversion commands: on every layout that they read, and on what they must refuse."""
+
+import argparse
+import json
+import os
+import pickle
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from huggingface_hub import PyTorchModelHubMixin, save_torch_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import DFineConfig, DFineForObjectDetection
+
+from transformers_detrpose.conversion import checkpoints
+from transformers_detrpose.commands import convert as convert_detrpose
+from transformers_detrpose.commands import convert_dfine
+import reference
+from transformers_detrpose.conversion.names import COMPUTED, COUNTER
+from transformers_detrpose import (
+    DETRPoseConfig,
+    DETRPoseForPoseEstimation,
+    DETRPoseImageProcessor,
+    modeling_detrpose,
+)
+from transformers_detrpose.keypoint_schemas import CROWDPOSE_PERSON
+
+CONVERSION = Path(__file__).parents[2] / "conversion"
+CASE = reference.load_case("detrpose-n-crowdpose")
+CROWDPOSE_N = ("--variant", "n", "--dataset", "crowdpose")
+# A tensor, to tell checkpoints apart, by its official name and ours.
+MARKER, OUR_MARKER = "transformer.instance_embedding.weight", "model.query_content.instance_embedding.weight"
+
+
+@pytest.fixture(scope="module")
+def official():
+    """The tensors of the reference checkpoint; tests must not edit them."""
+    return CASE.state_dict()
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "results" / "model"
+
+
+@pytest.fixture
+def convert(output):
+    """Runs a command on a checkpoint and returns the tensors that it writes."""
+
+    def run(script, checkpoint, *options, output=output):
+        assert script.main(["--checkpoint", str(checkpoint), "--output", str(output), *options]) == 0
+        return load_file(output / "model.safetensors")
+
+    return run
+
+
+@pytest.fixture
+def refusal(output, capsys):
+    """Runs a command that must fail without a trace, and returns the line that says why."""
+
+    def run(script, checkpoint, *options):
+        assert script.main(["--checkpoint", str(checkpoint), "--output", str(output), *options]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert not list(output.parent.glob("*"))
+        return line
+
+    return run
+
+
+def assert_same(tensors, expected):
+    assert set(tensors) == set(expected)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+
+
+# ---------------------------------------------------------------- layouts of official checkpoints
+
+
+def save_pth(content):
+    def save(tensors, folder):
+        torch.save(content(tensors), folder / "checkpoint.pth")
+        return folder / "checkpoint.pth"
+
+    return save
+
+
+def save_safetensors(tensors, folder):
+    save_file(tensors, folder / "checkpoint.safetensors")
+    return folder / "checkpoint.safetensors"
+
+
+def save_shards(tensors, folder):
+    save_torch_state_dict(tensors, folder, max_shard_size="5MB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+def save_hub_mixin(tensors, folder):
+    class Wrapper(torch.nn.Module, PyTorchModelHubMixin):
+        def __init__(self):
+            super().__init__()
+            self.model = torch.nn.Module()
+
+    wrapper = Wrapper()
+    for name, tensor in tensors.items():
+        *path, leaf = name.split(".")
+        module = wrapper.model
+        for part in path:
+            if part not in dict(module.named_children()):
+                module.add_module(part, torch.nn.Module())
+            module = module.get_submodule(part)
+        module.register_buffer(leaf, tensor)
+    wrapper.save_pretrained(folder)
+    assert all(name.startswith("model.") for name in load_file(folder / "model.safetensors"))
+    return folder
+
+
+def with_prefix(prefix, tensors):
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+LAYOUTS = {
+    "bare": save_pth(lambda tensors: tensors),
+    "bare, from DataParallel": save_pth(lambda tensors: with_prefix("module.", tensors)),
+    "last": save_pth(lambda tensors: {"model": tensors, "epoch": 3}),
+    "last, from DataParallel": save_pth(lambda tensors: {"model": with_prefix("module.", tensors)}),
+    "averaged": save_pth(lambda tensors: {"ema": {"module": tensors, "updates": 7}}),
+    "safetensors": save_safetensors,
+    "shards": save_shards,
+    "hub mixin": save_hub_mixin,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout, official, converted, convert, tmp_path):
+    tensors = convert(convert_detrpose, LAYOUTS[layout](official, tmp_path), *CROWDPOSE_N)
+    assert_same(tensors, load_file(converted(CASE.name) / "model.safetensors"))
+
+
+def test_every_tensor_arrives(official, converted):
+    tensors = load_file(converted(CASE.name) / "model.safetensors")
+    used = set()
+    for name, tensor in official.items():
+        if COMPUTED.match(name) or COUNTER.search(name):
+            continue
+        parts = [f"model.{part}" for part in reference.our_names(name)]
+        if "in_proj" in name:
+            assert [part.split(".")[-2] for part in parts] == ["q_proj", "k_proj", "v_proj"]
+        assert torch.equal(torch.cat([tensors[part] for part in parts]), tensor), name
+        used.update(parts)
+    assert used == {name for name in tensors if not COUNTER.search(name)}
+
+
+@pytest.mark.parametrize("weights, expected", [("best", 1.0), ("averaged", 1.0), ("last", 0.0)])
+def test_choice_of_weights(weights, expected, official, convert, tmp_path):
+    averaged, last = ({**official, MARKER: torch.full_like(official[MARKER], value)} for value in (1.0, 0.0))
+    args = argparse.Namespace(lr=1e-4, config_file="configs/detrpose_n.py", options=None)
+    path = save_pth(lambda _: {"model": last, "ema": {"module": averaged}, "args": args})(None, tmp_path)
+    tensors = convert(convert_detrpose, path, *CROWDPOSE_N, "--weights", weights)
+    assert (tensors[OUR_MARKER] == expected).all()
+
+
+@pytest.mark.parametrize("layout, weights, other", [("last", "averaged", "last"), ("averaged", "last", "averaged")])
+def test_weights_that_are_not_there(layout, weights, other, refusal, tmp_path):
+    path = LAYOUTS[layout]({MARKER: torch.zeros(1, 128)}, tmp_path)
+    assert f"try --weights {other}" in refusal(convert_detrpose, path, *CROWDPOSE_N, "--weights", weights)
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_folder_is_complete(converted):
+    folder = converted(CASE.name)
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "README.md",
+        # the code, for trust_remote_code=True
+        "attention.py",
+        "configuration_detrpose.py",
+        "denoising.py",
+        "fusing.py",
+        "image_processing_detrpose.py",
+        "images.py",
+        "keypoint_schemas.py",
+        "loss_detrpose.py",
+        "model_card.py",
+        "modeling_detrpose.py",
+        "pose_targets.py",
+        "sampling.py",
+    }
+    config = DETRPoseConfig.from_pretrained(folder)
+    assert config.d_model == 128 and config.keypoint_schema == CROWDPOSE_PERSON
+    assert DETRPoseImageProcessor.from_pretrained(folder).keypoint_schema == CROWDPOSE_PERSON
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n") and "official DETRPose-N weights for crowdpose" in card
+
+
+def test_existing_output_is_left_alone(output, official, tmp_path, capsys):
+    path = save_safetensors(official, tmp_path)
+    command = ["--checkpoint", str(path), "--output", str(output), *CROWDPOSE_N]
+    output.mkdir(parents=True)
+    (output / "notes.txt").write_text("mine")
+    assert convert_detrpose.main(command) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert [file.name for file in output.iterdir()] == ["notes.txt"]
+    (output / "notes.txt").unlink()  # an empty folder is as good as none
+    assert convert_detrpose.main(command) == 0
+    assert (output / "model.safetensors").exists()
+
+
+def test_output_that_cannot_be_written(official, tmp_path, capsys):
+    path = save_safetensors(official, tmp_path)
+    for output in (path, path / "model"):  # a file; within a file
+        assert convert_detrpose.main(["--checkpoint", str(path), "--output", str(output), *CROWDPOSE_N]) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_interrupted(official, output, monkeypatch, capsys, tmp_path):
+    path = save_safetensors(official, tmp_path)
+    written = []
+
+    def interrupt(error):
+        def save_pretrained(self, folder):
+            written.extend(file.name for file in folder.iterdir())
+            raise error
+
+        monkeypatch.setattr(DETRPoseImageProcessor, "save_pretrained", save_pretrained)
+
+    command = ["--checkpoint", str(path), "--output", str(output), *CROWDPOSE_N]
+    interrupt(OSError("no space left on device"))
+    assert convert_detrpose.main(command) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: no space left on device"
+    assert "model.safetensors" in written
+    assert not list(output.parent.glob("*"))
+    interrupt(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        convert_detrpose.main(command)
+    assert not list(output.parent.glob("*"))
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("variant, dataset", [("n", "coco"), ("s", "crowdpose"), ("x", "coco")])
+def test_wrong_variant_or_dataset(variant, dataset, official, refusal, tmp_path):
+    path = save_safetensors(official, tmp_path)
+    message = refusal(convert_detrpose, path, "--variant", variant, "--dataset", dataset)
+    assert f"fits --variant n --dataset crowdpose, not --variant {variant} --dataset {dataset}" in message
+
+
+def without(*names):
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+def also(**added):
+    return lambda tensors: {**tensors, **{name.replace("__", "."): tensor for name, tensor in added.items()}}
+
+
+ATTENTION = "transformer__decoder__layers__0__within_attn__in_proj_weight"
+
+
+@pytest.mark.parametrize(
+    "edit, problem",
+    [
+        (without(MARKER), "missing query_content.instance_embedding.weight"),
+        (also(transformer__extra__weight=torch.ones(1)), "unused transformer.extra.weight"),
+        (
+            also(transformer__instance_embedding__weight=torch.ones(2, 128)),
+            "query_content.instance_embedding.weight is (2, 128), expected (1, 128)",
+        ),
+        # joint projections that do not fall into three
+        (also(**{ATTENTION: torch.ones(2, 128)}), "decoder.layers.0.within_attn.v_proj.weight is (0, 128)"),
+        (also(**{ATTENTION: torch.tensor(1.0)}), "unused decoder.layers.0.within_attn.in_proj_weight"),
+        (lambda tensors: {name: tensors[name] for name in [MARKER]}, "; and "),  # too much to list
+    ],
+)
+def test_tensors_that_do_not_fit(edit, problem, official, refusal, tmp_path):
+    message = refusal(convert_detrpose, save_safetensors(edit(official), tmp_path), *CROWDPOSE_N)
+    assert "Against --variant n --dataset crowdpose: " in message and problem in message
+    assert len(message) < 5000
+
+
+class Foreign:
+    """Whoever loads it creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def plain_pickle(content, path):
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+@pytest.mark.parametrize("save", [torch.save, plain_pickle])
+def test_foreign_code_is_not_run(save, refusal, tmp_path):
+    save({"epoch": 3, "args": Foreign(tmp_path / "proof")}, tmp_path / "checkpoint.pth")
+    message = refusal(convert_detrpose, tmp_path / "checkpoint.pth", *CROWDPOSE_N)
+    assert "io.open in it would run code" in message
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("empty.pth", b""),
+        ("text.pth", b"This is not a checkpoint.\nNor is this.\n"),
+        ("page.pth", b"<!DOCTYPE html>\n<html></html>\n"),
+        ("appends.pth", b"aaaa"),  # pickle's word for adding to a list that is not there
+        ("empty.safetensors", b""),
+        ("text.safetensors", b"This is not a checkpoint.\nNor is this.\n"),
+    ],
+)
+def test_broken_files(name, content, refusal, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    for script, options in ((convert_detrpose, CROWDPOSE_N), (convert_dfine, ("--variant", "n"))):
+        assert f"{name}: not a readable" in refusal(script, tmp_path / name, *options)
+
+
+@pytest.mark.parametrize("layout", ["last", "safetensors"])
+def test_truncated_files(layout, official, refusal, tmp_path):
+    path = LAYOUTS[layout](official, tmp_path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "not a readable" in refusal(convert_detrpose, path, *CROWDPOSE_N)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[torch.zeros(1)], torch.zeros(1), {}, {"lr": 0.1}, {"model": [1, 2]}, {"model": {}}, {1: torch.zeros(1)}],
+)
+def test_no_tensors_by_name(content, refusal, tmp_path):
+    torch.save(content, tmp_path / "checkpoint.pth")
+    assert "tensors by name" in refusal(convert_detrpose, tmp_path / "checkpoint.pth", *CROWDPOSE_N)
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({"notes.txt": "no weights"}, "no .safetensors file"),
+        ({"model.safetensors.index.json": "{"}, "not a readable index"),
+        ({"model.safetensors.index.json": "[]"}, "not a readable index"),
+        ({"model.safetensors.index.json": json.dumps({"weight_map": {"a": "lost.safetensors"}})}, "lost.safetensors"),
+    ],
+)
+def test_broken_folders(files, message, refusal, tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    for name, text in files.items():
+        (tmp_path / "checkpoint" / name).write_text(text)
+    assert message in refusal(convert_detrpose, tmp_path / "checkpoint", *CROWDPOSE_N)
+
+
+@pytest.mark.parametrize("source", ["lost.pth", "weights/lost.pth", "weights/lost.safetensors", "a/b/c"])
+def test_missing_path(source, refusal, monkeypatch):
+    monkeypatch.setattr(checkpoints, "snapshot_download", lambda *args, **kwargs: pytest.fail("asked the Hub"))
+    assert refusal(convert_detrpose, source, *CROWDPOSE_N) == f"error: {source}: no such file or folder."
+
+
+# ---------------------------------------------------------------- the network
+
+
+def test_hub_id(official, convert, refusal, monkeypatch, tmp_path):
+    requests = []
+
+    def download(repo_id, allow_patterns):
+        requests.append(repo_id)
+        if repo_id == "nobody/nothing":
+            raise OSError("404 Client Error.\nRepository not found.")
+        assert not any(pattern.endswith((".bin", ".pth")) for pattern in allow_patterns)
+        return str(save_shards(official, tmp_path))
+
+    monkeypatch.setattr(checkpoints, "snapshot_download", download)
+    assert "404 Client Error." in refusal(convert_detrpose, "nobody/nothing", *CROWDPOSE_N)
+    convert(convert_detrpose, "somebody/detrpose-v1.5", *CROWDPOSE_N)
+    assert requests == ["nobody/nothing", "somebody/detrpose-v1.5"]
+
+
+@pytest.fixture
+def downloads(monkeypatch, tmp_path):
+    """The addresses that PyTorch is asked to download, into an empty cache."""
+    addresses = []
+
+    def download(url, path):
+        addresses.append(url)
+        case = f"detrpose-{'s-coco' if url.endswith('_s.pth') else 'n-crowdpose'}"
+        torch.save({"model": reference.load_case(case).state_dict()}, path)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    return addresses
+
+
+@pytest.mark.parametrize(
+    "case, name",
+    [
+        ("detrpose-s-coco", "detrpose_hgnetv2_s.pth"),
+        ("detrpose-n-crowdpose", "detrpose_hgnetv2_n_crowdpose.pth"),
+    ],
+)
+def test_published_weights(case, name, downloads, converted, output):
+    _, variant, dataset = case.split("-")
+    options = ["--variant", variant, "--dataset", dataset]
+    assert convert_detrpose.main([*options, "--output", str(output)]) == 0
+    assert convert_detrpose.main([*options, "--output", f"{output}-again"]) == 0  # from the cache
+    assert downloads == [f"https://github.com/SebastianJanampa/DETRPose/releases/download/model_weights/{name}"]
+    assert_same(load_file(output / "model.safetensors"), load_file(converted(case) / "model.safetensors"))
+
+
+def test_failed_download(downloads, monkeypatch, output, capsys):
+    def fail(url, path):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    assert convert_detrpose.main([*CROWDPOSE_N, "--output", str(output)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "detrpose_hgnetv2_n_crowdpose.pth" in line and "no route to host" in line and "--checkpoint" in line
+    assert not output.parent.exists()
+
+
+def test_push(official, converted, convert, monkeypatch, tmp_path):
+    calls = []
+
+    def upload(repo_id, folder_path, commit_message):
+        calls.append(("upload", repo_id, {path.name for path in Path(folder_path).iterdir()}))
+
+    monkeypatch.setattr(checkpoints, "create_repo", lambda repo_id, exist_ok: calls.append(("create", repo_id)))
+    monkeypatch.setattr(checkpoints, "upload_folder", upload)
+    path = save_safetensors(official, tmp_path)
+    convert(convert_detrpose, path, *CROWDPOSE_N, "--push-to-hub", "somebody/detrpose-n")
+    files = {path.name for path in converted(CASE.name).iterdir()}
+    assert calls == [("create", "somebody/detrpose-n"), ("upload", "somebody/detrpose-n", files)]
+    card = (tmp_path / "results" / "model" / "README.md").read_text(encoding="utf-8")
+    assert 'model="somebody/detrpose-n"' in card
+
+
+def test_failed_push_keeps_the_folder(official, output, monkeypatch, capsys, tmp_path):
+    def fail(*args, **kwargs):
+        raise OSError("401 Client Error.\nLog in first.")
+
+    monkeypatch.setattr(checkpoints, "create_repo", fail)
+    path = save_safetensors(official, tmp_path)
+    command = ["--checkpoint", str(path), "--output", str(output), *CROWDPOSE_N, "--push-to-hub", "somebody/model"]
+    assert convert_detrpose.main(command) == 1
+    assert f"{output} is written, but pushing to somebody/model failed: 401 Client" in capsys.readouterr().err
+    assert (output / "model.safetensors").exists()
+
+
+# ---------------------------------------------------------------- D-FINE
+
+
+def make_detector(variant):
+    """D-FINE with backbone and encoder of a variant, a small decoder, and numbers of its own in every tensor."""
+    config = DETRPoseConfig.from_variant(variant)
+    levels = len(config.feature_strides)
+    detector = DFineForObjectDetection(
+        DFineConfig(
+            backbone_config=config.backbone_config,
+            encoder_in_channels=config.backbone_config.stage_out_channels[-levels:],
+            feat_strides=config.feature_strides,
+            encoder_hidden_dim=config.d_model,
+            encoder_ffn_dim=config.encoder_ffn_dim,
+            encode_proj_layers=[levels - 1],
+            hidden_expansion=config.hidden_expansion,
+            depth_mult=config.depth_mult,
+            d_model=config.d_model,
+            decoder_in_channels=[config.d_model] * levels,
+            num_feature_levels=levels,
+            decoder_n_points=[4] * levels,
+            decoder_ffn_dim=64,
+            decoder_layers=2,
+            num_queries=10,
+        )
+    )
+    for part in (detector.model.backbone, detector.model.encoder_input_proj, detector.model.encoder):
+        for name, tensor in part.state_dict().items():
+            values = reference.make_tensor(name.replace("embedder", "stem"), tensor.shape)
+            tensor.copy_(torch.from_numpy(values))
+    return detector.eval()
+
+
+@pytest.fixture(scope="module", params=["n", "s"])
+def detector(request):
+    return request.param, make_detector(request.param)
+
+
+# How transformers 4 and 5 call the same tensors.
+SPELLINGS = [
+    (".encoder.encoder.", ".encoder.aifi."),
+    (".out_proj.", ".o_proj."),
+    (".fc1.", ".mlp.layers.0."),
+    (".fc2.", ".mlp.layers.1."),
+]
+
+
+def spell(name, line):
+    for old, new in SPELLINGS:
+        name = name.replace(old, new) if line == 5 else name.replace(new, old)
+    return name
+
+
+@pytest.mark.parametrize("line", ["this", 4, 5])
+def test_detector_of_transformers(line, detector, convert, output, tmp_path, monkeypatch):
+    variant, detector = detector
+    source = tmp_path / "dfine"
+    detector.save_pretrained(source)
+    tensors = load_file(source / "model.safetensors")
+    spellings = {other: {spell(name, other) for name in tensors} for other in (4, 5)}
+    assert spellings[4] != spellings[5] and set(tensors) in spellings.values()
+    if line != "this":
+        save_file({spell(name, line): tensor for name, tensor in tensors.items()}, source / "model.safetensors")
+    tensors = convert(convert_dfine, source, "--variant", variant, "--dataset", "crowdpose")
+
+    parts = (detector.model.backbone, detector.model.encoder_input_proj, detector.model.encoder)
+    assert_same_numbers(
+        [tensor for part in parts for name, tensor in part.state_dict().items() if not COUNTER.search(name)],
+        [tensor for name, tensor in tensors.items() if is_backbone_or_encoder(name) and not COUNTER.search(name)],
+    )
+    model = DETRPoseForPoseEstimation.from_pretrained(output)
+    assert model.config.keypoint_schema == CROWDPOSE_PERSON
+    assert_fresh_decoder(model)
+    assert_same_feature_maps(detector.model, model.model, monkeypatch)
+
+
+def is_backbone_or_encoder(name):
+    return name.startswith(("model.backbone.", "model.encoder."))
+
+
+def assert_same_numbers(tensors, expected):
+    """Compares without regard to names and order."""
+    assert sorted(x.numpy().tobytes() for x in tensors) == sorted(x.numpy().tobytes() for x in expected)
+
+
+def assert_fresh_decoder(model):
+    decoder, selection = model.model.decoder, model.model.query_selection
+    zero_heads = [*decoder.keypoint_heads, decoder.initial_keypoint_head, selection.keypoint_head]
+    for head in [*zero_heads, *(quality_head.mlp for quality_head in decoder.quality_heads)]:
+        assert not head.layers[-1].weight.any() and not head.layers[-1].bias.any()
+        assert head.layers[0].weight.std() > 0
+    for head in [*decoder.class_heads, selection.class_head]:
+        assert torch.allclose(head.bias.sigmoid(), torch.tensor(0.01))
+
+
+@torch.no_grad()
+def assert_same_feature_maps(detector, model, monkeypatch):
+    """Compares the encoders' outputs, after giving ours the two things without weights that D-FINE has otherwise."""
+    attention_inputs = {}
+    for name, module in detector.encoder.named_modules():
+        if name.endswith(("q_proj", "v_proj")):
+            part = name.split(".")[-1]
+            module.register_forward_pre_hook(lambda _, inputs, part=part: attention_inputs.update({part: inputs[0]}))
+    image = torch.from_numpy(reference.make_images("dfine", 1, 96, 128))
+    expected = detector(image).encoder_last_hidden_state
+    position = attention_inputs["q_proj"] - attention_inputs["v_proj"]
+    assert position.abs().max() > 0.5
+    monkeypatch.setattr(modeling_detrpose, "sine_position_encoding", lambda *args: position[0])
+    for lateral_conv in model.encoder.lateral_convs:
+        lateral_conv.activation = torch.nn.Identity()
+
+    feature_maps, _ = model.eval().encoder(model.backbone(image).feature_maps)
+    assert len(feature_maps) == len(expected)
+    for feature_map, expected_map in zip(feature_maps, expected, strict=True):
+        assert expected_map.std() > 0.1
+        torch.testing.assert_close(feature_map, expected_map, atol=1e-4, rtol=1e-4)
+
+
+def test_detector_without_its_heads(detector, convert, tmp_path):
+    variant, detector = detector
+    detector.save_pretrained(tmp_path / "whole")
+    detector.model.save_pretrained(tmp_path / "base")
+    whole, base = (
+        convert(convert_dfine, tmp_path / name, "--variant", variant, output=tmp_path / f"from {name}")
+        for name in ("whole", "base")
+    )
+    assert_same(base, whole)
+
+
+@pytest.fixture
+def official_detector(official, tmp_path):
+    """A D-FINE checkpoint in its official layout: its backbone and encoder have the same names as DETRPose's."""
+    tensors = {name: tensor for name, tensor in official.items() if name.startswith(("backbone.", "encoder."))}
+    tensors["decoder.input_proj.0.conv.weight"] = torch.ones(128, 128, 1, 1)
+    tensors["decoder.decoder.layers.0.self_attn.in_proj_weight"] = torch.ones(384, 128)
+    return LAYOUTS["averaged"](tensors, tmp_path)
+
+
+@pytest.mark.parametrize("dataset", ["coco", "crowdpose"])
+def test_official_detector(dataset, official_detector, converted, convert, output):
+    tensors = convert(convert_dfine, official_detector, "--variant", "n", "--dataset", dataset)
+    expected = load_file(converted(CASE.name) / "model.safetensors")
+    assert_same(*({name: x[name] for name in x if is_backbone_or_encoder(name)} for x in (tensors, expected)))
+    model = DETRPoseForPoseEstimation.from_pretrained(output)
+    assert model.config.num_keypoints == {"coco": 17, "crowdpose": 14}[dataset]
+    assert_fresh_decoder(model)
+    assert "the pose decoder is untrained" in (output / "README.md").read_text(encoding="utf-8")
+
+
+def test_seed_of_the_decoder(official_detector, convert, tmp_path):
+    first, again, other = (
+        convert(convert_dfine, official_detector, "--variant", "n", "--seed", seed, output=tmp_path / name)
+        for name, seed in (("first", "1"), ("again", "1"), ("other", "2"))
+    )
+    assert_same(again, first)
+    assert not torch.equal(other[OUR_MARKER], first[OUR_MARKER])
+
+
+def test_wrong_variant_of_detector(official_detector, refusal):
+    assert "fits --variant n, not --variant s." in refusal(convert_dfine, official_detector, "--variant", "s")
+
+
+def test_other_detector(official, refusal, tmp_path):
+    backbone = {name: tensor for name, tensor in official.items() if name.startswith("backbone.")}
+    message = refusal(convert_dfine, save_safetensors(backbone, tmp_path), "--variant", "n")
+    assert "fits no published variant" in message and "missing encoder." in message
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize("script", [convert_detrpose, convert_dfine])
+def test_help(script, capsys):
+    with pytest.raises(SystemExit) as exit:
+        script.main(["--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    options = ("--variant", "--dataset", "--output", "--checkpoint", "--weights", "--push-to-hub")
+    assert all(option in text for option in options) and "(default: coco)" in text
+
+
+@pytest.mark.parametrize("script", [convert_detrpose, convert_dfine])
+def test_unknown_variant(script, capsys):
+    with pytest.raises(SystemExit) as exit:
+        script.main(["--variant", "xxl", "--checkpoint", "a.pth", "--output", "b"])
+    assert exit.value.code == 2
+    assert re.search(r"--variant: invalid choice: 'xxl' .*n.*s.*m.*l.*x", capsys.readouterr().err)
+
+
+def test_as_a_script(official, converted, tmp_path):
+    save_safetensors(official, tmp_path)
+    options = [*CROWDPOSE_N, "--checkpoint", "checkpoint.safetensors", "--output", "model"]
+    process = subprocess.run(
+        [sys.executable, str(CONVERSION / "convert_detrpose.py"), *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(CONVERSION.parent / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "652 tensors, of which not needed: transformer." in process.stderr and "wrote model" in process.stderr
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    assert_same(tensors, load_file(converted(CASE.name) / "model.safetensors"))
+
+
+@pytest.mark.parametrize("script", ["convert_detrpose.py", "convert_dfine.py"])
+def test_exit_code(script, monkeypatch, capsys, tmp_path):
+    options = ["--variant", "n", "--checkpoint", "lost.pth", "--output", str(tmp_path / "model")]
+    monkeypatch.setattr(sys, "argv", [script, *options])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(CONVERSION / script), run_name="__main__")
+    assert exit.value.code == 1
+    assert capsys.readouterr() == ("", "error: lost.pth: no such file or folder.\n")
