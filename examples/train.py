@@ -32,8 +32,8 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import AutoConfig
 
-from transformers_detrpose.commands.command_line import CommandError, count
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
+from transformers_detrpose.commands.command_line import CommandError, count
 from transformers_detrpose.configuration_detrpose import VARIANTS
 from transformers_detrpose.data import (
     BASE_SIZE_REPEATS,

@@ -1,8 +1,8 @@
 import json
 
+import ablation
 import pytest
 
-import ablation
 from transformers_detrpose import DETRPoseConfig
 
 # Takes the place of train.py: notes its command line and leaves scores behind.

@@ -6,11 +6,18 @@ import pytest
 import torch
 from PIL import Image
 
-from transformers_detrpose.commands import benchmark
-from transformers_detrpose.deployment.benchmarking.backends import BACKENDS, Setting, Unavailable, cuda_graph, onnx_runtime, openvino
-from transformers_detrpose.deployment.benchmarking.measuring import Stopwatch, Timing, describe_machine, format_table
 from saved_model import SIZE, save_tiny_model
 from transformers_detrpose import DETRPoseForPoseEstimation
+from transformers_detrpose.commands import benchmark
+from transformers_detrpose.deployment.benchmarking.backends import (
+    BACKENDS,
+    Setting,
+    Unavailable,
+    cuda_graph,
+    onnx_runtime,
+    openvino,
+)
+from transformers_detrpose.deployment.benchmarking.measuring import Stopwatch, Timing, describe_machine, format_table
 
 CPU = torch.device("cpu")
 

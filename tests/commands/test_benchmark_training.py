@@ -8,8 +8,8 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from transformers_detrpose.commands import benchmark_training
 from saved_model import save_tiny_model
+from transformers_detrpose.commands import benchmark_training
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,17 @@
 """The generator of synthetic people: its geometry, its labels on hand-made cases, and the dataset it writes."""
 
 import json
-import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from transformers_detrpose.keypoint_schemas import COCO_PERSON, read_coco_categories
-
 # The processes that draw import the command by its name.
-
 from transformers_detrpose.commands import generate_people as command  # noqa: E402
+from transformers_detrpose.keypoint_schemas import COCO_PERSON, read_coco_categories
 from transformers_detrpose.synthetic.figures import build_figure, move_figure, paint_figure, paint_part_map  # noqa: E402
 from transformers_detrpose.synthetic.looks import Look  # noqa: E402
 from transformers_detrpose.synthetic.poses import (  # noqa: E402

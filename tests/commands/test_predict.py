@@ -11,9 +11,9 @@ import supervision as sv
 import torch
 from PIL import Image
 
-from transformers_detrpose.commands.generate_people import generate_picture
 from saved_model import NUM_QUERIES, tiny_config
 from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor
+from transformers_detrpose.commands.generate_people import generate_picture
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "predict.py"
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import train
 from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor
+from transformers_detrpose.commands import train
 
 TRAIN = Path(train.__file__)
 NUM_IMAGES = 12

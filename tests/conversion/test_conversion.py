@@ -17,17 +17,17 @@ from huggingface_hub import PyTorchModelHubMixin, save_torch_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import DFineConfig, DFineForObjectDetection
 
-from transformers_detrpose.conversion import checkpoints
-from transformers_detrpose.commands import convert as convert_detrpose
-from transformers_detrpose.commands import convert_dfine
 import reference
-from transformers_detrpose.conversion.names import COMPUTED, COUNTER
 from transformers_detrpose import (
     DETRPoseConfig,
     DETRPoseForPoseEstimation,
     DETRPoseImageProcessor,
     modeling_detrpose,
 )
+from transformers_detrpose.commands import convert as convert_detrpose
+from transformers_detrpose.commands import convert_dfine
+from transformers_detrpose.conversion import checkpoints
+from transformers_detrpose.conversion.names import COMPUTED, COUNTER
 from transformers_detrpose.keypoint_schemas import CROWDPOSE_PERSON
 
 CONVERSION = Path(__file__).parents[2] / "conversion"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from drawn_people import HALF, Folder
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from drawn_people import find_square
 from torchvision import tv_tensors
 
+from drawn_people import find_square
 from transformers_detrpose.data import (
     Augmentation,
     CocoPoseDataset,

@@ -4,9 +4,9 @@ import logging
 
 import pytest
 import torch
-from drawn_people import CATEGORY
 from PIL import Image
 
+from drawn_people import CATEGORY
 from transformers_detrpose.data import CocoPoseDataset, check_dataset, to_labels
 from transformers_detrpose.data.checks import DEFECTS
 

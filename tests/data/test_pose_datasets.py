@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from drawn_people import CATEGORY, SCHEMA, draw_person
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from drawn_people import CATEGORY, SCHEMA, draw_person
 from transformers_detrpose.data import CocoPoseDataset, HubPoseDataset, check_dataset
 from transformers_detrpose.image_processing_detrpose import prepare_coco_labels
 from transformers_detrpose.keypoint_schemas import COCO_PERSON, KeypointSchema, read_coco_categories

@@ -24,14 +24,14 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from .. import DETRPoseForPoseEstimationOutput
 from ..deployment.benchmarking.backends import BACKENDS, Run, Setting
 from ..deployment.benchmarking.measuring import Stopwatch, Timing, describe_machine, format_table, measure
 from ..deployment.benchmarking.models import load_model, load_processor
+from ..images import load_rgb_image
 from .build_tensorrt import least_similarity
 from .command_line import CommandError, count, first_line
 from .sizes import count_costs
-from .. import DETRPoseForPoseEstimationOutput
-from ..images import load_rgb_image
 
 PICTURE = Path(__file__).parents[1] / "demonstration_model" / "picture.jpg"
 PRECISIONS = ("float32", "float16", "bfloat16")

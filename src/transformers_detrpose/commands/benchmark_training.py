@@ -21,13 +21,13 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from ..deployment.benchmarking.measuring import Stopwatch, Timing, describe_machine, format_table, peak_memory
-from ..deployment.benchmarking.models import load_model
-from .command_line import CommandError, first_line
-from train import build_average, build_optimizer, field_value
 from .. import DETRPoseForPoseEstimation
 from ..data import CocoPoseDataset, Phase, train_dataloader
 from ..data.augmentation import FULL
+from ..deployment.benchmarking.measuring import Stopwatch, Timing, describe_machine, format_table, peak_memory
+from ..deployment.benchmarking.models import load_model
+from .command_line import CommandError, first_line
+from .train import build_average, build_optimizer, field_value
 
 # Learning rates of 0 take as long as others, and keep random weights from diverging.
 OPTIMISATION = argparse.Namespace(lr=0.0, backbone_lr=0.0, weight_decay=1e-4)

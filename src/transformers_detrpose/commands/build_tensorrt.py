@@ -23,11 +23,11 @@ import torch
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForKeypointDetection
 
-from .command_line import IMAGE_SUFFIXES, CommandError, first_line
 from .. import DETRPoseForPoseEstimationOutput, KeypointSchema
 from ..images import load_rgb_image
 from ..keypoint_schemas import PERSON_TO_BOX_AREA
 from ..loss_detrpose import keypoint_similarity
+from .command_line import IMAGE_SUFFIXES, CommandError, first_line
 
 PRECISIONS = ("fp32", "fp16")
 LIBRARIES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}

@@ -1,6 +1,13 @@
-"""What the commands of this folder share."""
+"""What all commands share: reading arguments, and ending with one line where something is wrong."""
 
 import argparse
+import sys
+from collections.abc import Callable
+
+import torch
+from tqdm import tqdm
+
+from ..loading import first_line
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
@@ -9,9 +16,29 @@ class CommandError(Exception):
     """Something the user can put right; the message is all they need to see."""
 
 
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its kind where it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def run_command(name: str, command: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    """Runs a command; what the user can put right becomes one line.
+
+    Args:
+        name: what the command is called, such as "detrpose predict".
+        command: does what the arguments ask. `CommandError`, `ValueError` and `OSError` are taken for mistakes in
+            what it was given, everything else for a bug.
+        arguments: the command line.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        command(arguments)
+        return 0
+    except (CommandError, ValueError, OSError) as error:
+        message = first_line(error)
+    except torch.cuda.OutOfMemoryError as error:
+        message = f"{first_line(error)} A smaller --batch-size needs less memory."
+    except KeyboardInterrupt:
+        return 130
+    tqdm.write(f"{name}: error: {message}", file=sys.stderr)
+    return 1
 
 
 def count(text: str) -> int:

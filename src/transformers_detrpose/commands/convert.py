@@ -11,10 +11,19 @@ from pathlib import Path
 
 import torch
 
-from ..conversion.checkpoints import ConversionError, check_output, check_variant, fill, logger, read_state_dict, run, save
-from ..conversion.names import COMPUTED, OFFICIAL, translate
 from .. import DETRPoseConfig, DETRPoseForPoseEstimation
 from ..configuration_detrpose import VARIANTS
+from ..conversion.checkpoints import (
+    ConversionError,
+    check_output,
+    check_variant,
+    fill,
+    logger,
+    read_state_dict,
+    run,
+    save,
+)
+from ..conversion.names import COMPUTED, OFFICIAL, translate
 from ..keypoint_schemas import SCHEMAS
 
 RELEASE = "https://github.com/SebastianJanampa/DETRPose/releases/download/model_weights"

@@ -10,10 +10,10 @@ import argparse
 
 import torch
 
-from ..conversion.checkpoints import check_output, check_variant, fill, logger, read_state_dict, run, save
-from ..conversion.names import OFFICIAL_DFINE, TRANSFORMERS_DFINE, translate
 from .. import DETRPoseConfig, DETRPoseForPoseEstimation
 from ..configuration_detrpose import VARIANTS
+from ..conversion.checkpoints import check_output, check_variant, fill, logger, read_state_dict, run, save
+from ..conversion.names import OFFICIAL_DFINE, TRANSFORMERS_DFINE, translate
 from ..keypoint_schemas import SCHEMAS
 
 PARTS = ("backbone.", "encoder.")

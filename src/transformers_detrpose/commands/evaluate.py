@@ -29,7 +29,6 @@ from transformers import AutoImageProcessor, AutoModelForKeypointDetection
 from transformers.utils import logging as transformers_logging
 
 from .. import DETRPoseConfig  # noqa: F401 - registers the model with transformers
-from .command_line import CommandError, count
 from ..evaluation import (
     CocoKeypoints,
     CrowdPoseKeypoints,
@@ -38,6 +37,7 @@ from ..evaluation import (
     write_coco_results,
 )
 from ..images import load_rgb_image
+from .command_line import CommandError, count
 
 METRICS = {"coco": CocoKeypoints, "crowdpose": CrowdPoseKeypoints}
 

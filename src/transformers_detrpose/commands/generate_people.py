@@ -33,13 +33,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from .command_line import CommandError
+from ..keypoint_schemas import COCO_PERSON
 from ..synthetic.figures import Figure, build_figure, move_figure, paint_figure, paint_part_map
 from ..synthetic.looks import sample_look
 from ..synthetic.poses import find_joints, sample_body, sample_pose
 from ..synthetic.scenery import finish, paint_background, sample_clutter, sample_occluder
 from ..synthetic.shapes import Shapes, Style, paint_shapes, sample_color, sample_style
-from ..keypoint_schemas import COCO_PERSON
+from .command_line import CommandError
 
 SUPERSAMPLING = 2  # pixels of the canvas per pixel of the picture, each way
 SMALLEST_SIZE = 64

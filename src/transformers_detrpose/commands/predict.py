@@ -55,10 +55,10 @@ logging.getLogger("transformers.models.auto.image_processing_auto").setLevel(log
 
 import supervision as sv  # noqa: E402
 
-from .. import DETRPoseConfig  # noqa: F401 - registers the model with transformers
-from .command_line import CommandError, count, first_line  # noqa: E402
+from .. import DETRPoseConfig  # noqa: E402, F401 - registers the model with transformers
 from ..images import load_rgb_image  # noqa: E402
 from ..visualization import draw_poses, to_supervision  # noqa: E402
+from .command_line import CommandError, count, first_line  # noqa: E402
 
 DEMONSTRATION_MODEL = Path(__file__).parents[1] / "demonstration_model"
 SAMPLE_PICTURE = Path(__file__).parents[1] / "demonstration_model" / "picture.jpg"

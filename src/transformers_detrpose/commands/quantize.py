@@ -23,8 +23,8 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor
 
 from .. import DETRPoseConfig  # noqa: F401 - registers the model with transformers
-from .command_line import IMAGE_SUFFIXES, CommandError, count, first_line
 from ..images import load_rgb_image
+from .command_line import IMAGE_SUFFIXES, CommandError, count, first_line
 
 MODEL_FILE = "model.onnx"
 OPERATORS = ["Conv", "Gemm", "MatMul"]

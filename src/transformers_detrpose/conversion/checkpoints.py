@@ -18,11 +18,11 @@ from huggingface_hub import create_repo, snapshot_download, upload_folder
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .names import COUNTER
 from .. import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor, DETRPoseModel
 from ..configuration_detrpose import VARIANTS
 from ..keypoint_schemas import SCHEMAS
 from ..model_card import model_card
+from .names import COUNTER
 
 StateDict = dict[str, torch.Tensor]
 

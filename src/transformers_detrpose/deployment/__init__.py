@@ -5,9 +5,8 @@ What needs Optimum or ONNX Runtime is imported when it is first asked for.
 
 import importlib
 
-from .graph import DETRPoseGraph
-
 _MODULES = {
+    "DETRPoseGraph": "graph",
     "DETRPoseOnnxConfig": "optimum_onnx",
     "ExportError": "validation",
     "ORTDETRPoseForPoseEstimation": "onnx_runtime",
@@ -16,7 +15,7 @@ _MODULES = {
     "validate_onnx": "validation",
 }
 
-__all__ = ["DETRPoseGraph", *_MODULES]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str):

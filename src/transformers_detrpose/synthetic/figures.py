@@ -10,7 +10,6 @@ import numpy as np
 from PIL import ImageDraw
 
 from ..keypoint_schemas import COCO_PERSON
-
 from .heads import head_parts, is_turned_away
 from .looks import Look
 from .poses import SIDES, Body, Skeleton, keypoint_positions

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from ...commands.build_tensorrt import EngineRunner, build_engine, load_tensorrt
 from ... import DETRPoseForPoseEstimation, DETRPoseForPoseEstimationOutput
-from ...export.graph import DETRPoseGraph, output_names
+from ...commands.build_tensorrt import EngineRunner, build_engine, load_tensorrt
+from ..graph import DETRPoseGraph, output_names
 
 OPSET = 18
 TORCH_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}

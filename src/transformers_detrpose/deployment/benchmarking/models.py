@@ -4,8 +4,8 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor
 
-from ...commands.command_line import CommandError, first_line
 from ... import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
+from ...commands.command_line import CommandError, first_line
 from ...configuration_detrpose import VARIANTS
 
 

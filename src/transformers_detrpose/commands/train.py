@@ -1,0 +1,1 @@
+../../../examples/train.py

@@ -1,0 +1,77 @@
+"""The one way to load a model and its image processor by name."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor
+
+from .configuration_detrpose import VARIANTS, DETRPoseConfig
+from .image_processing_detrpose import DETRPoseImageProcessor
+from .modeling_detrpose import DETRPoseForPoseEstimation
+
+
+def load_config(name: str) -> DETRPoseConfig:
+    """Returns the configuration of a model folder, a Hub id ("owner/name") or a variant ("n", "s", "m", "l", "x").
+
+    Raises:
+        ValueError: if there is no such model, or it is no DETRPose model.
+    """
+    if name in VARIANTS:
+        return DETRPoseConfig.from_variant(name)
+    if not Path(name).is_dir() and name.count("/") != 1:
+        raise ValueError(f"there is no model {name}: no such folder, nor one of {', '.join(VARIANTS)}.")
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except Exception as error:  # transformers and the Hub raise their own kinds
+        raise ValueError(f"cannot load the configuration of {name}: {first_line(error)}") from error
+    if config.model_type != DETRPoseConfig.model_type:
+        raise ValueError(f"{name} is a {config.model_type} model, not a {DETRPoseConfig.model_type} model.")
+    return config
+
+
+def load_model(
+    name: str, config: DETRPoseConfig | None = None, dtype: torch.dtype = torch.float32
+) -> DETRPoseForPoseEstimation:
+    """Returns the model of a folder or Hub id, or of a variant with random weights.
+
+    Args:
+        name: see `load_config`.
+        config: of the model, where it shall differ from its own; heads that no longer fit are then new.
+        dtype: of the weights, whatever they were saved in.
+
+    Raises:
+        ValueError: if there is no such model, it is no DETRPose model, or its weights cannot be read.
+    """
+    own_config = load_config(name)
+    if name in VARIANTS:
+        return DETRPoseForPoseEstimation(config or own_config).to(dtype)
+    try:
+        return DETRPoseForPoseEstimation.from_pretrained(
+            name, config=config or own_config, dtype=dtype, ignore_mismatched_sizes=config is not None
+        )
+    except Exception as error:  # transformers, safetensors and the Hub all raise their own kinds
+        raise ValueError(f"cannot load the weights of {name}: {first_line(error)}") from error
+
+
+def load_image_processor(name: str, **changes: Any) -> DETRPoseImageProcessor:
+    """Returns the image processor of a folder or Hub id, or the usual one of a variant.
+
+    Args:
+        name: see `load_config`.
+        changes: settings that shall differ.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name in VARIANTS:
+        return DETRPoseImageProcessor(keypoint_schema=DETRPoseConfig.from_variant(name).keypoint_schema, **changes)
+    try:
+        return AutoImageProcessor.from_pretrained(name, **changes)
+    except Exception as error:
+        raise ValueError(f"cannot load the image processor of {name}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its kind where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
