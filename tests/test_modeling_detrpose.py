@@ -9,46 +9,15 @@ import torch
 from torchvision.ops import FrozenBatchNorm2d
 
 import reference
+from tiny import make_labels, noisy, tiny_config
 from transformers_detrpose import (
     DETRPoseConfig,
     DETRPoseForPoseEstimation,
     DETRPoseImageProcessor,
-    KeypointSchema,
-    sampling,
 )
-from transformers_detrpose.deployment.folding import fold_affine
-from transformers_detrpose.modeling_detrpose import distribution_deviations, weighting_function
-from transformers_detrpose.sampling import bilinear_gather, bilinear_sample
+from transformers_detrpose.modeling_detrpose import DETRPoseIntegral, weighting_function
 
 CASES = reference.CASES
-
-
-def tiny_config(num_keypoints=3, **fields):
-    """A configuration of every part of the network, small enough for a test."""
-    schema = KeypointSchema(names=tuple(f"keypoint_{index}" for index in range(num_keypoints)))
-    fields = {"d_model": 32, "decoder_layers": 2, "num_queries": 7, "lqe_hidden_dim": 8, **fields}
-    fields = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "decoder_attention_heads": 4, **fields}
-    return DETRPoseConfig.from_variant("n", skeleton=schema, **fields)
-
-
-def make_labels(config, counts, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = []
-    for count in counts:
-        keypoints = torch.rand(count, config.num_keypoints, 3, generator=generator)
-        keypoints[..., 2] = 2
-        class_labels = torch.randint(config.num_labels, (count,), generator=generator)
-        labels.append({"class_labels": class_labels, "keypoints": keypoints, "area": torch.full((count,), 0.1)})
-    return labels
-
-
-def noisy(model, scale=0.05):
-    """Moves every parameter: heads that start at zero would hide what is behind them."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -97,8 +66,8 @@ class TestReference:
     def test_training(self, case, model):
         outputs = self.train_step(case, model)
         expected = case.arrays
-        sets = {output["name"]: output for output in outputs.auxiliary_outputs}
-        sets[str(len(expected["train_logits"]) - 1)] = outputs
+        names = model.model.decoder.output_set_names
+        sets = dict(zip(("encoder", *names), (*outputs.auxiliary_outputs, outputs), strict=True))
         for layer, (logits, keypoints) in enumerate(
             zip(expected["train_logits"], expected["train_keypoints"], strict=True)
         ):
@@ -131,7 +100,7 @@ class TestReference:
 
     def test_denoising(self, case, model):
         outputs = self.train_step(case, model, case.denoising_queries())
-        sets = {output["name"]: output for output in outputs.denoising_outputs}
+        sets = dict(zip(model.model.decoder.output_set_names, outputs.denoising_outputs, strict=True))
         for layer, logits in enumerate(case.arrays["dn_logits"]):
             assert largest_error(sets[str(layer)]["logits"], logits) < 1e-3
             assert largest_error(sets[str(layer)]["pred_keypoints"], case.arrays["dn_keypoints"][layer]) < 5e-5
@@ -181,131 +150,6 @@ class TestHalfPrecision:
         assert common.mean() > 0.75
         errors = (outputs.pred_keypoints - exact.pred_keypoints).abs().amax(dim=(2, 3))
         assert (errors.numpy()[common] < 0.01).mean() >= 0.95
-
-
-class TestFuse:
-    @torch.no_grad()
-    def test_same_outputs(self, case, model):
-        fused = model.fuse()
-        exact, outputs = model.eval()(case.image()), fused(case.image())
-        assert (outputs.logits - exact.logits).abs().max() < 1e-4
-        assert (outputs.pred_keypoints - exact.pred_keypoints).abs().max() < 1e-4
-        assert not any(isinstance(m, (torch.nn.BatchNorm2d, FrozenBatchNorm2d)) for m in fused.modules())
-        assert sum(p.numel() for p in fused.parameters()) < sum(p.numel() for p in model.parameters())
-
-    @pytest.mark.parametrize("size", [(64, 96), (32, 32)])
-    @torch.no_grad()
-    def test_any_size_and_batch(self, size):
-        model = noisy(DETRPoseForPoseEstimation(tiny_config())).eval()
-        images = torch.rand(3, 3, *size)
-        exact, outputs = model(images), model.fuse()(images)
-        for name in ("logits", "pred_keypoints", "pred_keypoint_std"):
-            torch.testing.assert_close(outputs[name], exact[name], atol=1e-4, rtol=0)
-
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    @torch.no_grad()
-    def test_half_precision(self, dtype):
-        """Close where both select the same locations: the tiny image has no more of them than queries."""
-        model = noisy(DETRPoseForPoseEstimation(tiny_config()), scale=0.01).eval()
-        image = torch.rand(1, 3, 32, 32)
-        exact, outputs = model(image), model.fuse().to(dtype)(image)
-        assert outputs.pred_keypoints.dtype == torch.float32
-        assert (outputs.pred_keypoints.sort(1)[0] - exact.pred_keypoints.sort(1)[0]).abs().max() < 0.02
-
-    @pytest.mark.parametrize("scale", [0.7, -1.3])
-    @pytest.mark.parametrize("bias", [0.4, -0.4])
-    def test_affine_step(self, scale, bias):
-        conv, image = torch.nn.Conv2d(3, 5, 3, padding=1), torch.randn(1, 3, 8, 8)
-        expected = scale * conv(image).relu() + bias
-        folded, activation = fold_affine(conv, torch.tensor([scale]), torch.tensor([bias]))
-        torch.testing.assert_close(activation(folded(image)), expected)
-
-    def test_is_for_deployment(self, tmp_path):
-        config = tiny_config()
-        fused = DETRPoseForPoseEstimation(config).fuse()
-        with pytest.raises(ValueError, match="fused"):
-            fused.save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="fused"):
-            fused(torch.rand(1, 3, 64, 64), labels=make_labels(config, [1]))
-
-    def test_unfrozen_norms(self):
-        model = DETRPoseForPoseEstimation(tiny_config(freeze_backbone_batch_norms=False))
-        model.train()(torch.rand(2, 3, 64, 64))
-        image = torch.rand(1, 3, 64, 64)
-        with torch.no_grad():
-            assert (model.fuse()(image).logits - model.eval()(image).logits).abs().max() < 1e-4
-
-
-class TestSampling:
-    """Table look-ups against `grid_sample`, which is right by definition."""
-
-    @pytest.mark.parametrize("spread", [0.5, 1.5, 100.0], ids=["inside", "across the border", "far outside"])
-    def test_points(self, spread):
-        feature_map = torch.rand(2, 8, 5, 7)
-        points = 0.5 + spread * 2 * (torch.rand(2, 30, 4, 2) - 0.5)
-        points[:, :2] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5 / 7, 0.5 / 5], [-0.5 / 7, 5.5 / 5]])
-        expected = bilinear_sample(feature_map, points)
-        torch.testing.assert_close(bilinear_gather(feature_map, points), expected, atol=1e-5, rtol=0)
-
-    @pytest.mark.parametrize("exporting", [False, True], ids=["embedding_bag", "gather"])
-    def test_weighted_sums(self, exporting, monkeypatch):
-        monkeypatch.setattr(sampling, "is_exporting", lambda: exporting)
-        maps = [torch.rand(2, 12, *size) for size in [(8, 6), (4, 3)]]
-        points, offsets = 1.4 * torch.rand(2, 11, 2) - 0.2, 4 * torch.randn(2, 11, 2, 3, 10)
-        weights = torch.rand(2, 11, 3, 10) / 10
-        head_maps = [x.view(6, 4, *x.shape[-2:]) for x in maps]
-        expected = sampling.sample_maps(head_maps, points, offsets.permute(0, 1, 3, 4, 2), weights)
-        table = sampling.FeatureTable(maps, num_heads=3, num_samples=5)
-        torch.testing.assert_close(table.mix(points, offsets, weights), expected, atol=1e-5, rtol=0)
-
-
-class TestGraph:
-    """What an exporter makes of a fused model."""
-
-    @staticmethod
-    def export(model, image, path, **options):
-        names = {"input_names": ["pixel_values"], "output_names": ["logits", "pred_keypoints"]}
-        torch.onnx.export(OnlyPoses(model), (image,), path, opset_version=18, dynamo=False, **names, **options)
-        return path
-
-    @pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "any batch and size"])
-    @pytest.mark.parametrize("grid_sample", [True, False])
-    @torch.no_grad()
-    def test_runs(self, grid_sample, dynamic, tmp_path):
-        onnx = pytest.importorskip("onnx")
-        onnxruntime = pytest.importorskip("onnxruntime")
-        model = noisy(DETRPoseForPoseEstimation(tiny_config())).eval()
-        images = torch.rand(2, 3, 64, 96)
-        options = {"dynamic_axes": {"pixel_values": {0: "batch", 2: "height", 3: "width"}}} if dynamic else {}
-        path = self.export(model.fuse(grid_sample=grid_sample), images, str(tmp_path / "model.onnx"), **options)
-        assert any(node.op_type == "GridSample" for node in onnx.load(path).graph.node) == grid_sample
-        session = onnxruntime.InferenceSession(path)
-        for batch in (images, torch.rand(3, 3, 96, 160)) if dynamic else (images,):
-            logits, keypoints = session.run(None, {"pixel_values": batch.numpy()})
-            expected = model(batch)
-            assert largest_error(expected.logits, logits) < 1e-4
-            assert largest_error(expected.pred_keypoints, keypoints) < 1e-4
-
-    def test_is_lean(self, tmp_path):
-        """Operators of N at fixed size, constants not counted."""
-        onnx, onnxslim = pytest.importorskip("onnx"), pytest.importorskip("onnxslim")
-        model = DETRPoseForPoseEstimation(DETRPoseConfig.from_variant("n")).fuse()
-        path = self.export(model, torch.rand(1, 3, 640, 640), str(tmp_path / "model.onnx"))
-        operators = [node.op_type for node in onnxslim.slim(onnx.load(path)).graph.node]
-        assert sum(operator != "Constant" for operator in operators) <= 600
-        assert "Shape" not in operators
-
-
-class OnlyPoses(torch.nn.Module):
-    """A model that returns a tuple, as exporters want it."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values):
-        outputs = self.model(pixel_values, return_dict=True)
-        return outputs.logits, outputs.pred_keypoints
 
 
 class TestInputs:
@@ -373,8 +217,8 @@ class TestConfigurations:
         outputs = model(torch.rand(2, 3, 64, 64), labels=make_labels(config, [2, 1]))
         outputs.loss.backward()
         assert outputs.loss.isfinite()
-        sets = {output["name"] for output in outputs.auxiliary_outputs}
-        assert ("initial" in sets) == config.use_fdr_heads
+        # The query selection, the initial keypoints, and all layers but the last.
+        assert len(outputs.auxiliary_outputs) == config.decoder_layers + config.use_fdr_heads
         assert (outputs.pred_keypoint_std is not None) == config.use_fdr_heads
         assert (outputs.denoising_outputs is not None) == (config.num_denoising > 0)
         assert any("quality_heads" in name for name, _ in model.named_parameters()) == config.use_pose_lqe
@@ -414,7 +258,7 @@ class TestDistributions:
         config = DETRPoseConfig()
         logits = torch.full((1, 1, 17, 2, 33), -100.0)
         logits[..., [0, 32]] = 0
-        deviations = distribution_deviations(logits.softmax(dim=-1), config)
+        deviations = DETRPoseIntegral(config).deviations(logits.softmax(dim=-1))
         assert deviations.flatten().tolist() == pytest.approx([1.0] * 34)
 
     def test_on_request(self):

@@ -1,4 +1,8 @@
-"""A backbone small enough for tests, with every kind of part that the real ones have."""
+"""Models small enough for tests, with every kind of part that the real ones have, and labels for them."""
+
+import torch
+
+from transformers_detrpose import DETRPoseConfig, KeypointSchema
 
 TINY_BACKBONE = {
     "model_type": "hgnet_v2",
@@ -14,3 +18,31 @@ TINY_BACKBONE = {
     "use_learnable_affine_block": True,
     "out_features": ["stage3", "stage4"],
 }
+
+
+def tiny_config(num_keypoints=3, **fields):
+    """A configuration of every part of the network, small enough for a test."""
+    schema = KeypointSchema(names=tuple(f"keypoint_{index}" for index in range(num_keypoints)))
+    fields = {"d_model": 32, "decoder_layers": 2, "num_queries": 7, "lqe_hidden_dim": 8, **fields}
+    fields = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "decoder_attention_heads": 4, **fields}
+    return DETRPoseConfig.from_variant("n", skeleton=schema, **fields)
+
+
+def make_labels(config, counts, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = []
+    for count in counts:
+        keypoints = torch.rand(count, config.num_keypoints, 3, generator=generator)
+        keypoints[..., 2] = 2
+        class_labels = torch.randint(config.num_labels, (count,), generator=generator)
+        labels.append({"class_labels": class_labels, "keypoints": keypoints, "area": torch.full((count,), 0.1)})
+    return labels
+
+
+def noisy(model, scale=0.05):
+    """Moves every parameter: heads that start at zero would hide what is behind them."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model

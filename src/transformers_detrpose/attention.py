@@ -1,49 +1,41 @@
-"""Self-attention along one axis of the tokens."""
+"""The attentions of DETRPose: among tokens, and from tokens to the feature maps."""
+
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .deployment.folding import join_linears
-from .sampling import is_exporting
-
-
-def softmax(logits: torch.Tensor, is_fused: bool) -> torch.Tensor:
-    """Returns the softmax over the last axis, in float32."""
-    logits = logits.float()
-    if is_fused and logits.device.type == "cpu" and not (torch.compiler.is_compiling() or is_exporting()):
-        # PyTorch takes two to four times as long for its own softmax over so few numbers.
-        exponentials = (logits - logits.amax(dim=-1, keepdim=True)).exp_()
-        return exponentials.div_(exponentials.sum(dim=-1, keepdim=True))
-    return logits.softmax(dim=-1)
-
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, **kwargs):
-    """Attention written out, for when its weights are wanted: transformers' attention functions, of any batch shape."""
-    scores = torch.matmul(query, key.transpose(-2, -1))
-    if scaling != 1:
-        scores = scores * scaling
+    """Attention written out, as transformers' attention functions: for processors, and where its weights are wanted."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = softmax(scores, module.qkv_proj is not None).to(query.dtype)
-    return torch.matmul(weights, value).transpose(-3, -2), weights
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2), weights
 
 
 class DETRPoseSelfAttention(nn.Module):
-    """Multi-head self-attention over one axis."""
+    """Multi-head self-attention.
+
+    Args:
+        config ([`DETRPoseConfig`]): the configuration.
+        num_heads: a divisor of `d_model`.
+    """
 
     is_causal = False
 
-    def __init__(self, config, num_heads):
+    def __init__(self, config, num_heads: int):
         super().__init__()
         self.config = config
-        self.num_heads, self.head_dim = num_heads, config.d_model // num_heads
+        self.head_dim = config.d_model // num_heads
         self.scaling = self.head_dim**-0.5
         self.q_proj = nn.Linear(config.d_model, config.d_model)
         self.k_proj = nn.Linear(config.d_model, config.d_model)
         self.v_proj = nn.Linear(config.d_model, config.d_model)
         self.o_proj = nn.Linear(config.d_model, config.d_model)
-        self.qkv_proj = None
 
     def forward(
         self,
@@ -51,51 +43,125 @@ class DETRPoseSelfAttention(nn.Module):
         position: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         output_attentions: bool = False,
-        axis: int = -2,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attends along one axis.
+        """Lets the tokens of each sequence attend to each other.
 
         Args:
-            hidden_states: (..., length, D), or (..., length, others, D) with axis -3.
-            position: added to queries and keys, not to values; broadcast to the shape of `hidden_states`.
+            hidden_states: (N, length, D).
+            position: (length, D), added to queries and keys, not to values.
             attention_mask: (1, 1, length, length), added to the scores before the softmax.
             output_attentions: whether to return the weights.
-            axis: of `hidden_states`, -2 or -3.
 
         Returns:
-            The attended values, shaped as `hidden_states`, and the weights (..., heads, length, length) or None.
+            The attended values (N, length, D), and the weights (N, heads, length, length) or None.
         """
-        axis = hidden_states.ndim + axis
-        states = self.project(hidden_states, position, axis)
-        implementation = self.config._attn_implementation
-        # Written out, attention among few tokens takes less time on processors.
-        if output_attentions or implementation in (None, "eager") or self.qkv_proj is not None:
-            attention = eager_attention_forward
-        else:
-            attention = ALL_ATTENTION_FUNCTIONS[implementation]
-            states = [x.flatten(0, -4) for x in states]
-        attended, weights = attention(self, *states, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False)
-        rows = [size for index, size in enumerate(hidden_states.shape[:-1]) if index not in (0, axis)]
-        attended = attended.reshape(-1, *rows, hidden_states.shape[axis], self.num_heads, self.head_dim)
-        attended = attended.movedim(hidden_states.ndim - 2, axis).reshape(-1, hidden_states.shape[-1])
-        attended = self.o_proj(attended).view(-1, *hidden_states.shape[1:])
-        return attended, weights if output_attentions else None
-
-    def project(self, hidden_states, position, axis) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns queries, keys and values, each (..., heads, length, D / heads)."""
-        shape, last_axis = (-1, *hidden_states.shape[1:-1]), hidden_states.ndim - 1
-        if self.qkv_proj is not None:
-            states = self.qkv_proj(hidden_states.reshape(-1, hidden_states.shape[-1])).view(
-                *shape, 3 * self.num_heads, self.head_dim
-            )
-            return states.movedim(axis, last_axis).split(self.num_heads, dim=-3)
         located = hidden_states if position is None else hidden_states + position
-        states = self.q_proj(located), self.k_proj(located), self.v_proj(hidden_states)
-        return tuple(x.view(*shape, self.num_heads, self.head_dim).movedim(axis, last_axis) for x in states)
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(located).view(shape).transpose(1, 2)
+        key = self.k_proj(located).view(shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
 
-    def fuse(self):
-        """Joins the projections of attention without position, and folds the scale into them, in place."""
-        self.q_proj.weight.data *= self.scaling
-        self.q_proj.bias.data *= self.scaling
-        self.qkv_proj, self.scaling = join_linears(self.q_proj, self.k_proj, self.v_proj), 1.0
-        self.q_proj = self.k_proj = self.v_proj = None
+        # Only the written-out attention returns its weights.
+        name = "eager" if output_attentions else self.config._attn_implementation
+        attention = ALL_ATTENTION_FUNCTIONS.get(name, eager_attention_forward)
+        attended, weights = attention(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False
+        )
+        return self.o_proj(attended.reshape(hidden_states.shape)), weights
+
+
+def bilinear_sample(feature_maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Reads feature maps between their pixels, with zeros outside.
+
+    Half precision is too coarse for coordinates, so this works in float32.
+
+    Args:
+        feature_maps: (N, channels, height, width), whose pixel centres are at half-integers.
+        points: (N, rows, columns, 2), x and y as fractions of the map.
+
+    Returns:
+        (N, channels, rows, columns), in float32.
+    """
+    grid = 2 * points.float() - 1
+    return F.grid_sample(feature_maps.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+class DETRPoseZeroLinear(nn.Linear):
+    """Starts at zero, so that what it refines starts unchanged."""
+
+
+class DETRPoseSamplingOffsets(nn.Linear):
+    """Says how far from a token's point to sample; starts with one direction per head, farther out point by point."""
+
+    def __init__(self, config):
+        self.shape = (config.decoder_attention_heads, len(config.feature_strides), config.decoder_n_points, 2)
+        super().__init__(config.d_model, math.prod(self.shape))
+
+    def initial_bias(self) -> torch.Tensor:
+        """Returns the offsets (x, y) of all heads, levels and points, flattened."""
+        heads, _, points, _ = self.shape
+        angles = torch.arange(heads, dtype=torch.float32) * (2 * math.pi / heads)
+        directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
+        directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+        distances = torch.arange(1, points + 1, dtype=torch.float32)
+        offsets = directions[:, None, None] * distances[:, None]
+        return offsets.expand(self.shape).flatten()
+
+
+class DETRPoseValues(nn.Module):
+    """Makes the values of the deformable attention: the encoder's feature maps, in float32 and without a projection."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.head_dim = config.d_model // config.decoder_attention_heads
+
+    def forward(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Splits feature maps, each (B, D, height, width), into heads, each (B * H, D / H, height, width)."""
+        return [x.float().reshape(-1, self.head_dim, *x.shape[-2:]) for x in feature_maps]
+
+
+class DETRPoseDeformableAttention(nn.Module):
+    """Multi-scale deformable attention: every token reads each feature map at a few points around its own.
+
+    Source: Deformable DETR (arXiv 2010.04159), without projections of values and output.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_heads = config.decoder_attention_heads
+        self.num_levels = len(config.feature_strides)
+        self.num_points = config.decoder_n_points
+        self.sampling_offsets = DETRPoseSamplingOffsets(config)
+        self.attention_weights = DETRPoseZeroLinear(config.d_model, self.num_heads * self.num_levels * self.num_points)
+
+    def forward(
+        self, hidden_states: torch.Tensor, reference_points: torch.Tensor, *values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples and mixes the values.
+
+        Args:
+            hidden_states: (B, Q, K + 1, D).
+            reference_points: (B, Q, K + 1, 2), x and y as fractions of the image.
+            values: one per level, finest first, each (B * H, D / H, height, width); see [`DETRPoseValues`].
+
+        Returns:
+            The mixed values (B, Q, K + 1, D), and the weights (B, Q, K + 1, H, levels * points).
+        """
+        batch_size, num_queries, num_tokens, d_model = hidden_states.shape
+        shape = (batch_size, num_queries * num_tokens, self.num_heads)
+        samples = (self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(hidden_states).float().view(*shape, *samples, 2)
+        weights = self.attention_weights(hidden_states).view(*shape, -1).softmax(dim=-1, dtype=torch.float32)
+        points = reference_points.float().reshape(batch_size, -1, 1, 1, 2)
+
+        mixed = 0
+        by_level = zip(values, offsets.unbind(3), weights.view(*shape, *samples).unbind(3), strict=True)
+        for value, level_offsets, level_weights in by_level:
+            height, width = value.shape[-2:]
+            # Offsets are in pixels of each level.
+            x, y = level_offsets.unbind(-1)
+            locations = points + torch.stack((x / width, y / height), dim=-1)
+            sampled = bilinear_sample(value, locations.transpose(1, 2).flatten(0, 1))
+            mixed = mixed + (sampled * level_weights.transpose(1, 2).flatten(0, 1).unsqueeze(1)).sum(dim=-1)
+        mixed = mixed.reshape(batch_size, d_model, -1).transpose(1, 2).reshape(hidden_states.shape)
+        return mixed.to(hidden_states.dtype), weights.view(batch_size, num_queries, num_tokens, *weights.shape[2:])

@@ -5,11 +5,10 @@ together, H heads and R + 1 distribution bins. Every point is (x, y) as fraction
 (height, width).
 """
 
-import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,30 +18,29 @@ from torchvision.ops import FrozenBatchNorm2d
 from transformers import AutoBackbone, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.hgnet_v2.modeling_hgnet_v2 import (
-    HGNetV2ConvLayer,
-    HGNetV2Embeddings,
-    HGNetV2LearnableAffineBlock,
-)
+from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2ConvLayer, HGNetV2LearnableAffineBlock
 from transformers.utils import ModelOutput
 
-from .attention import DETRPoseSelfAttention, softmax
+from .attention import (
+    DETRPoseDeformableAttention,
+    DETRPoseSamplingOffsets,
+    DETRPoseSelfAttention,
+    DETRPoseValues,
+    DETRPoseZeroLinear,
+    bilinear_sample,
+)
 from .configuration_detrpose import DETRPoseConfig
 from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
-from .deployment.folding import PairwiseMaximum, fold_affine, fold_norm, join_linears, split_pointwise_conv
-from .loss_detrpose import pose_estimation_loss, validate_labels
+from .loss_detrpose import pose_estimation_loss
 from .model_card import model_card
-
-# transformers 4 takes along, for `trust_remote_code`, only what this file itself imports.
-from .pose_targets import PoseTargets  # noqa: F401
-from .sampling import FeatureTable, bilinear_gather, bilinear_sample, is_exporting, sample_maps
+from .pose_targets import validate_labels
 
 _BACKBONE_INITIAL_VALUES = {
     FrozenBatchNorm2d: {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0},
     HGNetV2LearnableAffineBlock: {"scale": 1.0, "bias": 0.0},
 }
 # The largest float16: activations beyond it would become infinite in half precision.
-_MAX_ACTIVATION = 65504.0
+MAX_ACTIVATION = 65504.0
 
 
 @dataclass
@@ -80,11 +78,12 @@ class DETRPoseModelOutput(ModelOutput):
             `(batch_size, num_queries, num_keypoints + 1, heads, num_levels * points)`.
         encoder_attentions (`tuple[torch.Tensor]`, *optional*, returned with `output_attentions=True`):
             Weights of the encoder's self-attention, of shape `(batch_size, heads, locations, locations)`.
-        auxiliary_outputs (`list[dict[str, str | torch.Tensor]]`, *optional*, returned in training or with labels):
-            Earlier predictions, each with `name` ("encoder", "initial" or the number of the decoder layer), `logits`
-            and `pred_keypoints`.
-        denoising_outputs (`list[dict[str, str | torch.Tensor]]`, *optional*, returned with denoising queries):
-            Predictions of the denoising queries, the last layer's included, in the same form.
+        auxiliary_outputs (`list[dict[str, torch.Tensor]]`, *optional*, returned in training or with labels):
+            `logits` and `pred_keypoints` of the earlier predictions, in the order of computation: those of the query
+            selection, with FDR heads the initial keypoints, and those of every decoder layer but the last.
+        denoising_outputs (`list[dict[str, torch.Tensor]]`, *optional*, returned with denoising queries):
+            `logits` and `pred_keypoints` of the denoising queries: with FDR heads the initial keypoints, and those of
+            every decoder layer.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -99,8 +98,8 @@ class DETRPoseModelOutput(ModelOutput):
     across_attentions: tuple[torch.FloatTensor, ...] | None = None
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    auxiliary_outputs: list[dict] | None = None
-    denoising_outputs: list[dict] | None = None
+    auxiliary_outputs: list[dict[str, torch.FloatTensor]] | None = None
+    denoising_outputs: list[dict[str, torch.FloatTensor]] | None = None
 
 
 @dataclass
@@ -126,8 +125,8 @@ class DETRPoseForPoseEstimationOutput(ModelOutput):
     across_attentions: tuple[torch.FloatTensor, ...] | None = None
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    auxiliary_outputs: list[dict] | None = None
-    denoising_outputs: list[dict] | None = None
+    auxiliary_outputs: list[dict[str, torch.FloatTensor]] | None = None
+    denoising_outputs: list[dict[str, torch.FloatTensor]] | None = None
 
 
 def sine_position_encoding(points: torch.Tensor, num_channels: int, temperature: float) -> torch.Tensor:
@@ -146,17 +145,6 @@ def sine_position_encoding(points: torch.Tensor, num_channels: int, temperature:
     frequencies = 2 * math.pi / temperature ** (2 * channels / half)
     angles = points.float().flip(-1).unsqueeze(-1) * frequencies
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-3)
-
-
-def sine_position_encoding_by_phase(points: torch.Tensor, num_channels: int, temperature: float) -> torch.Tensor:
-    """Does what [`sine_position_encoding`] does in three operations: a cosine is a sine a quarter of a turn ahead."""
-    half = num_channels // 2
-    channels = torch.arange(half, device=points.device) // 2
-    frequencies = 2 * math.pi / temperature ** (2 * channels.float() / half)
-    weight = torch.stack((F.pad(frequencies, (half, 0)), F.pad(frequencies, (0, half))), dim=1)
-    phases = torch.tensor([0.0, math.pi / 2], device=points.device).repeat(half)
-    angles = F.linear(points.float().reshape(-1, 2), weight, phases)
-    return angles.sin().view(-1, *points.shape[1:-1], num_channels)
 
 
 def pixel_centers(height: int, width: int, device: torch.device) -> torch.Tensor:
@@ -190,13 +178,9 @@ class DETRPoseConvNorm(nn.Module):
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         return self.activation(self.norm(self.conv(hidden_state)))
 
-    def fuse(self):
-        """Folds the norm into the convolution, in place."""
-        self.conv, self.norm = fold_norm(self.conv, self.norm), nn.Identity()
-
 
 class DETRPoseRepVggBlock(nn.Module):
-    """A 3x3 and a 1x1 convolution side by side, summed; one 3x3 convolution once fused."""
+    """A 3x3 and a 1x1 convolution side by side, summed."""
 
     def __init__(self, config, channels):
         super().__init__()
@@ -205,16 +189,7 @@ class DETRPoseRepVggBlock(nn.Module):
         self.activation = ACT2FN[config.activation_function]
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        if self.conv2 is None:
-            return self.activation(self.conv1(hidden_state))
         return self.activation(self.conv1(hidden_state) + self.conv2(hidden_state))
-
-    def fuse(self):
-        """Folds both branches, whose norms are folded already, into the first convolution, in place."""
-        wide, narrow = self.conv1.conv, self.conv2.conv
-        wide.weight.data += F.pad(narrow.weight.data, (1, 1, 1, 1))
-        wide.bias.data += narrow.bias.data
-        self.conv2 = None
 
 
 class DETRPoseCSPLayer(nn.Module):
@@ -226,10 +201,14 @@ class DETRPoseCSPLayer(nn.Module):
         self.conv1 = DETRPoseConvNorm(config, in_channels, out_channels, 1, activation=activation)
         self.conv2 = DETRPoseConvNorm(config, in_channels, out_channels, 1, activation=activation)
         num_blocks = round(3 * config.depth_mult)
-        self.bottlenecks = nn.Sequential(*(DETRPoseRepVggBlock(config, out_channels) for _ in range(num_blocks)))
+        self.bottlenecks = nn.ModuleList(DETRPoseRepVggBlock(config, out_channels) for _ in range(num_blocks))
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        return self.bottlenecks(self.conv1(hidden_state)) + self.conv2(hidden_state)
+        shortcut = self.conv2(hidden_state)
+        hidden_state = self.conv1(hidden_state)
+        for block in self.bottlenecks:
+            hidden_state = block(hidden_state)
+        return hidden_state + shortcut
 
 
 class DETRPoseFusionBlock(nn.Module):
@@ -237,46 +216,26 @@ class DETRPoseFusionBlock(nn.Module):
 
     Args:
         config: the model's configuration.
-        scale: how many times larger the second map is than the first, which is enlarged therefore.
+        upsample: whether the first map has half the height and width of the second, and is enlarged.
     """
 
-    def __init__(self, config, scale: int):
+    def __init__(self, config, upsample: bool):
         super().__init__()
-        self.scale = scale
         channels, width = config.d_model, int(config.hidden_expansion * config.d_model / 2)
         activation = config.activation_function
+        self.upsample = nn.Upsample(scale_factor=2, mode="nearest") if upsample else nn.Identity()
         self.conv1 = DETRPoseConvNorm(config, 2 * channels, 2 * channels, 1, activation=activation)
         self.csp1 = DETRPoseCSPLayer(config, channels, width)
         self.conv2 = DETRPoseConvNorm(config, width, width, 3, activation=activation)
         self.csp2 = DETRPoseCSPLayer(config, width, width)
         self.conv3 = DETRPoseConvNorm(config, width, width, 3, activation=activation)
         self.conv4 = DETRPoseConvNorm(config, 2 * channels + 2 * width, channels, 1, activation=activation)
-        self.conv1_parts = None
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        halves = self.join(first, second)
+        halves = self.conv1(torch.cat((self.upsample(first), second), dim=1)).chunk(2, dim=1)
         stage1 = self.conv2(self.csp1(halves[1]))
         stage2 = self.conv3(self.csp2(stage1))
         return self.conv4(torch.cat((*halves, stage1, stage2), dim=1))
-
-    def join(self, first: torch.Tensor, second: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Returns both halves of what the first convolution makes of two maps (B, D, height, width)."""
-        if self.conv1_parts is None:
-            return self.conv1(torch.cat((self.enlarge(first), second), dim=1)).chunk(2, dim=1)
-        sums = [self.enlarge(conv(first)) + other_conv(second) for conv, other_conv in self.conv1_parts]
-        return [self.conv1.activation(x) for x in sums]
-
-    def enlarge(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """Repeats rows and columns."""
-        return F.interpolate(feature_map, scale_factor=self.scale, mode="nearest") if self.scale > 1 else feature_map
-
-    def fuse(self):
-        """Splits the first convolution, whose norm is folded already, by inputs and halves of the output, in place.
-
-        The first map is enlarged after its part of the work then, and the output need not be cut.
-        """
-        self.conv1_parts = nn.ModuleList(map(nn.ModuleList, split_pointwise_conv(self.conv1.conv)))
-        self.conv1.conv = None
 
 
 class DETRPoseDownsample(nn.Module):
@@ -303,11 +262,14 @@ class DETRPoseEncoderLayer(nn.Module):
         self.fc2 = nn.Linear(config.encoder_ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
 
-    def forward(self, hidden_states, position, output_attentions=False):
+    def forward(
+        self, hidden_states: torch.Tensor, position: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Refines locations (B, S, D) at positions (S, D); returns them and the weights (B, heads, S, S) or None."""
         attended, weights = self.self_attn(hidden_states, position, output_attentions=output_attentions)
-        tokens = self.self_attn_layer_norm((hidden_states + attended).reshape(-1, hidden_states.shape[-1]))
-        update = self.fc2(self.activation(self.fc1(tokens)))
-        return self.final_layer_norm(tokens + update).view(-1, *hidden_states.shape[1:]), weights
+        hidden_states = self.self_attn_layer_norm(hidden_states + attended)
+        update = self.fc2(self.activation(self.fc1(hidden_states)))
+        return self.final_layer_norm(hidden_states + update), weights
 
 
 class DETRPoseHybridEncoder(nn.Module):
@@ -325,9 +287,9 @@ class DETRPoseHybridEncoder(nn.Module):
         self.lateral_convs = nn.ModuleList(
             DETRPoseConvNorm(config, config.d_model, config.d_model, 1, activation=activation) for _ in steps
         )
-        self.fpn_blocks = nn.ModuleList(DETRPoseFusionBlock(config, scale=2) for _ in steps)
+        self.fpn_blocks = nn.ModuleList(DETRPoseFusionBlock(config, upsample=True) for _ in steps)
         self.downsample_convs = nn.ModuleList(DETRPoseDownsample(config) for _ in steps)
-        self.pan_blocks = nn.ModuleList(DETRPoseFusionBlock(config, scale=1) for _ in steps)
+        self.pan_blocks = nn.ModuleList(DETRPoseFusionBlock(config, upsample=False) for _ in steps)
 
     def forward(
         self, feature_maps: tuple[torch.Tensor, ...], output_attentions: bool = False
@@ -369,10 +331,6 @@ class DETRPoseHybridEncoder(nn.Module):
 # its package only about modules that hold parameters themselves, never about the modules around them.
 
 
-class DETRPoseZeroLinear(nn.Linear):
-    """Starts at zero, so that what it refines starts unchanged."""
-
-
 class DETRPoseOutputLinear(DETRPoseZeroLinear):
     """The last layer of a head: works in float32, as half precision is too coarse for what it predicts."""
 
@@ -387,24 +345,6 @@ class DETRPoseClassHead(nn.Linear):
         super().__init__(config.d_model, config.num_labels)
 
 
-class DETRPoseSamplingOffsets(nn.Linear):
-    """Says how far from a token's point to sample; starts with one direction per head, farther out point by point."""
-
-    def __init__(self, config):
-        self.shape = (config.decoder_attention_heads, len(config.feature_strides), config.decoder_n_points, 2)
-        super().__init__(config.d_model, math.prod(self.shape))
-
-    def initial_bias(self) -> torch.Tensor:
-        """Returns the offsets (x, y) of all heads, levels and points, flattened."""
-        heads, _, points, _ = self.shape
-        angles = torch.arange(heads, dtype=torch.float32) * (2 * math.pi / heads)
-        directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
-        directions = directions / directions.abs().amax(dim=-1, keepdim=True)
-        distances = torch.arange(1, points + 1, dtype=torch.float32)
-        offsets = directions[:, None, None] * distances[:, None]
-        return offsets.expand(self.shape).flatten()
-
-
 class DETRPoseMLP(nn.Module):
     """Linear layers with an activation between them."""
 
@@ -416,10 +356,22 @@ class DETRPoseMLP(nn.Module):
         self.activation = ACT2FN[config.decoder_activation_function]
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        shape, hidden_state = (-1, *hidden_state.shape[1:-1]), hidden_state.reshape(-1, hidden_state.shape[-1])
         for layer in self.layers[:-1]:
             hidden_state = self.activation(layer(hidden_state))
-        return self.layers[-1](hidden_state).view(*shape, self.layers[-1].out_features)
+        return self.layers[-1](hidden_state)
+
+
+class DETRPosePositionHead(DETRPoseMLP):
+    """Makes position vectors of points: their sine encoding, through two linear layers."""
+
+    def __init__(self, config):
+        super().__init__(config, config.d_model, config.d_model, config.d_model, 2, last_layer=nn.Linear)
+        self.num_channels, self.temperature = config.d_model, config.decoder_position_temperature
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        """Returns position vectors (..., D) of points (..., 2), x and y as fractions of the image."""
+        sines = sine_position_encoding(points, self.num_channels, self.temperature)
+        return super().forward(sines.to(self.layers[0].weight.dtype))
 
 
 class DETRPoseQuerySelection(nn.Module):
@@ -448,12 +400,9 @@ class DETRPoseQuerySelection(nn.Module):
         device, margin = encoder_hidden_states.device, self.config.anchor_margin
         anchors = torch.cat([pixel_centers(height, width, device) for height, width in spatial_shapes])
         inside = ((anchors > margin) & (anchors < 1 - margin)).all(dim=-1, keepdim=True)
-        num_locations, d_model = encoder_hidden_states.shape[1:]
-        hidden_states = (encoder_hidden_states * inside.to(encoder_hidden_states)).reshape(-1, d_model)
-        hidden_states = self.output_norm(self.output_proj(hidden_states))
-
-        logits = self.class_head(hidden_states).view(-1, num_locations, self.config.num_labels)
-        hidden_states = hidden_states.view(-1, num_locations, d_model)
+        hidden_states = self.output_norm(self.output_proj(encoder_hidden_states * inside.to(encoder_hidden_states)))
+        logits = self.class_head(hidden_states)
+        # A tiny image has fewer locations than queries are wanted.
         num_queries = min(self.config.num_queries, logits.shape[1])
         indices = logits.amax(dim=-1).topk(num_queries, dim=1).indices.unsqueeze(-1)
 
@@ -495,71 +444,6 @@ class DETRPoseQueryContent(nn.Module):
         return torch.cat((instances, keypoints), dim=2) * (labels >= 0)[..., None, None]
 
 
-class DETRPoseDeformableAttention(nn.Module):
-    """Multi-scale deformable attention: every token reads each feature map at a few points around its own."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.num_heads = config.decoder_attention_heads
-        self.num_levels = len(config.feature_strides)
-        self.num_points = config.decoder_n_points
-        samples = self.num_heads * self.num_levels * self.num_points
-        self.sampling_offsets = DETRPoseSamplingOffsets(config)
-        self.attention_weights = DETRPoseZeroLinear(config.d_model, samples)
-        self.joint_proj = None
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        reference_points: torch.Tensor,
-        value_maps: tuple[torch.Tensor, ...] | tuple[FeatureTable],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples and mixes the values.
-
-        Args:
-            hidden_states: (B, Q, K + 1, D).
-            reference_points: (B, Q, K + 1, 2).
-            value_maps: one per level, finest first, each (B * H, D / H, height, width); or one table of all.
-
-        Returns:
-            The mixed values (B, Q, K + 1, D), and the weights (B, Q, K + 1, H, levels * points).
-        """
-        num_queries, num_tokens, d_model = hidden_states.shape[1:]
-        reads_table, row = isinstance(value_maps[0], FeatureTable), (-1, num_queries * num_tokens)
-        offsets, logits = self.project(hidden_states.reshape(-1, d_model), reads_table)
-        weights = softmax(logits, self.joint_proj is not None).view(-1, num_queries, num_tokens, *logits.shape[1:])
-        points = reference_points.float().reshape(*row, 2)
-        samples = points, offsets.view(*row, *offsets.shape[1:]), weights.view(*row, *logits.shape[1:])
-        mixed = value_maps[0].mix(*samples) if reads_table else sample_maps(value_maps, *samples)
-        return mixed.reshape(-1, num_queries, num_tokens, d_model).to(hidden_states.dtype), weights
-
-    def project(self, hidden_states: torch.Tensor, x_first: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Projects tokens (N, D).
-
-        Returns:
-            Offsets in float32, (N, 2, H, levels * P) with all x before all y if wanted and (N, H, levels * P, 2) if
-            not, and the weights' logits (N, H, levels * P).
-        """
-        shape = (self.num_heads, self.num_levels * self.num_points)
-        if self.joint_proj is None:
-            offsets, logits = self.sampling_offsets(hidden_states), self.attention_weights(hidden_states)
-        else:
-            weight, bias, num_samples = self.joint_proj.weight, self.joint_proj.bias, math.prod(shape)
-            if x_first:
-                weight, bias = (
-                    torch.cat((x[: 2 * num_samples : 2], x[1 : 2 * num_samples : 2], x[2 * num_samples :]))
-                    for x in (weight, bias)
-                )
-            offsets, logits = F.linear(hidden_states, weight, bias).split((2 * num_samples, num_samples), dim=-1)
-        offsets = offsets.float().reshape(-1, 2, *shape) if x_first else offsets.float().reshape(-1, *shape, 2)
-        return offsets, logits.reshape(-1, *shape)
-
-    def fuse(self):
-        """Joins both projections, in place."""
-        self.joint_proj = join_linears(self.sampling_offsets, self.attention_weights)
-        self.sampling_offsets = self.attention_weights = None
-
-
 class DETRPoseGate(nn.Module):
     """Weighs tokens against what they attended to, channel by channel, and normalises the sum."""
 
@@ -597,83 +481,171 @@ class DETRPoseDecoderLayer(GradientCheckpointingLayer):
         position: torch.Tensor,
         reference_points: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        *value_maps: torch.Tensor,
+        *values: torch.Tensor,
         output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
         """Refines the tokens.
 
         Args:
             hidden_states: (B, Q, K + 1, D), the instance token first, with the position added already.
             position: (B, Q, K + 1, D), zero for the instance token; added once more before the feature maps are read.
-            reference_points: (B, Q, K + 1, 2).
+            reference_points: (B, Q, K + 1, 2), x and y as fractions of the image.
             attention_mask: (1, 1, Q, Q), added to the scores between instances.
-            value_maps: see [`DETRPoseDeformableAttention`]; apart, so that reentrant checkpointing sees each.
+            values: see [`DETRPoseValues`]; one argument each, so that reentrant checkpointing sees every one.
             output_attentions: whether to return the weights.
 
         Returns:
-            The tokens, and the weights of the three attentions or None.
+            The tokens, and the weights of the three attentions, each of which may be None.
         """
-        # Tokens are in one long row wherever they do not meet: linear layers are single operators of a graph then.
-        shape, row = (-1, *hidden_states.shape[1:]), (-1, hidden_states.shape[-1])
-        tokens = hidden_states.reshape(row)
         # The position stays in the residual stream and in the values: released weights were trained so.
-        attended, within = self.within_attn(tokens.view(shape), output_attentions=output_attentions)
-        tokens = self.within_attn_layer_norm(tokens + attended.reshape(row))
+        instances = hidden_states.flatten(0, 1)
+        attended, within = self.within_attn(instances, output_attentions=output_attentions)
+        hidden_states = self.within_attn_layer_norm(instances + attended).view(hidden_states.shape)
 
-        attended, across = self.across_attn(
-            tokens.view(shape), attention_mask=attention_mask, output_attentions=output_attentions, axis=-3
-        )
-        tokens = self.across_attn_layer_norm(tokens + attended.reshape(row))
+        batch_size, num_queries, num_tokens, _ = hidden_states.shape
+        tokens = hidden_states.transpose(1, 2).flatten(0, 1)
+        attended, across = self.across_attn(tokens, attention_mask=attention_mask, output_attentions=output_attentions)
+        attended = attended.unflatten(0, (batch_size, num_tokens)).transpose(1, 2)
+        hidden_states = self.across_attn_layer_norm(hidden_states + attended) + position
 
-        tokens = tokens + position.reshape(row)
-        attended, cross = self.cross_attn(tokens.view(shape), reference_points, value_maps)
-        tokens = self.gate(tokens, attended.reshape(row))
+        attended, cross = self.cross_attn(hidden_states, reference_points, *values)
+        hidden_states = self.gate(hidden_states, attended)
 
-        update = self.fc2(self.activation(self.fc1(tokens)))
-        tokens = self.final_layer_norm((tokens + update).clamp(-_MAX_ACTIVATION, _MAX_ACTIVATION))
-        return tokens.view(shape), (within, across, cross) if output_attentions else None
-
-    def fuse(self):
-        """Joins what has one input, in place."""
-        for attention in (self.within_attn, self.across_attn, self.cross_attn):
-            attention.fuse()
+        hidden_states = hidden_states + self.fc2(self.activation(self.fc1(hidden_states)))
+        hidden_states = self.final_layer_norm(hidden_states.clamp(-MAX_ACTIVATION, MAX_ACTIVATION))
+        if output_attentions:
+            within = within.unflatten(0, (batch_size, num_queries))
+            across = across.unflatten(0, (batch_size, num_tokens))
+        return hidden_states, (within, across, cross)
 
 
 class DETRPoseQualityHead(nn.Module):
     """Pose-LQE: judges a pose by what the finest encoder map shows at its keypoints (paper, section 3.3.1)."""
+
+    read = staticmethod(bilinear_sample)
 
     def __init__(self, config):
         super().__init__()
         self.top_k = config.lqe_top_k
         self.mlp = DETRPoseMLP(config, (self.top_k + 1) * config.num_keypoints, config.lqe_hidden_dim, 1, 2)
 
-    def forward(self, feature_map: torch.Tensor, keypoints: torch.Tensor, sample=bilinear_sample) -> torch.Tensor:
+    def forward(self, feature_map: torch.Tensor, keypoints: torch.Tensor) -> torch.Tensor:
         """Returns the quality (B, Q, 1) of keypoints (B, Q, K, 2) on a map (B, D, height, width)."""
-        content = sample(feature_map, keypoints).permute(0, 2, 3, 1)
+        content = self.read(feature_map, keypoints).permute(0, 2, 3, 1)
         largest = content.topk(self.top_k, dim=-1).values
         statistics = torch.cat((largest, largest.mean(dim=-1, keepdim=True)), dim=-1)
         return self.mlp(statistics.flatten(2).to(self.mlp.layers[0].weight.dtype))
 
 
+class DETRPoseNoQuality(nn.Module):
+    """Stands where Pose-LQE is switched off, and judges no pose better than another."""
+
+    def __init__(self, config):
+        super().__init__()
+
+    def forward(self, feature_map: torch.Tensor, keypoints: torch.Tensor) -> torch.Tensor:
+        """Returns zeros (B, Q, 1) for keypoints (B, Q, K, 2)."""
+        return keypoints.new_zeros(*keypoints.shape[:2], 1)
+
+
+QUALITY_HEADS = {True: DETRPoseQualityHead, False: DETRPoseNoQuality}
+
+
+class DETRPoseIntegral(nn.Module):
+    """Reads offsets off distributions over bins: their mean, in fractions of the image (FDR, paper, section 3.3)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def bin_offsets(self, device: torch.device) -> torch.Tensor:
+        """Returns the offset that each bin stands for, (R + 1,), as a fraction of the image."""
+        return weighting_function(self.config, device) / self.config.reg_scale
+
+    def forward(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns offsets (..., 2) and probabilities (..., 2, R + 1) of logits (..., 2 * (R + 1))."""
+        probabilities = logits.view(*logits.shape[:-1], 2, -1).softmax(dim=-1, dtype=torch.float32)
+        return probabilities @ self.bin_offsets(logits.device), probabilities
+
+    def deviations(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Returns the standard deviations of x and y, (..., 2), under probabilities (..., 2, R + 1).
+
+        The variance of an offset is E[(W - E[W])²] over the weighting function W, divided by the regression scale.
+        The trained distributions are used as they are.
+        """
+        offsets = self.bin_offsets(probabilities.device)
+        errors = offsets - (probabilities @ offsets).unsqueeze(-1)
+        return (probabilities * errors.square()).sum(dim=-1).sqrt()
+
+
+class PosePrediction(NamedTuple):
+    """The keypoints after one decoder layer, and what the next layer needs to refine them.
+
+    Args:
+        keypoints: (B, Q, K, 2), x and y as fractions of the image.
+        initial_keypoints: (B, Q, K, 2), what the first layer's initial head predicted; the offsets of every layer are
+            relative to it. None without FDR heads.
+        distribution_logits: (B, Q, K, 2 * (R + 1)), or None.
+        probabilities: (B, Q, K, 2, R + 1), or None.
+    """
+
+    keypoints: torch.Tensor
+    initial_keypoints: torch.Tensor | None = None
+    distribution_logits: torch.Tensor | None = None
+    probabilities: torch.Tensor | None = None
+
+
+@dataclass
+class DETRPoseDecoderOutput(ModelOutput):
+    """What the decoder computes for all its queries, denoising queries included.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints + 1, d_model)`):
+            Tokens after the last layer.
+        pred_distributions (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints, 2, max_num_bins + 1)`,
+            *optional*):
+            Probabilities of the offset's bins after the last layer.
+        output_sets (`list[dict[str, torch.Tensor]]`):
+            `logits` and `pred_keypoints` of the initial keypoints (with FDR heads) and all layers, or of the last alone.
+        hidden_states (`tuple[torch.Tensor]`): Tokens before the first and after each layer.
+        attentions (`tuple[tuple[torch.Tensor]]`): Per layer the weights within and across instances, and to the maps.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pred_distributions: torch.FloatTensor | None = None
+    output_sets: list[dict[str, torch.FloatTensor]] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[tuple[torch.FloatTensor, ...], ...] | None = None
+
+
 class DETRPoseDecoder(nn.Module):
-    """Refines all poses layer by layer, and predicts keypoints and scores."""
+    """Refines all poses layer by layer, and predicts keypoints and scores (paper, section 3.3)."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         d_model, num_layers = config.d_model, config.decoder_layers
-        coordinates = 2 * (config.max_num_bins + 1) if config.use_fdr_heads else 2
+        self.values = DETRPoseValues(config)
         self.layers = nn.ModuleList(DETRPoseDecoderLayer(config) for _ in range(num_layers))
-        self.position_head = DETRPoseMLP(config, d_model, d_model, d_model, 2, last_layer=nn.Linear)
+        self.position_head = DETRPosePositionHead(config)
         self.class_heads = nn.ModuleList(DETRPoseClassHead(config) for _ in range(num_layers))
+        quality_head = QUALITY_HEADS[config.use_pose_lqe]
+        self.quality_heads = nn.ModuleList(quality_head(config) for _ in range(num_layers))
+        self.make_keypoint_heads(d_model, num_layers)
+
+    def make_keypoint_heads(self, d_model: int, num_layers: int):
+        """Makes the heads that `predict_keypoints` uses."""
+        num_bins = self.config.max_num_bins + 1
+        self.initial_keypoint_head = DETRPoseMLP(self.config, d_model, d_model, 2, 3)
         self.keypoint_heads = nn.ModuleList(
-            DETRPoseMLP(config, d_model, d_model, coordinates, 3) for _ in range(num_layers)
+            DETRPoseMLP(self.config, d_model, d_model, 2 * num_bins, 3) for _ in range(num_layers)
         )
-        if config.use_fdr_heads:
-            self.initial_keypoint_head = DETRPoseMLP(config, d_model, d_model, 2, 3)
-        if config.use_pose_lqe:
-            self.quality_heads = nn.ModuleList(DETRPoseQualityHead(config) for _ in range(num_layers))
-        self.is_fused, self.exports_grid_sample = False, True
+        self.integral = DETRPoseIntegral(self.config)
+
+    @property
+    def output_set_names(self) -> tuple[str, ...]:
+        """What the losses call the output sets, in the order of computation."""
+        return ("initial", *map(str, range(self.config.decoder_layers)))
 
     def forward(
         self,
@@ -683,9 +655,8 @@ class DETRPoseDecoder(nn.Module):
         feature_maps: list[torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         output_all_layers: bool = False,
-        output_hidden_states: bool = False,
         output_attentions: bool = False,
-    ) -> dict:
+    ) -> DETRPoseDecoderOutput:
         """Runs the layers.
 
         Args:
@@ -695,112 +666,104 @@ class DETRPoseDecoder(nn.Module):
             feature_maps: of the encoder, finest first, each (B, D, height, width).
             attention_mask: (1, 1, Q, Q), added to the scores between instances.
             output_all_layers: whether to predict scores after every layer, as the losses need.
-            output_hidden_states: whether to return the tokens between the layers.
             output_attentions: whether to return the weights.
-
-        Returns:
-            The last layer's `last_hidden_state`, `logits`, `pred_keypoints`, `probabilities` (None without FDR heads),
-            `output_sets` (name → logits and keypoints of the earlier predictions), `hidden_states` and `attentions`.
         """
-        value_maps, sample = self.prepare_sampling(feature_maps)
-        bin_offsets = weighting_function(self.config, hidden_states.device) / self.config.reg_scale
-        output_sets, all_hidden_states, all_attentions = {}, [hidden_states], []
-        distribution_logits, probabilities, initial_keypoints = None, None, None
-        for index, layer in enumerate(self.layers):
-            position = self.position_encoding(keypoints, hidden_states.dtype)
+        values = self.values(feature_maps)
+        all_hidden_states, all_attentions, predictions = [hidden_states], [], []
+        for layer in self.layers:
+            position = F.pad(self.position_head(keypoints), (0, 0, 1, 0))  # zero for the instance token
             points = torch.cat((instance_points, keypoints), dim=2)
             located = hidden_states + position
             hidden_states, attentions = layer(
-                located, position, points, attention_mask, *value_maps, output_attentions=output_attentions
+                located, position, points, attention_mask, *values, output_attentions=output_attentions
             )
-
-            head = self.keypoint_heads[index]
-            if not self.config.use_fdr_heads:
-                keypoints = torch.sigmoid(head(hidden_states[:, :, 1:]) + clamped_logit(keypoints))
-            elif index == 0:
-                keypoint_tokens = hidden_states[:, :, 1:]
-                offsets = self.initial_keypoint_head(keypoint_tokens)
-                initial_keypoints = torch.sigmoid(offsets + clamped_logit(keypoints))
-                distribution_logits = head(keypoint_tokens)
-            else:
-                # Released weights: the tokens of the layer before reach this head with this layer's position.
-                distribution_logits = distribution_logits + head((hidden_states + located.detach())[:, :, 1:])
-            if self.config.use_fdr_heads:
-                probabilities = softmax(
-                    distribution_logits.view(-1, *keypoints.shape[1:], len(bin_offsets)), self.is_fused
-                )
-                keypoints = initial_keypoints.detach() + probabilities @ bin_offsets
-
-            is_last = index == len(self.layers) - 1
-            if output_all_layers and index == 0 and self.config.use_fdr_heads:
-                logits = self.class_heads[0](hidden_states[:, :, 0])
-                output_sets["initial"] = {"logits": logits, "pred_keypoints": initial_keypoints}
-            if output_all_layers or is_last:
-                # A fused model has kept the last heads alone.
-                head_index = -1 if is_last else index
-                logits = self.class_heads[head_index](hidden_states[:, :, 0])
-                if self.config.use_pose_lqe:
-                    logits = logits + self.quality_heads[head_index](feature_maps[0], keypoints, sample)
-                output_sets[str(index)] = {"logits": logits, "pred_keypoints": keypoints}
-
-            last_keypoints, keypoints = keypoints, keypoints.detach()
+            predictions.append(self.predict_keypoints(hidden_states, located, keypoints, predictions))
+            keypoints = predictions[-1].keypoints.detach()
             instance_points = keypoints.mean(dim=2, keepdim=True)
             all_hidden_states.append(hidden_states)
             all_attentions.append(attentions)
+        return DETRPoseDecoderOutput(
+            last_hidden_state=hidden_states,
+            pred_distributions=predictions[-1].probabilities,
+            output_sets=self.score(all_hidden_states[1:], predictions, feature_maps[0], output_all_layers),
+            hidden_states=tuple(all_hidden_states),
+            attentions=tuple(all_attentions),
+        )
 
-        return {
-            "last_hidden_state": hidden_states,
-            "logits": logits,
-            "pred_keypoints": last_keypoints,
-            "probabilities": probabilities,
-            "output_sets": output_sets,
-            "hidden_states": tuple(all_hidden_states) if output_hidden_states else None,
-            "attentions": tuple(zip(*all_attentions, strict=True)) if output_attentions else (None, None, None),
-        }
+    def predict_keypoints(
+        self,
+        hidden_states: torch.Tensor,
+        located: torch.Tensor,
+        keypoints: torch.Tensor,
+        earlier: list[PosePrediction],
+    ) -> PosePrediction:
+        """Refines keypoints by distributions over their offsets from the initial ones (FDR).
 
-    def prepare_sampling(self, feature_maps: list[torch.Tensor]):
-        """Returns what the layers read the maps from, and the function that Pose-LQE reads a map with.
-
-        A table is faster than one `grid_sample` per level in PyTorch, and slower in ONNX Runtime.
+        Args:
+            hidden_states: tokens after the layer, (B, Q, K + 1, D).
+            located: tokens before the layer, with their position, (B, Q, K + 1, D).
+            keypoints: that the layer was given, (B, Q, K, 2).
+            earlier: predictions of the layers before.
         """
-        heads = self.config.decoder_attention_heads
-        if self.is_fused and not (is_exporting() and self.exports_grid_sample):
-            table = FeatureTable(feature_maps, heads, self.config.decoder_n_points)
-            return (table,), bilinear_gather if is_exporting() else bilinear_sample
-        head_dim = self.config.d_model // heads
-        return [x.float().reshape(-1, head_dim, *x.shape[-2:]) for x in feature_maps], bilinear_sample
+        head, tokens = self.keypoint_heads[len(earlier)], hidden_states[:, :, 1:]
+        if earlier:
+            initial_keypoints = earlier[-1].initial_keypoints
+            # Released weights: the tokens of the layer before reach this head with this layer's position.
+            logits = earlier[-1].distribution_logits + head(tokens + located[:, :, 1:].detach())
+        else:
+            initial_keypoints = torch.sigmoid(self.initial_keypoint_head(tokens) + clamped_logit(keypoints))
+            logits = head(tokens)
+        offsets, probabilities = self.integral(logits)
+        return PosePrediction(initial_keypoints.detach() + offsets, initial_keypoints, logits, probabilities)
 
-    def position_encoding(self, keypoints: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Returns the position vectors (B, Q, K + 1, D) of keypoints (B, Q, K, 2): zero for the instance token."""
-        temperature = self.config.decoder_position_temperature
-        encode = sine_position_encoding_by_phase if self.is_fused else sine_position_encoding
-        sines = encode(keypoints, self.config.d_model, temperature)
-        return F.pad(self.position_head(sines.to(dtype)), (0, 0, 1, 0))
+    def score(
+        self,
+        hidden_states: list[torch.Tensor],
+        predictions: list[PosePrediction],
+        feature_map: torch.Tensor,
+        all_layers: bool,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Scores the predictions of all layers, the initial keypoints first, or of the last layer alone.
 
-    def fuse(self):
-        """Drops what only training needs, in place."""
-        self.class_heads = self.class_heads[-1:]
-        if self.config.use_pose_lqe:
-            self.quality_heads = self.quality_heads[-1:]
-        self.is_fused = True
+        Args:
+            hidden_states: tokens after each layer, (B, Q, K + 1, D).
+            predictions: of each layer.
+            feature_map: the finest of the encoder, (B, D, height, width).
+            all_layers: whether to score all of them.
+
+        Returns:
+            `logits` (B, Q, C) and `pred_keypoints` (B, Q, K, 2) of each.
+        """
+        output_sets = []
+        initial_keypoints = predictions[0].initial_keypoints
+        if all_layers and initial_keypoints is not None:
+            logits = self.class_heads[0](hidden_states[0][:, :, 0])
+            output_sets.append({"logits": logits, "pred_keypoints": initial_keypoints})
+        # Counted from the end, for at inference the heads of the last layer are the only ones needed.
+        for index in range(-len(predictions) if all_layers else -1, 0):
+            keypoints = predictions[index].keypoints
+            quality = self.quality_heads[index](feature_map, keypoints)
+            logits = self.class_heads[index](hidden_states[index][:, :, 0]) + quality
+            output_sets.append({"logits": logits, "pred_keypoints": keypoints})
+        return output_sets
 
 
-def distribution_deviations(probabilities: torch.Tensor, config: DETRPoseConfig) -> torch.Tensor:
-    """Reads the spread of offsets off their distributions.
+class DETRPoseOffsetDecoder(DETRPoseDecoder):
+    """The decoder without distributions, as in the paper's ablation: each layer moves the points that it was given."""
 
-    The variance of an offset is E[W²] - E[W]² over the weighting function W; dividing by the regression scale gives
-    fractions of the image. The trained distributions are used as they are.
+    def make_keypoint_heads(self, d_model: int, num_layers: int):
+        self.keypoint_heads = nn.ModuleList(DETRPoseMLP(self.config, d_model, d_model, 2, 3) for _ in range(num_layers))
 
-    Args:
-        probabilities: of the bins, (B, Q, K, 2, R + 1).
-        config: the model's configuration.
+    @property
+    def output_set_names(self) -> tuple[str, ...]:
+        return super().output_set_names[1:]
 
-    Returns:
-        The standard deviations of x and y, (B, Q, K, 2).
-    """
-    offsets = weighting_function(config, probabilities.device) / config.reg_scale
-    deviations = offsets - (probabilities @ offsets).unsqueeze(-1)
-    return (probabilities * deviations.square()).sum(dim=-1).sqrt()
+    def predict_keypoints(self, hidden_states, located, keypoints, earlier) -> PosePrediction:
+        offsets = self.keypoint_heads[len(earlier)](hidden_states[:, :, 1:])
+        return PosePrediction(torch.sigmoid(offsets + clamped_logit(keypoints)))
+
+
+DECODERS = {True: DETRPoseDecoder, False: DETRPoseOffsetDecoder}
 
 
 class DETRPosePreTrainedModel(PreTrainedModel):
@@ -815,7 +778,6 @@ class DETRPosePreTrainedModel(PreTrainedModel):
     # Each joins tensors of different children, which must be on one device therefore.
     _no_split_modules = [
         "HGNetV2Embeddings",
-        "HGNetV2BasicLayer",
         "DETRPoseHybridEncoder",
         "DETRPoseQuerySelection",
         "DETRPoseQueryContent",
@@ -873,13 +835,7 @@ class DETRPosePreTrainedModel(PreTrainedModel):
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Saves weights, configuration and code into a folder, as every transformers model does.
-
-        Raises:
-            ValueError: if the model is fused.
-        """
-        if getattr(self, "is_fused", False):
-            raise ValueError("a fused model cannot be saved: save the model it was fused from, and fuse after loading.")
+        """Saves weights, configuration and code into a folder, as every transformers model does."""
         # transformers notes the class being saved; with both, either Auto class finds its own in the code.
         self.config.auto_map = {
             "AutoModel": f"modeling_detrpose.{DETRPoseModel.__name__}",
@@ -911,6 +867,22 @@ def init_copy(tensor: torch.Tensor, values: torch.Tensor | float):
         tensor.copy_(torch.as_tensor(values))
 
 
+class DecoderQueries(NamedTuple):
+    """What the decoder starts from: the selected queries, and before them P denoising queries if there are any.
+
+    Args:
+        content: tokens, (B, P + Q, K + 1, D).
+        keypoints: (B, P + Q, K, 2), x and y as fractions of the image.
+        instance_points: (B, P + Q, 1, 2).
+        attention_mask: (1, 1, P + Q, P + Q), to be added to scores; None without denoising queries.
+    """
+
+    content: torch.Tensor
+    keypoints: torch.Tensor
+    instance_points: torch.Tensor
+    attention_mask: torch.Tensor | None
+
+
 class DETRPoseModel(DETRPosePreTrainedModel):
     """The whole network without its losses: [`DETRPoseForPoseEstimation`] is the one to train and deploy.
 
@@ -920,16 +892,14 @@ class DETRPoseModel(DETRPosePreTrainedModel):
 
     def __init__(self, config: DETRPoseConfig):
         super().__init__(config)
-        if config.backbone_config._attn_implementation == "sdpa":
-            # A backbone without attention refuses what the whole model was asked for: let it choose.
-            config.backbone_config._attn_implementation = None
         self.backbone = AutoBackbone.from_config(config.backbone_config)
+        # CODEPATH: False trains the backbone from random weights; every released checkpoint has True.
         if config.freeze_backbone_batch_norms:
             freeze_batch_norms(self.backbone)
         self.encoder = DETRPoseHybridEncoder(config, self.backbone.channels)
         self.query_selection = DETRPoseQuerySelection(config)
         self.query_content = DETRPoseQueryContent(config)
-        self.decoder = DETRPoseDecoder(config)
+        self.decoder = DECODERS[config.use_fdr_heads](config)
         self.post_init()
 
     def forward(
@@ -941,7 +911,6 @@ class DETRPoseModel(DETRPosePreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs,
     ) -> tuple | DETRPoseModelOutput:
         """Predicts the poses in a batch of images.
 
@@ -970,74 +939,78 @@ class DETRPoseModel(DETRPosePreTrainedModel):
         encoder_hidden_states = torch.cat([x.flatten(2).transpose(1, 2) for x in feature_maps], dim=1)
         spatial_shapes = [tuple(x.shape[-2:]) for x in feature_maps]
         encoder_logits, encoder_keypoints = self.query_selection(encoder_hidden_states, spatial_shapes)
-
-        num_denoising = 0
-        content = self.query_content(*encoder_logits.shape[:2])
-        keypoints = encoder_keypoints.detach()
-        instance_points = keypoints.mean(dim=2, keepdim=True)
-        attention_mask = None
-        if denoising_queries is not None:
-            num_denoising = denoising_queries.labels.shape[1]
-            content = torch.cat((self.query_content.denoising(denoising_queries.labels), content), dim=1)
-            instance, points = denoising_queries.reference_points.split((1, self.config.num_keypoints), dim=2)
-            keypoints = torch.cat((points.to(keypoints), keypoints), dim=1)
-            instance_points = torch.cat((instance.to(keypoints), instance_points), dim=1)
-            # A tiny image has fewer locations, and so fewer queries, than the mask was made for.
-            num_tokens = content.shape[1]
-            forbidden = denoising_queries.attention_mask[None, None, :num_tokens, :num_tokens]
-            attention_mask = content.new_zeros(forbidden.shape).masked_fill(forbidden, torch.finfo(content.dtype).min)
-
+        queries = self._make_queries(encoder_keypoints.detach(), denoising_queries)
         decoded = self.decoder(
-            content,
-            keypoints,
-            instance_points,
+            queries.content,
+            queries.keypoints,
+            queries.instance_points,
             feature_maps,
-            attention_mask,
+            queries.attention_mask,
             output_all_layers=output_auxiliary,
-            output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        fields = self._collect(decoded, num_denoising, output_distributions)
-        encoder_set = {"name": "encoder", "logits": encoder_logits, "pred_keypoints": encoder_keypoints}
-        fields["auxiliary_outputs"] = [encoder_set, *fields["auxiliary_outputs"]] if output_auxiliary else None
+
+        fields = self._collect(decoded, denoising_queries, output_distributions)
+        if output_auxiliary:
+            encoder_set = {"logits": encoder_logits, "pred_keypoints": encoder_keypoints}
+            fields["auxiliary_outputs"] = [encoder_set, *fields["auxiliary_outputs"]]
         fields["encoder_last_hidden_state"] = encoder_hidden_states
-        fields["encoder_hidden_states"] = tuple(feature_maps) if output_hidden_states else None
-        fields["encoder_attentions"] = (encoder_attention,) if output_attentions else None
+        if output_hidden_states:
+            fields["hidden_states"] = decoded.hidden_states
+            fields["encoder_hidden_states"] = tuple(feature_maps)
+        if output_attentions:
+            names = ("attentions", "across_attentions", "cross_attentions")
+            fields.update(zip(names, zip(*decoded.attentions, strict=True), strict=True))
+            fields["encoder_attentions"] = (encoder_attention,)
         # All at once: on transformers 4 a field filled in later is missing from the tuple.
         outputs = DETRPoseModelOutput(**fields)
         return outputs if return_dict else outputs.to_tuple()
 
-    def _collect(self, decoded: dict, num_denoising: int, output_distributions: bool) -> dict:
+    def _make_queries(self, keypoints: torch.Tensor, denoising_queries: DenoisingQueries | None) -> DecoderQueries:
+        """Joins denoising queries, if there are any, and those selected, whose keypoints are (B, Q, K, 2)."""
+        content = self.query_content(*keypoints.shape[:2])
+        instance_points = keypoints.mean(dim=2, keepdim=True)
+        if denoising_queries is None:
+            return DecoderQueries(content, keypoints, instance_points, None)
+        content = torch.cat((self.query_content.denoising(denoising_queries.labels), content), dim=1)
+        instance, points = denoising_queries.reference_points.split((1, self.config.num_keypoints), dim=2)
+        # A tiny image has fewer locations, and so fewer queries, than the mask was made for.
+        num_tokens = content.shape[1]
+        forbidden = denoising_queries.attention_mask[None, None, :num_tokens, :num_tokens]
+        mask = content.new_zeros(forbidden.shape).masked_fill(forbidden, torch.finfo(content.dtype).min)
+        return DecoderQueries(
+            content=content,
+            keypoints=torch.cat((points.to(keypoints), keypoints), dim=1),
+            instance_points=torch.cat((instance.to(keypoints), instance_points), dim=1),
+            attention_mask=mask,
+        )
+
+    def _collect(
+        self,
+        decoded: DETRPoseDecoderOutput,
+        denoising_queries: DenoisingQueries | None,
+        output_distributions: bool,
+    ) -> dict:
         """Sorts what the decoder computed into output fields, with the denoising queries apart."""
-        output_sets = decoded["output_sets"]
-        last = str(self.config.decoder_layers - 1)
-        auxiliary = [
-            {"name": name, **{key: value[:, num_denoising:] for key, value in output_set.items()}}
-            for name, output_set in output_sets.items()
-            if name != last
+        num_denoising = 0 if denoising_queries is None else denoising_queries.labels.shape[1]
+        *auxiliary, last = [
+            {name: value[:, num_denoising:] for name, value in output_set.items()} for output_set in decoded.output_sets
         ]
-        denoising = [
-            {"name": name, **{key: value[:, :num_denoising] for key, value in output_set.items()}}
-            for name, output_set in output_sets.items()
-        ]
-        probabilities, deviations = None, None
-        if self.config.use_fdr_heads:
-            probabilities = decoded["probabilities"][:, num_denoising:]
-            deviations = distribution_deviations(probabilities, self.config)
-        within, across, cross = decoded["attentions"]
-        return {
-            "last_hidden_state": decoded["last_hidden_state"][:, num_denoising:],
-            "logits": decoded["logits"][:, num_denoising:],
-            "pred_keypoints": decoded["pred_keypoints"][:, num_denoising:],
-            "pred_keypoint_std": deviations,
-            "pred_distributions": probabilities if output_distributions else None,
-            "hidden_states": decoded["hidden_states"],
-            "attentions": within,
-            "across_attentions": across,
-            "cross_attentions": cross,
-            "auxiliary_outputs": auxiliary,
-            "denoising_outputs": denoising if num_denoising else None,
+        fields = {
+            "last_hidden_state": decoded.last_hidden_state[:, num_denoising:],
+            **last,
+            "auxiliary_outputs": auxiliary or None,
         }
+        if decoded.pred_distributions is not None:
+            probabilities = decoded.pred_distributions[:, num_denoising:]
+            fields["pred_keypoint_std"] = self.decoder.integral.deviations(probabilities)
+            fields["pred_distributions"] = probabilities if output_distributions else None
+        if denoising_queries is not None:
+            fields["denoising_outputs"] = [
+                {name: value[:, :num_denoising] for name, value in output_set.items()}
+                for output_set in decoded.output_sets
+            ]
+        return fields
 
     def _check_pixel_values(self, pixel_values: torch.Tensor):
         if pixel_values.ndim != 4:
@@ -1075,7 +1048,6 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
     def __init__(self, config: DETRPoseConfig):
         super().__init__(config)
         self.model = DETRPoseModel(config)
-        self.is_fused = False
         self.post_init()
 
     @property
@@ -1092,7 +1064,6 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs,
     ) -> tuple | DETRPoseForPoseEstimationOutput:
         """Predicts the poses in a batch of images, and with labels the losses.
 
@@ -1127,8 +1098,6 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         ```
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
-        if self.is_fused and (self.training or labels is not None):
-            raise ValueError("a fused model has no losses and cannot be trained: use the model that it was fused from.")
         if labels is not None:
             validate_labels(labels, self.config, len(pixel_values))
             if self.training and denoising_queries is None:
@@ -1145,58 +1114,43 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         )
         loss, loss_dict = None, None
         if labels is not None:
-            output_sets = {"": {"logits": outputs.logits, "pred_keypoints": outputs.pred_keypoints}}
-            output_sets.update(named_sets(outputs.auxiliary_outputs))
-            denoising_sets = named_sets(outputs.denoising_outputs) if outputs.denoising_outputs else None
-            loss, loss_dict = self.loss_function(output_sets, labels, self.config, denoising_queries, denoising_sets)
-            if self.training and denoising_queries is None:
-                # Training on several processes needs every parameter in every step, with people or without.
-                unused = self.model.query_content.denoising(torch.zeros(1, 1, dtype=torch.int64, device=loss.device))
-                loss = loss + 0 * unused.sum()
+            loss, loss_dict = self._compute_loss(outputs, labels, denoising_queries)
         outputs = DETRPoseForPoseEstimationOutput(loss=loss, loss_dict=loss_dict, **outputs)
         return outputs if return_dict else outputs.to_tuple()
 
-    def fuse(self, grid_sample: bool = True) -> "DETRPoseForPoseEstimation":
+    def _compute_loss(
+        self, outputs: DETRPoseModelOutput, labels: list[dict], denoising_queries: DenoisingQueries | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Returns the sum of the losses of all output sets, and each by its name."""
+        names = self.model.decoder.output_set_names
+        last = {"logits": outputs.logits, "pred_keypoints": outputs.pred_keypoints}
+        auxiliary = zip(("encoder", *names[:-1]), outputs.auxiliary_outputs, strict=True)
+        denoising_sets = None
+        if denoising_queries is not None:
+            denoising_sets = dict(zip(names, outputs.denoising_outputs, strict=True))
+        loss, loss_dict = self.loss_function(
+            {"": last, **dict(auxiliary)}, labels, self.config, denoising_queries, denoising_sets
+        )
+        if self.training and denoising_queries is None:
+            # Training on several processes needs every parameter in every step, with people or without.
+            unused = self.model.query_content.denoising(torch.zeros(1, 1, dtype=torch.int64, device=loss.device))
+            loss = loss + 0 * unused.sum()
+        return loss, loss_dict
+
+    def fuse(self, target: str = "pytorch") -> "DETRPoseForPoseEstimation":
         """Returns a copy for deployment, with the same outputs to 1e-4, smaller and faster.
 
-        Norms and affine steps are folded into the convolution before them, every RepVGG block into one convolution and
-        projections of the same input into one; what only training needs is gone. The copy cannot be trained or saved:
-        keep the model that it came from.
+        See `transformers_detrpose.deployment.fuse`.
 
         Args:
-            grid_sample: whether the feature maps are read by GridSample nodes once the copy is exported, as is best for
-                ONNX Runtime. Without, they are read by gathers and arithmetic, as TensorRT needs it. PyTorch itself
-                looks up rows of a table either way.
+            target: what runs the copy: "pytorch", or, once it is exported, "onnxruntime" or "tensorrt".
+
+        Raises:
+            ImportError: if the package is not installed, but this model came with code of its own.
+            ValueError: if the target is unknown.
         """
-        fused = copy.deepcopy(self).eval().requires_grad_(False)
-        for module in list(fused.modules()):
-            if isinstance(module, DETRPoseConvNorm):
-                module.fuse()
-            elif isinstance(module, HGNetV2ConvLayer):
-                fuse_backbone_layer(module)
-        for module in list(fused.modules()):
-            if isinstance(module, (DETRPoseRepVggBlock, DETRPoseFusionBlock, DETRPoseDecoderLayer, DETRPoseDecoder)):
-                module.fuse()
-            elif isinstance(module, HGNetV2Embeddings):
-                module.pool = PairwiseMaximum()
-        for module in fused.modules():
-            if isinstance(module, (nn.ReLU, nn.SiLU)):
-                module.inplace = True
-        content = fused.model.query_content
-        content.denoising_label_embedding = content.denoising_keypoint_embedding = None
-        fused.model.decoder.exports_grid_sample = grid_sample
-        fused.is_fused = True
-        return fused.to(memory_format=torch.channels_last)
-
-
-def fuse_backbone_layer(layer: HGNetV2ConvLayer):
-    """Folds norm and affine step of a layer of the backbone into its convolution, in place."""
-    layer.convolution, layer.normalization = fold_norm(layer.convolution, layer.normalization), nn.Identity()
-    if isinstance(layer.activation, nn.ReLU) and isinstance(layer.lab, HGNetV2LearnableAffineBlock):
-        layer.convolution, layer.activation = fold_affine(layer.convolution, layer.lab.scale, layer.lab.bias)
-        layer.lab = nn.Identity()
-
-
-def named_sets(outputs: list[dict]) -> dict[str, dict[str, torch.Tensor]]:
-    """Turns a list of predictions with a `name` into a dictionary by name."""
-    return {output["name"]: {key: output[key] for key in ("logits", "pred_keypoints")} for output in outputs}
+        try:
+            from transformers_detrpose.deployment import fuse
+        except ImportError as error:
+            raise ImportError("fusing a model needs `pip install transformers-detrpose`.") from error
+        return fuse(self, target)

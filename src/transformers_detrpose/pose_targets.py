@@ -1,4 +1,4 @@
-"""Labels as dense arrays: what denoising and losses aim at.
+"""Labels: their checks, and the dense arrays that denoising and losses aim at.
 
 A batch of labels becomes `PoseTargets`, padded to the image with most people, so that neither the noise nor the losses
 need a loop over people.
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+
+# Labels are fractions of the image; whatever is larger than this is in pixels.
+_LARGEST_FRACTION = 10.0
 
 
 @dataclass
@@ -82,3 +85,88 @@ def _pad(tensors: list[torch.Tensor]) -> torch.Tensor:
     padded = pad_sequence(list(tensors), batch_first=True)
     # One empty entry where the whole batch is empty lets everything downstream index without exceptions.
     return padded if padded.shape[1] else padded.new_zeros(padded.shape[0], 1, *padded.shape[2:])
+
+
+def validate_labels(labels: list[Mapping[str, torch.Tensor]], config, batch_size: int) -> None:
+    """Checks that labels are what the losses and the denoising expect.
+
+    Shapes and types are checked on the host; values in one pass over the batch, which makes the host wait for the
+    device once.
+
+    Args:
+        labels: one dictionary per image with `class_labels` (n,) int64, `keypoints` (n, K, 3) = x, y as image
+            fractions and visibility 0, 1 or 2, and `area` (n,) as fractions of the image area. Other keys are ignored.
+        config (`DETRPoseConfig`): number of labels and keypoints.
+        batch_size: images in the batch.
+
+    Raises:
+        ValueError: if they are not; the message names image and key, what was expected and what was found.
+    """
+    if not isinstance(labels, (list, tuple)) or len(labels) != batch_size:
+        found = f"{len(labels)} of them" if isinstance(labels, (list, tuple)) else f"a {type(labels).__name__}"
+        raise ValueError(f"`labels` must be a list of {batch_size} dictionaries, one per image, but got {found}.")
+    for index, image in enumerate(labels):
+        _check_structure(index, image, config.num_keypoints)
+    if any(len(image["class_labels"]) for image in labels):
+        _check_values(labels, config.num_labels)
+
+
+def _check_structure(index: int, image: Mapping[str, torch.Tensor], num_keypoints: int) -> None:
+    """Raises `ValueError` unless an image's labels have the right keys, types and shapes."""
+    if not isinstance(image, Mapping):
+        raise ValueError(f"`labels[{index}]` must be a dictionary, but got a {type(image).__name__}.")
+    missing = [key for key in ("class_labels", "keypoints", "area") if key not in image]
+    if missing:
+        raise ValueError(f"`labels[{index}]` lacks {missing}; it has {sorted(map(str, image))}.")
+
+    def require(key: str, dtype: str, has_dtype, shape: tuple):
+        value = image[key]
+        if not isinstance(value, torch.Tensor):
+            found = f"a {type(value).__name__}"
+        elif not has_dtype(value) or tuple(value.shape) != shape:
+            found = f"{value.dtype} of shape {tuple(value.shape)}"
+        else:
+            return
+        raise ValueError(f"`labels[{index}]['{key}']` must be a {dtype} tensor of shape {shape}, but got {found}.")
+
+    class_labels = image["class_labels"]
+    num_people = class_labels.numel() if isinstance(class_labels, torch.Tensor) else "n"
+    require("class_labels", "torch.int64", lambda value: value.dtype == torch.int64, (num_people,))
+    require("keypoints", "floating point", torch.Tensor.is_floating_point, (num_people, num_keypoints, 3))
+    require("area", "floating point", torch.Tensor.is_floating_point, (num_people,))
+
+
+def _check_values(labels: list[Mapping[str, torch.Tensor]], num_labels: int) -> None:
+    """Raises `ValueError` for the first value that is out of range, looking at the whole batch at once."""
+    class_labels, keypoints, area = (
+        torch.cat([image[key] for image in labels]) for key in ("class_labels", "keypoints", "area")
+    )
+    points, visibility = keypoints[..., :2], keypoints[..., 2]
+    labelled = (visibility > 0).any(-1)
+    # Comparisons with NaN are False, so NaN fails every check.
+    is_class = (class_labels >= 0) & (class_labels < num_labels)
+    is_fraction = points.abs() <= _LARGEST_FRACTION
+    is_visibility = (visibility == 0) | (visibility == 1) | (visibility == 2)
+    is_area = (area > 0) & (area <= _LARGEST_FRACTION) | ~labelled
+    checks = (
+        ("class_labels", f"class ids from 0 to {num_labels - 1}", class_labels, is_class),
+        ("keypoints", "x, y as fractions of the image, not pixels", points, is_fraction),
+        ("keypoints", "visibilities 0, 1 or 2", visibility, is_visibility),
+        ("area", "areas above 0, as fractions of the image area, not pixels", area, is_area),
+    )
+    faulty = torch.stack([~passed.reshape(len(passed), -1).all(1) for *_, passed in checks])
+    if faulty.any():
+        check, person = faulty.nonzero()[0].tolist()
+        key, expected, values, passed = checks[check]
+        found = values[person][~passed[person]][0].item()
+        image, person = _image_of_person(labels, person)
+        raise ValueError(f"`labels[{image}]['{key}']` must hold {expected}, but person {person} has {found}.")
+
+
+def _image_of_person(labels: list[Mapping[str, torch.Tensor]], person: int) -> tuple[int, int]:
+    """Returns the image of a person counted over the batch, and the index of the person in that image."""
+    image = 0
+    while person >= len(labels[image]["class_labels"]):
+        person -= len(labels[image]["class_labels"])
+        image += 1
+    return image, person

@@ -12,6 +12,7 @@ _MODULES = {
     "ORTDETRPoseForPoseEstimation": "onnx_runtime",
     "register_with_optimum": "optimum_onnx",
     "run_export": "optimum_onnx",
+    "fuse": "fusing",
     "validate_onnx": "validation",
 }
 

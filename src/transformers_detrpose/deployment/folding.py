@@ -1,19 +1,12 @@
-"""Folding trained layers into fewer ones with the same outputs, for deployment: pure functions of layers."""
+"""Folding trained layers into fewer ones with the same outputs. Everything here is a pure function of layers.
+
+Call these on layers in float32: sums and products of half-precision weights lose too much.
+"""
 
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-
-from ..sampling import is_exporting
-
-
-@torch.no_grad()
-def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """Returns one convolution with bias that does what a convolution and the batch norm after it do."""
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scaled_conv(conv, scale, norm.bias - norm.running_mean * scale)
 
 
 @torch.no_grad()
@@ -56,7 +49,7 @@ class Clamp(nn.Module):
 
 @torch.no_grad()
 def split_pointwise_conv(conv: nn.Conv2d) -> list[tuple[nn.Conv2d, nn.Conv2d]]:
-    """Splits a 1x1 convolution of two joined maps of as many channels.
+    """Splits a 1x1 convolution of two joined maps with equally many channels.
 
     Returns:
         For the first and for the second half of the output channels two convolutions, of the first and of the second
@@ -72,20 +65,36 @@ def split_pointwise_conv(conv: nn.Conv2d) -> list[tuple[nn.Conv2d, nn.Conv2d]]:
     return parts
 
 
-class PairwiseMaximum(nn.Module):
-    """Max pooling over windows of 2x2 with stride 1, without the indices that PyTorch's own computes as well."""
-
-    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        if is_exporting():
-            return F.max_pool2d(hidden_state, kernel_size=2, stride=1)
-        rows = torch.maximum(hidden_state[:, :, :-1], hidden_state[:, :, 1:])
-        return torch.maximum(rows[..., :-1], rows[..., 1:])
-
-
 @torch.no_grad()
 def join_linears(*linears: nn.Linear) -> nn.Linear:
     """Returns one layer with the outputs of several layers of one input, one after the other."""
-    weight, bias = torch.cat([x.weight for x in linears]), torch.cat([x.bias for x in linears])
-    joined = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    joined.weight, joined.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
-    return joined
+    return make_linear(torch.cat([x.weight for x in linears]), torch.cat([x.bias for x in linears]))
+
+
+@torch.no_grad()
+def make_linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    """Returns a linear layer with copies of a weight (outputs, inputs) and a bias (outputs,)."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    linear.bias = nn.Parameter(bias.clone(), requires_grad=False)
+    return linear
+
+
+class Constant(nn.Module):
+    """A tensor that is computed once. It follows its module to other devices, but keeps its type.
+
+    Half precision is too coarse for what is kept here: offsets, frequencies, phases.
+    """
+
+    def __init__(self, value: torch.Tensor):
+        super().__init__()
+        self.register_buffer("value", value, persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        exact = self.value
+        super()._apply(fn, recurse)
+        self.value = exact.to(self.value.device)
+        return self
+
+    def forward(self) -> torch.Tensor:
+        return self.value

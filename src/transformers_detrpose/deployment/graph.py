@@ -29,7 +29,7 @@ class DETRPoseGraph(nn.Module):
 
     def __init__(self, model: DETRPoseForPoseEstimation, post_process: bool = False, without_grid_sample: bool = False):
         super().__init__()
-        self.model = model.fuse(grid_sample=not without_grid_sample)
+        self.model = model.fuse("tensorrt" if without_grid_sample else "onnxruntime")
         self.post_process = post_process
 
     @property

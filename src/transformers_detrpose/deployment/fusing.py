@@ -1,0 +1,192 @@
+"""Turns a trained model into one for deployment: a copy whose modules are replaced through a table."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from transformers.models.hgnet_v2.modeling_hgnet_v2 import (
+    HGNetV2ConvLayer,
+    HGNetV2Embeddings,
+    HGNetV2LearnableAffineBlock,
+)
+
+from ..attention import DETRPoseDeformableAttention, DETRPoseValues
+from ..modeling_detrpose import (
+    DETRPoseConvNorm,
+    DETRPoseDecoder,
+    DETRPoseDecoderLayer,
+    DETRPoseEncoderLayer,
+    DETRPoseForPoseEstimation,
+    DETRPoseFusionBlock,
+    DETRPoseIntegral,
+    DETRPoseMLP,
+    DETRPoseModel,
+    DETRPoseOffsetDecoder,
+    DETRPosePositionHead,
+    DETRPoseQualityHead,
+    DETRPoseQueryContent,
+    DETRPoseQuerySelection,
+    DETRPoseRepVggBlock,
+)
+from .folding import fold_affine
+from .modules import (
+    ConstantIntegral,
+    FeatureTables,
+    GatheringQualityHead,
+    MapAttention,
+    PairwiseMaximum,
+    PhasePositionHead,
+    QueryTokens,
+    RowDecoderLayer,
+    RowEncoderLayer,
+    RowMLP,
+    RowQuerySelection,
+    SplitFusionBlock,
+    TableAttention,
+    softmax,
+    written_out_softmax,
+)
+from .sampling import gather, look_up
+
+TARGETS = ("pytorch", "onnxruntime", "tensorrt")
+Builder = Callable[[nn.Module], nn.Module]
+
+
+class FusedDETRPoseForPoseEstimation(DETRPoseForPoseEstimation):
+    """DETRPose for deployment, as [`fuse`] makes it. It cannot be trained or saved.
+
+    Args:
+        config: the model's configuration.
+        model: the network, whose modules are deployed ones.
+    """
+
+    def __init__(self, config, model: DETRPoseModel):
+        super(DETRPoseForPoseEstimation, self).__init__(config)
+        self.model = model
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixel_values: torch.Tensor, labels=None, **options):
+        """Predicts poses as [`DETRPoseForPoseEstimation`] does.
+
+        Raises:
+            ValueError: if the model is in training mode or is given labels.
+        """
+        if self.training or labels is not None:
+            raise ValueError("a fused model has no losses and cannot be trained: use the model that it was fused from.")
+        return super().forward(pixel_values, **options)
+
+    def save_pretrained(self, *args, **kwargs):
+        """Raises `ValueError`: a fused model cannot be saved."""
+        raise ValueError("a fused model cannot be saved: save the model it was fused from, and fuse after loading.")
+
+
+@torch.no_grad()
+def fuse(model: DETRPoseForPoseEstimation, target: str = "pytorch") -> FusedDETRPoseForPoseEstimation:
+    """Returns a copy of a model for deployment, with the same outputs to 1e-4, smaller and faster.
+
+    Norms and affine steps are folded into the convolution before them, every RepVGG block into one convolution, and
+    projections of the same input into one, all in float32; what only training needs is gone. The copy has the precision
+    and the device of the model. Keep the model: the copy cannot be trained or saved.
+
+    Args:
+        model: the trained model; it stays as it is.
+        target: what will run the copy. "pytorch" runs it as it is, and is fastest on the device that the model is on
+            now. The others are for export: "onnxruntime" reads feature maps by GridSample, "tensorrt" by gathers and
+            arithmetic, because TensorRT has computed GridSample wrongly since 10.14 (NVIDIA/TensorRT#4813).
+
+    Raises:
+        ValueError: if the target is unknown or the model is fused already.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"`target` must be one of {', '.join(map(repr, TARGETS))}, but got {target!r}.")
+    if isinstance(model, FusedDETRPoseForPoseEstimation) or not isinstance(model, DETRPoseForPoseEstimation):
+        raise ValueError(f"`model` must be a DETRPoseForPoseEstimation that is not fused, but got {type(model)}.")
+    network = copy.deepcopy(model.model).eval().float()
+    network = replace_modules(network, replacements(target, model))
+    fused = FusedDETRPoseForPoseEstimation(copy.deepcopy(model.config), network.to(model.dtype))
+    return fused.to(memory_format=torch.channels_last)
+
+
+def replace_modules(module: nn.Module, table: dict[type, Builder]) -> nn.Module:
+    """Returns what the table makes of a module, after the same has been done with everything below it, in place."""
+    for name, child in module.named_children():
+        setattr(module, name, replace_modules(child, table))
+    build = table.get(type(module))
+    return module if build is None else build(module)
+
+
+def replacements(target: str, model: DETRPoseForPoseEstimation) -> dict[type, Builder]:
+    """Returns the table {trained class: builder of what is deployed} for a target."""
+    on_processor = target == "pytorch" and model.device.type == "cpu"
+    how = {"softmax": written_out_softmax if on_processor else softmax}
+    heads, num_points = model.config.decoder_attention_heads, model.config.decoder_n_points
+    table = partial(FeatureTables, num_heads=heads, num_samples=num_points)
+    by_table = partial(TableAttention, **how)
+    sampling = {
+        "pytorch": {DETRPoseValues: partial(table, read=look_up), DETRPoseDeformableAttention: by_table},
+        "onnxruntime": {DETRPoseDeformableAttention: partial(MapAttention, **how)},
+        "tensorrt": {DETRPoseValues: partial(table, read=gather), DETRPoseDeformableAttention: by_table}
+        | {DETRPoseQualityHead: GatheringQualityHead},
+    }
+    only_pytorch = {HGNetV2Embeddings: pool_by_maxima} if target == "pytorch" else {}
+    return {
+        HGNetV2ConvLayer: fold_backbone_layer,
+        DETRPoseConvNorm: fold_conv_norm,
+        DETRPoseRepVggBlock: fold_rep_vgg_block,
+        DETRPoseFusionBlock: SplitFusionBlock,
+        DETRPoseEncoderLayer: RowEncoderLayer,
+        DETRPoseQuerySelection: RowQuerySelection,
+        DETRPoseQueryContent: QueryTokens,
+        DETRPoseMLP: RowMLP,
+        DETRPosePositionHead: PhasePositionHead,
+        DETRPoseDecoderLayer: partial(RowDecoderLayer, **how),
+        DETRPoseIntegral: partial(ConstantIntegral, **how, device=model.device),
+        DETRPoseDecoder: keep_last_heads,
+        DETRPoseOffsetDecoder: keep_last_heads,
+        nn.ReLU: in_place,
+        nn.SiLU: in_place,
+        **only_pytorch,
+        **sampling[target],
+    }
+
+
+def fold_conv_norm(layer: DETRPoseConvNorm) -> nn.Sequential:
+    """Returns a convolution with bias, and the activation."""
+    return nn.Sequential(fuse_conv_bn_eval(layer.conv, layer.norm), layer.activation)
+
+
+def fold_backbone_layer(layer: HGNetV2ConvLayer) -> nn.Sequential:
+    """Returns a convolution with bias, and an activation that does what activation and affine step did."""
+    conv = fuse_conv_bn_eval(layer.convolution, layer.normalization)
+    if isinstance(layer.activation, nn.ReLU) and isinstance(layer.lab, HGNetV2LearnableAffineBlock):
+        return nn.Sequential(*fold_affine(conv, layer.lab.scale, layer.lab.bias))
+    return nn.Sequential(conv, layer.activation, layer.lab)
+
+
+def fold_rep_vgg_block(block: DETRPoseRepVggBlock) -> nn.Sequential:
+    """Returns one 3x3 convolution in place of two branches, whose norms are folded already, and the activation."""
+    (wide, _), (narrow, _) = block.conv1, block.conv2
+    wide.weight += F.pad(narrow.weight, (1, 1, 1, 1))
+    wide.bias += narrow.bias
+    return nn.Sequential(wide, block.activation)
+
+
+def pool_by_maxima(stem: HGNetV2Embeddings) -> HGNetV2Embeddings:
+    """Replaces the pooling of the backbone's stem."""
+    stem.pool = PairwiseMaximum()
+    return stem
+
+
+def keep_last_heads(decoder: DETRPoseDecoder) -> DETRPoseDecoder:
+    """Drops the heads whose scores only training needs."""
+    decoder.class_heads, decoder.quality_heads = decoder.class_heads[-1:], decoder.quality_heads[-1:]
+    return decoder
+
+
+def in_place(activation: nn.Module) -> nn.Module:
+    """Returns an activation that overwrites its input."""
+    return type(activation)(inplace=True)

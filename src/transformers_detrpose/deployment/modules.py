@@ -1,0 +1,337 @@
+"""What stands in a deployed model in place of trained modules: the same outputs, in fewer or faster operations.
+
+Each class is built from the trained module that it replaces, whose parts it takes over. Most keep all tokens in one
+long row wherever they do not meet, so that a linear layer is a single operator of an exported graph.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..modeling_detrpose import MAX_ACTIVATION, DETRPoseIntegral, DETRPoseQualityHead, pixel_centers
+from .folding import Constant, join_linears, make_linear, split_pointwise_conv
+from .sampling import FeatureTable, bilinear_gather, sample_maps
+
+Softmax = Callable[[torch.Tensor], torch.Tensor]
+
+
+def softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Returns the softmax over the last axis, in float32."""
+    return logits.softmax(dim=-1, dtype=torch.float32)
+
+
+def written_out_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Does what [`softmax`] does: on processors two to four times as fast over so few numbers."""
+    logits = logits.float()
+    exponentials = (logits - logits.amax(dim=-1, keepdim=True)).exp_()
+    return exponentials.div_(exponentials.sum(dim=-1, keepdim=True))
+
+
+class PairwiseMaximum(nn.Module):
+    """Max pooling over windows of 2x2 with stride 1, without the indices that PyTorch's own computes as well."""
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        rows = torch.maximum(hidden_state[:, :, :-1], hidden_state[:, :, 1:])
+        return torch.maximum(rows[..., :-1], rows[..., 1:])
+
+
+class SplitFusionBlock(nn.Module):
+    """Splits the first convolution by its inputs and by the halves of its output.
+
+    The smaller map is enlarged after its part of the convolution, a quarter of the work, and no output is cut in two.
+    """
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        conv, self.activation = block.conv1
+        self.conv1_parts = nn.ModuleList(map(nn.ModuleList, split_pointwise_conv(conv)))
+        self.upsample = block.upsample
+        self.csp1, self.conv2, self.csp2, self.conv3 = block.csp1, block.conv2, block.csp2, block.conv3
+        self.conv4 = block.conv4
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        halves = [
+            self.activation(self.upsample(conv(first)) + other_conv(second)) for conv, other_conv in self.conv1_parts
+        ]
+        stage1 = self.conv2(self.csp1(halves[1]))
+        stage2 = self.conv3(self.csp2(stage1))
+        return self.conv4(torch.cat((*halves, stage1, stage2), dim=1))
+
+
+class RowEncoderLayer(nn.Module):
+    """The encoder's transformer layer, with its tokens in one row after the attention."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.self_attn, self.self_attn_layer_norm = layer.self_attn, layer.self_attn_layer_norm
+        self.fc1, self.activation, self.fc2 = layer.fc1, layer.activation, layer.fc2
+        self.final_layer_norm = layer.final_layer_norm
+
+    def forward(self, hidden_states, position, output_attentions=False):
+        attended, weights = self.self_attn(hidden_states, position, output_attentions=output_attentions)
+        tokens = self.self_attn_layer_norm((hidden_states + attended).reshape(-1, hidden_states.shape[-1]))
+        update = self.fc2(self.activation(self.fc1(tokens)))
+        return self.final_layer_norm(tokens + update).view(-1, *hidden_states.shape[1:]), weights
+
+
+class RowMLP(nn.Module):
+    """Linear layers with an activation between them, over tokens in one row."""
+
+    def __init__(self, mlp: nn.Module):
+        super().__init__()
+        self.layers, self.activation = mlp.layers, mlp.activation
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        shape, hidden_state = (-1, *hidden_state.shape[1:-1]), hidden_state.reshape(-1, hidden_state.shape[-1])
+        for layer in self.layers[:-1]:
+            hidden_state = self.activation(layer(hidden_state))
+        return self.layers[-1](hidden_state).view(*shape, self.layers[-1].out_features)
+
+
+class PhasePositionHead(RowMLP):
+    """Encodes points by one product and one sine: a cosine is a sine a quarter of a turn ahead."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__(head)
+        half, device = head.num_channels // 2, head.layers[0].weight.device
+        channels = torch.arange(half, device=device) // 2
+        frequencies = 2 * math.pi / head.temperature ** (2 * channels.float() / half)
+        # The code of y comes first, then that of x.
+        self.frequencies = Constant(torch.stack((F.pad(frequencies, (half, 0)), F.pad(frequencies, (0, half))), dim=1))
+        self.phases = Constant(torch.tensor([0.0, math.pi / 2], device=device).repeat(half))
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        angles = F.linear(points.float().reshape(-1, 2), self.frequencies(), self.phases())
+        sines = angles.sin().view(-1, *points.shape[1:-1], angles.shape[-1])
+        return super().forward(sines.to(self.layers[0].weight.dtype))
+
+
+class RowQuerySelection(nn.Module):
+    """The query selection, with all locations in one row."""
+
+    def __init__(self, selection: nn.Module):
+        super().__init__()
+        self.config = selection.config
+        self.output_proj, self.output_norm = selection.output_proj, selection.output_norm
+        self.class_head, self.keypoint_head = selection.class_head, selection.keypoint_head
+
+    def forward(
+        self, encoder_hidden_states: torch.Tensor, spatial_shapes: list[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        device, margin = encoder_hidden_states.device, self.config.anchor_margin
+        anchors = torch.cat([pixel_centers(height, width, device) for height, width in spatial_shapes])
+        inside = ((anchors > margin) & (anchors < 1 - margin)).all(dim=-1, keepdim=True)
+        num_locations, d_model = encoder_hidden_states.shape[1:]
+        hidden_states = (encoder_hidden_states * inside.to(encoder_hidden_states)).reshape(-1, d_model)
+        hidden_states = self.output_norm(self.output_proj(hidden_states))
+
+        logits = self.class_head(hidden_states).view(-1, num_locations, self.config.num_labels)
+        hidden_states = hidden_states.view(-1, num_locations, d_model)
+        num_queries = min(self.config.num_queries, logits.shape[1])
+        indices = logits.amax(dim=-1).topk(num_queries, dim=1).indices.unsqueeze(-1)
+
+        selected = hidden_states.gather(1, indices.expand(-1, -1, hidden_states.shape[-1]))
+        offsets = self.keypoint_head(selected).view(-1, num_queries, self.config.num_keypoints, 2)
+        anchor_logits = torch.logit(anchors)[indices.squeeze(-1)]
+        keypoints = torch.sigmoid(offsets + anchor_logits.unsqueeze(2))
+        return logits.gather(1, indices.expand(-1, -1, logits.shape[-1])), keypoints
+
+
+class QueryTokens(nn.Module):
+    """The tokens of the queries, put together once; there is no denoising at inference."""
+
+    def __init__(self, content: nn.Module):
+        super().__init__()
+        num_queries = content.query_embedding.num_embeddings
+        self.register_buffer("tokens", content(1, num_queries)[0].detach().clone(), persistent=False)
+
+    def forward(self, batch_size: int, num_queries: int) -> torch.Tensor:
+        return self.tokens[:num_queries].expand(batch_size, -1, -1, -1)
+
+
+class JointSelfAttention(nn.Module):
+    """Self-attention along one axis of the tokens, with queries, keys and values from one projection.
+
+    It is written out: attention among few tokens takes less time so.
+
+    Args:
+        attention: the trained attention.
+        softmax: turns scores into weights.
+        axis: of tokens (B, Q, K + 1, D), 1 for attention among instances, 2 for attention within them.
+    """
+
+    def __init__(self, attention: nn.Module, softmax: Softmax, axis: int):
+        super().__init__()
+        self.head_dim, self.softmax, self.axis = attention.head_dim, softmax, axis
+        self.num_heads = attention.q_proj.out_features // self.head_dim
+        scale = attention.scaling
+        query = make_linear(attention.q_proj.weight * scale, attention.q_proj.bias * scale)
+        self.qkv_proj = join_linears(query, attention.k_proj, attention.v_proj)
+        self.o_proj = attention.o_proj
+
+    def forward(
+        self, tokens: torch.Tensor, shape: tuple[int, ...], attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lets tokens attend to each other.
+
+        Args:
+            tokens: (B * Q * (K + 1), D).
+            shape: (-1, Q, K + 1, D).
+            attention_mask: (1, 1, Q, Q), added to the scores before the softmax.
+
+        Returns:
+            The attended values, shaped as the tokens, and the weights (B, others, heads, length, length).
+        """
+        states = self.qkv_proj(tokens).view(*shape[:-1], 3 * self.num_heads, self.head_dim)
+        query, key, value = states.movedim(self.axis, 3).split(self.num_heads, dim=2)
+        scores = torch.matmul(query, key.transpose(-2, -1))
+        if attention_mask is not None:
+            scores = scores + attention_mask
+        weights = self.softmax(scores).to(query.dtype)
+        attended = torch.matmul(weights, value).transpose(2, 3).movedim(2, self.axis)
+        return self.o_proj(attended.reshape(tokens.shape)), weights
+
+
+class JointDeformableAttention(nn.Module):
+    """Deformable attention whose offsets and weights come from one projection; the subclasses read the values.
+
+    Args:
+        attention: the trained attention.
+        softmax: turns logits into weights.
+    """
+
+    def __init__(self, attention: nn.Module, softmax: Softmax):
+        super().__init__()
+        self.softmax = softmax
+        self.num_heads = attention.num_heads
+        self.samples_per_head = attention.num_levels * attention.num_points
+        self.num_samples = self.num_heads * self.samples_per_head
+        offsets = make_linear(*map(self.arrange_offsets, attention.sampling_offsets.parameters()))
+        self.joint_proj = join_linears(offsets, attention.attention_weights)
+
+    def arrange_offsets(self, rows: torch.Tensor) -> torch.Tensor:
+        """Puts the rows of the projection of offsets, x and y of each sample in turn, into the order that is read."""
+        return rows
+
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the offsets (N, 2 * samples), in float32, and weights (N, H, levels * P) of N tokens."""
+        projected = self.joint_proj(hidden_states.reshape(-1, hidden_states.shape[-1]))
+        offsets, logits = projected.split((2 * self.num_samples, self.num_samples), dim=-1)
+        return offsets.float(), self.softmax(logits.reshape(-1, self.num_heads, self.samples_per_head))
+
+
+class MapAttention(JointDeformableAttention):
+    """Reads every map by one GridSample, as is best for ONNX Runtime."""
+
+    def forward(self, hidden_states, reference_points, *values):
+        num_queries, num_tokens, d_model = hidden_states.shape[1:]
+        row = (-1, num_queries * num_tokens)
+        offsets, weights = self.project(hidden_states)
+        offsets = offsets.reshape(*row, self.num_heads, self.samples_per_head, 2)
+        points = reference_points.float().reshape(*row, 2)
+        mixed = sample_maps(values, points, offsets, weights.view(*row, *weights.shape[1:]))
+        mixed = mixed.reshape(-1, num_queries, num_tokens, d_model).to(hidden_states.dtype)
+        return mixed, weights.view(-1, num_queries, num_tokens, *weights.shape[1:])
+
+
+class TableAttention(JointDeformableAttention):
+    """Reads one table of all maps, with x of all samples before y."""
+
+    def arrange_offsets(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat((rows[::2], rows[1::2]))
+
+    def forward(self, hidden_states, reference_points, table):
+        num_queries, num_tokens, d_model = hidden_states.shape[1:]
+        row = (-1, num_queries * num_tokens)
+        offsets, weights = self.project(hidden_states)
+        offsets = offsets.reshape(*row, 2, self.num_heads, self.samples_per_head)
+        points = reference_points.float().reshape(*row, 2)
+        mixed = table.mix(points, offsets, weights.view(*row, *weights.shape[1:]))
+        mixed = mixed.reshape(-1, num_queries, num_tokens, d_model).to(hidden_states.dtype)
+        return mixed, weights.view(-1, num_queries, num_tokens, *weights.shape[1:])
+
+
+class FeatureTables(nn.Module):
+    """Makes the table that [`TableAttention`] reads.
+
+    Args:
+        values: the trained module.
+        num_samples: samples that each head reads from each level around a point, P.
+        read: sums rows of the table, `look_up` or `gather`.
+    """
+
+    def __init__(self, values: nn.Module, num_heads: int, num_samples: int, read: Callable):
+        super().__init__()
+        self.num_heads, self.num_samples, self.read = num_heads, num_samples, read
+
+    def forward(self, feature_maps: list[torch.Tensor]) -> list[FeatureTable]:
+        return [FeatureTable(feature_maps, self.num_heads, self.num_samples, self.read)]
+
+
+class RowDecoderLayer(nn.Module):
+    """A decoder layer with joint projections, and its tokens in one row.
+
+    Args:
+        layer: the trained layer, whose cross-attention is a deployed one already.
+        softmax: turns scores into weights.
+    """
+
+    def __init__(self, layer: nn.Module, softmax: Softmax):
+        super().__init__()
+        self.within_attn = JointSelfAttention(layer.within_attn, softmax, axis=2)
+        self.within_attn_layer_norm = layer.within_attn_layer_norm
+        self.across_attn = JointSelfAttention(layer.across_attn, softmax, axis=1)
+        self.across_attn_layer_norm = layer.across_attn_layer_norm
+        self.cross_attn, self.gate = layer.cross_attn, layer.gate
+        self.fc1, self.activation, self.fc2 = layer.fc1, layer.activation, layer.fc2
+        self.final_layer_norm = layer.final_layer_norm
+
+    def forward(
+        self, hidden_states, position, reference_points, attention_mask, *values, output_attentions=False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        shape, row = (-1, *hidden_states.shape[1:]), (-1, hidden_states.shape[-1])
+        tokens = hidden_states.reshape(row)
+        attended, within = self.within_attn(tokens, shape)
+        tokens = self.within_attn_layer_norm(tokens + attended)
+        attended, across = self.across_attn(tokens, shape, attention_mask)
+        tokens = self.across_attn_layer_norm(tokens + attended) + position.reshape(row)
+        attended, cross = self.cross_attn(tokens.view(shape), reference_points, *values)
+        tokens = self.gate(tokens, attended.reshape(row))
+        update = self.fc2(self.activation(self.fc1(tokens)))
+        tokens = self.final_layer_norm((tokens + update).clamp(-MAX_ACTIVATION, MAX_ACTIVATION))
+        return tokens.view(shape), (within, across, cross)
+
+
+class ConstantIntegral(DETRPoseIntegral):
+    """Reads offsets off distributions, with the bins' offsets computed once.
+
+    Args:
+        integral: the trained module.
+        softmax: turns logits into probabilities.
+        device: of the model.
+    """
+
+    def __init__(self, integral: DETRPoseIntegral, softmax: Softmax, device: torch.device):
+        super().__init__(integral.config)
+        self.softmax = softmax
+        self.offsets = Constant(integral.bin_offsets(device))
+
+    def bin_offsets(self, device: torch.device) -> torch.Tensor:
+        return self.offsets()
+
+    def forward(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        probabilities = self.softmax(logits.view(-1, *logits.shape[1:-1], 2, logits.shape[-1] // 2))
+        return probabilities @ self.offsets(), probabilities
+
+
+class GatheringQualityHead(DETRPoseQualityHead):
+    """Pose-LQE that reads the map by gathers and arithmetic alone."""
+
+    read = staticmethod(bilinear_gather)
+
+    def __init__(self, head: DETRPoseQualityHead):
+        nn.Module.__init__(self)
+        self.top_k, self.mlp = head.top_k, head.mlp
