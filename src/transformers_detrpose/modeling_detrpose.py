@@ -1,3 +1,16 @@
+# Copyright 2026 The transformers-detrpose team.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """DETRPose: a backbone, a hybrid encoder and a pose decoder that refines every person's keypoints at once.
 
 Shapes are written with B batch, Q instance queries, K keypoints, D hidden size, S locations of all feature maps
@@ -606,7 +619,7 @@ class DETRPoseDecoderOutput(ModelOutput):
             *optional*):
             Probabilities of the offset's bins after the last layer.
         output_sets (`list[dict[str, torch.Tensor]]`):
-            `logits` and `pred_keypoints` of the initial keypoints (with FDR heads) and all layers, or of the last alone.
+            `logits` and `pred_keypoints` of the initial keypoints (with FDR heads) and of all layers, or of the last.
         hidden_states (`tuple[torch.Tensor]`): Tokens before the first and after each layer.
         attentions (`tuple[tuple[torch.Tensor]]`): Per layer the weights within and across instances, and to the maps.
     """
@@ -775,8 +788,10 @@ class DETRPosePreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    # Each joins tensors of different children, which must be on one device therefore.
+    # Each joins tensors of different children, which must therefore be on one device. transformers' own list for the
+    # backbone leaves out its stem.
     _no_split_modules = [
+        # trf-ignore: TRF022
         "HGNetV2Embeddings",
         "DETRPoseHybridEncoder",
         "DETRPoseQuerySelection",
@@ -786,6 +801,8 @@ class DETRPosePreTrainedModel(PreTrainedModel):
     # The backbone's frozen norms have no such counter; checkpoints of unfrozen ones do.
     _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked"]
 
+    # The base class would draw the same weights a first time, from another distribution.
+    # trf-ignore: TRF018
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Sets the initial values of one module that holds parameters."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..modeling_detrpose import MAX_ACTIVATION, DETRPoseIntegral, DETRPoseQualityHead, pixel_centers
+from ..modeling_detrpose import MAX_ACTIVATION, DETRPoseIntegral, DETRPoseQualityHead
 from .folding import Constant, join_linears, make_linear, split_pointwise_conv
 from .sampling import FeatureTable, bilinear_gather, sample_maps
 
@@ -61,22 +61,6 @@ class SplitFusionBlock(nn.Module):
         return self.conv4(torch.cat((*halves, stage1, stage2), dim=1))
 
 
-class RowEncoderLayer(nn.Module):
-    """The encoder's transformer layer, with its tokens in one row after the attention."""
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.self_attn, self.self_attn_layer_norm = layer.self_attn, layer.self_attn_layer_norm
-        self.fc1, self.activation, self.fc2 = layer.fc1, layer.activation, layer.fc2
-        self.final_layer_norm = layer.final_layer_norm
-
-    def forward(self, hidden_states, position, output_attentions=False):
-        attended, weights = self.self_attn(hidden_states, position, output_attentions=output_attentions)
-        tokens = self.self_attn_layer_norm((hidden_states + attended).reshape(-1, hidden_states.shape[-1]))
-        update = self.fc2(self.activation(self.fc1(tokens)))
-        return self.final_layer_norm(tokens + update).view(-1, *hidden_states.shape[1:]), weights
-
-
 class RowMLP(nn.Module):
     """Linear layers with an activation between them, over tokens in one row."""
 
@@ -107,37 +91,6 @@ class PhasePositionHead(RowMLP):
         angles = F.linear(points.float().reshape(-1, 2), self.frequencies(), self.phases())
         sines = angles.sin().view(-1, *points.shape[1:-1], angles.shape[-1])
         return super().forward(sines.to(self.layers[0].weight.dtype))
-
-
-class RowQuerySelection(nn.Module):
-    """The query selection, with all locations in one row."""
-
-    def __init__(self, selection: nn.Module):
-        super().__init__()
-        self.config = selection.config
-        self.output_proj, self.output_norm = selection.output_proj, selection.output_norm
-        self.class_head, self.keypoint_head = selection.class_head, selection.keypoint_head
-
-    def forward(
-        self, encoder_hidden_states: torch.Tensor, spatial_shapes: list[tuple[int, int]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        device, margin = encoder_hidden_states.device, self.config.anchor_margin
-        anchors = torch.cat([pixel_centers(height, width, device) for height, width in spatial_shapes])
-        inside = ((anchors > margin) & (anchors < 1 - margin)).all(dim=-1, keepdim=True)
-        num_locations, d_model = encoder_hidden_states.shape[1:]
-        hidden_states = (encoder_hidden_states * inside.to(encoder_hidden_states)).reshape(-1, d_model)
-        hidden_states = self.output_norm(self.output_proj(hidden_states))
-
-        logits = self.class_head(hidden_states).view(-1, num_locations, self.config.num_labels)
-        hidden_states = hidden_states.view(-1, num_locations, d_model)
-        num_queries = min(self.config.num_queries, logits.shape[1])
-        indices = logits.amax(dim=-1).topk(num_queries, dim=1).indices.unsqueeze(-1)
-
-        selected = hidden_states.gather(1, indices.expand(-1, -1, hidden_states.shape[-1]))
-        offsets = self.keypoint_head(selected).view(-1, num_queries, self.config.num_keypoints, 2)
-        anchor_logits = torch.logit(anchors)[indices.squeeze(-1)]
-        keypoints = torch.sigmoid(offsets + anchor_logits.unsqueeze(2))
-        return logits.gather(1, indices.expand(-1, -1, logits.shape[-1])), keypoints
 
 
 class QueryTokens(nn.Module):
