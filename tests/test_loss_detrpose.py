@@ -19,9 +19,8 @@ from transformers_detrpose.loss_detrpose import (
     match_people,
     pose_estimation_loss,
     union_matches,
-    validate_labels,
 )
-from transformers_detrpose.pose_targets import pad_targets
+from transformers_detrpose.pose_targets import pad_targets, validate_labels
 
 
 def make_config(num_keypoints=3, num_classes=2, sigma=0.05, **fields):

@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.ops import FrozenBatchNorm2d
 
 import reference
+import transformers_detrpose
 from tiny import make_labels, noisy, tiny_config
 from transformers_detrpose import (
     DETRPoseConfig,
@@ -150,6 +153,46 @@ class TestHalfPrecision:
         assert common.mean() > 0.75
         errors = (outputs.pred_keypoints - exact.pred_keypoints).abs().amax(dim=(2, 3))
         assert (errors.numpy()[common] < 0.01).mean() >= 0.95
+
+
+class TestAutocast:
+    """Mixed precision, as training uses it: half precision wherever float32 is not needed."""
+
+    @torch.no_grad()
+    def test_poses_stay(self):
+        """The best pose of the demonstration model moves by less than a pixel at 640x640."""
+        folder = Path(transformers_detrpose.__file__).with_name("demonstration_model")
+        model = DETRPoseForPoseEstimation.from_pretrained(folder, dtype=torch.float32).eval()
+        processor = DETRPoseImageProcessor.from_pretrained(folder)
+        inputs = processor(images=Image.open(folder / "picture.jpg"), return_tensors="pt")
+        exact = model(**inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model(**inputs)
+        best = exact.logits.amax(dim=-1)[0].argmax()
+        errors = (outputs.pred_keypoints[0] - exact.pred_keypoints[0, best]).abs().amax(dim=(1, 2))
+        assert 640 * errors.min() < 1
+
+    @pytest.mark.parametrize("fields", [{}, {"use_fdr_heads": False}, {"use_pose_lqe": False}], ids=str)
+    def test_types(self, fields):
+        config = tiny_config(**fields)
+        model = DETRPoseForPoseEstimation(config).train()
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model(torch.rand(2, 3, 64, 64), labels=make_labels(config, [2, 1]))
+        sets = (outputs, *outputs.auxiliary_outputs, *outputs.denoising_outputs)
+        assert {x["logits"].dtype for x in sets} == {x["pred_keypoints"].dtype for x in sets} == {torch.float32}
+        assert {loss.dtype for loss in outputs.loss_dict.values()} == {torch.float32}
+        outputs.loss.backward()
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
+
+    @torch.no_grad()
+    def test_frozen_norms_keep_half_precision(self):
+        model, types = DETRPoseForPoseEstimation(tiny_config()), set()
+        for module in model.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                module.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            model(torch.rand(1, 3, 64, 64))
+        assert types == {torch.bfloat16}
 
 
 class TestInputs:

@@ -10,11 +10,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, **kwargs):
     """Attention written out, as transformers' attention functions: for processors, and where its weights are wanted."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    scores = torch.matmul(query, key.transpose(-2, -1)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(weights, value).transpose(1, 2), weights
+    return torch.matmul(weights, value).transpose(-3, -2), weights
 
 
 class DETRPoseSelfAttention(nn.Module):
@@ -47,26 +47,26 @@ class DETRPoseSelfAttention(nn.Module):
         """Lets the tokens of each sequence attend to each other.
 
         Args:
-            hidden_states: (N, length, D).
+            hidden_states: (..., length, D).
             position: (length, D), added to queries and keys, not to values.
             attention_mask: (1, 1, length, length), added to the scores before the softmax.
             output_attentions: whether to return the weights.
 
         Returns:
-            The attended values (N, length, D), and the weights (N, heads, length, length) or None.
+            The attended values (..., length, D), and the weights (..., heads, length, length) or None.
         """
         located = hidden_states if position is None else hidden_states + position
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(located).view(shape).transpose(1, 2)
-        key = self.k_proj(located).view(shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        states = self.q_proj(located), self.k_proj(located), self.v_proj(hidden_states)
+        states = [x.view(shape).transpose(-3, -2) for x in states]
 
-        # Only the written-out attention returns its weights.
-        name = "eager" if output_attentions else self.config._attn_implementation
-        attention = ALL_ATTENTION_FUNCTIONS.get(name, eager_attention_forward)
-        attended, weights = attention(
-            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False
-        )
+        # Only attention that is written out returns its weights, and takes any number of leading axes.
+        attention = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation)
+        if output_attentions or attention is None:
+            attention = eager_attention_forward
+        else:
+            states = [x.flatten(0, -4) for x in states]
+        attended, weights = attention(self, *states, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False)
         return self.o_proj(attended.reshape(hidden_states.shape)), weights
 
 
@@ -148,14 +148,14 @@ class DETRPoseDeformableAttention(nn.Module):
             The mixed values (B, Q, K + 1, D), and the weights (B, Q, K + 1, H, levels * points).
         """
         batch_size, num_queries, num_tokens, d_model = hidden_states.shape
-        shape = (batch_size, num_queries * num_tokens, self.num_heads)
-        samples = (self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(hidden_states).float().view(*shape, *samples, 2)
-        weights = self.attention_weights(hidden_states).view(*shape, -1).softmax(dim=-1, dtype=torch.float32)
+        logits = self.attention_weights(hidden_states).view(*hidden_states.shape[:-1], self.num_heads, -1)
+        weights = logits.softmax(dim=-1, dtype=torch.float32)
+        samples = (batch_size, num_queries * num_tokens, self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(hidden_states).float().view(*samples, 2)
         points = reference_points.float().reshape(batch_size, -1, 1, 1, 2)
 
         mixed = 0
-        by_level = zip(values, offsets.unbind(3), weights.view(*shape, *samples).unbind(3), strict=True)
+        by_level = zip(values, offsets.unbind(3), weights.view(samples).unbind(3), strict=True)
         for value, level_offsets, level_weights in by_level:
             height, width = value.shape[-2:]
             # Offsets are in pixels of each level.
@@ -164,4 +164,4 @@ class DETRPoseDeformableAttention(nn.Module):
             sampled = bilinear_sample(value, locations.transpose(1, 2).flatten(0, 1))
             mixed = mixed + (sampled * level_weights.transpose(1, 2).flatten(0, 1).unsqueeze(1)).sum(dim=-1)
         mixed = mixed.reshape(batch_size, d_model, -1).transpose(1, 2).reshape(hidden_states.shape)
-        return mixed.to(hidden_states.dtype), weights.view(batch_size, num_queries, num_tokens, *weights.shape[2:])
+        return mixed.to(hidden_states.dtype), weights

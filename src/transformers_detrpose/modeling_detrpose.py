@@ -19,6 +19,7 @@ together, H heads and R + 1 distribution bins. Every point is (x, y) as fraction
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -48,10 +49,6 @@ from .loss_detrpose import pose_estimation_loss
 from .model_card import model_card
 from .pose_targets import validate_labels
 
-_BACKBONE_INITIAL_VALUES = {
-    FrozenBatchNorm2d: {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0},
-    HGNetV2LearnableAffineBlock: {"scale": 1.0, "bias": 0.0},
-}
 # The largest float16: activations beyond it would become infinite in half precision.
 MAX_ACTIVATION = 65504.0
 
@@ -176,6 +173,31 @@ def weighting_function(config: DETRPoseConfig, device: torch.device) -> torch.Te
     step = torch.arange(-half, half + 1, device=device, dtype=torch.float32)
     offsets = (bound + 1) ** (step.abs() / (half - 1)) - 1
     return step.sign() * torch.where(step.abs() == half, 2 * bound, offsets)
+
+
+def without_autocast(device: torch.device):
+    """Returns a context in which nothing is cast to half precision, for what half precision is too coarse for."""
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
+
+
+class DETRPoseFrozenBatchNorm2d(FrozenBatchNorm2d):
+    """A frozen batch norm that leaves half precision as it is: torchvision's turns it into float32."""
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        bias = self.bias - self.running_mean * scale
+        scale, bias = (x.to(hidden_state.dtype)[:, None, None] for x in (scale, bias))
+        return hidden_state * scale + bias
+
+
+def freeze_batch_norms(module: nn.Module):
+    """Replaces every batch norm below `module` by one whose statistics and affine parameters never change."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, DETRPoseFrozenBatchNorm2d(child.num_features, eps=child.eps))
+        else:
+            freeze_batch_norms(child)
 
 
 class DETRPoseConvNorm(nn.Module):
@@ -348,7 +370,8 @@ class DETRPoseOutputLinear(DETRPoseZeroLinear):
     """The last layer of a head: works in float32, as half precision is too coarse for what it predicts."""
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        return F.linear(hidden_state.float(), self.weight.float(), self.bias.float())
+        with without_autocast(hidden_state.device):
+            return F.linear(hidden_state.float(), self.weight.float(), self.bias.float())
 
 
 class DETRPoseClassHead(nn.Linear):
@@ -356,6 +379,10 @@ class DETRPoseClassHead(nn.Linear):
 
     def __init__(self, config):
         super().__init__(config.d_model, config.num_labels)
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        with without_autocast(hidden_state.device):
+            return F.linear(hidden_state.float(), self.weight.float(), self.bias.float())
 
 
 class DETRPoseMLP(nn.Module):
@@ -511,24 +538,19 @@ class DETRPoseDecoderLayer(GradientCheckpointingLayer):
             The tokens, and the weights of the three attentions, each of which may be None.
         """
         # The position stays in the residual stream and in the values: released weights were trained so.
-        instances = hidden_states.flatten(0, 1)
-        attended, within = self.within_attn(instances, output_attentions=output_attentions)
-        hidden_states = self.within_attn_layer_norm(instances + attended).view(hidden_states.shape)
+        attended, within = self.within_attn(hidden_states, output_attentions=output_attentions)
+        hidden_states = self.within_attn_layer_norm(hidden_states + attended)
 
-        batch_size, num_queries, num_tokens, _ = hidden_states.shape
-        tokens = hidden_states.transpose(1, 2).flatten(0, 1)
-        attended, across = self.across_attn(tokens, attention_mask=attention_mask, output_attentions=output_attentions)
-        attended = attended.unflatten(0, (batch_size, num_tokens)).transpose(1, 2)
-        hidden_states = self.across_attn_layer_norm(hidden_states + attended) + position
+        attended, across = self.across_attn(
+            hidden_states.transpose(1, 2), attention_mask=attention_mask, output_attentions=output_attentions
+        )
+        hidden_states = self.across_attn_layer_norm(hidden_states + attended.transpose(1, 2)) + position
 
         attended, cross = self.cross_attn(hidden_states, reference_points, *values)
         hidden_states = self.gate(hidden_states, attended)
 
         hidden_states = hidden_states + self.fc2(self.activation(self.fc1(hidden_states)))
         hidden_states = self.final_layer_norm(hidden_states.clamp(-MAX_ACTIVATION, MAX_ACTIVATION))
-        if output_attentions:
-            within = within.unflatten(0, (batch_size, num_queries))
-            across = across.unflatten(0, (batch_size, num_tokens))
         return hidden_states, (within, across, cross)
 
 
@@ -578,7 +600,8 @@ class DETRPoseIntegral(nn.Module):
     def forward(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns offsets (..., 2) and probabilities (..., 2, R + 1) of logits (..., 2 * (R + 1))."""
         probabilities = logits.view(*logits.shape[:-1], 2, -1).softmax(dim=-1, dtype=torch.float32)
-        return probabilities @ self.bin_offsets(logits.device), probabilities
+        with without_autocast(logits.device):
+            return probabilities @ self.bin_offsets(logits.device), probabilities
 
     def deviations(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Returns the standard deviations of x and y, (..., 2), under probabilities (..., 2, R + 1).
@@ -587,7 +610,8 @@ class DETRPoseIntegral(nn.Module):
         The trained distributions are used as they are.
         """
         offsets = self.bin_offsets(probabilities.device)
-        errors = offsets - (probabilities @ offsets).unsqueeze(-1)
+        with without_autocast(probabilities.device):
+            errors = offsets - (probabilities @ offsets).unsqueeze(-1)
         return (probabilities * errors.square()).sum(dim=-1).sqrt()
 
 
@@ -779,6 +803,12 @@ class DETRPoseOffsetDecoder(DETRPoseDecoder):
 DECODERS = {True: DETRPoseDecoder, False: DETRPoseOffsetDecoder}
 
 
+_BACKBONE_INITIAL_VALUES = {
+    DETRPoseFrozenBatchNorm2d: {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0},
+    HGNetV2LearnableAffineBlock: {"scale": 1.0, "bias": 0.0},
+}
+
+
 class DETRPosePreTrainedModel(PreTrainedModel):
     """What all DETRPose models share: configuration, names and initial values."""
 
@@ -909,6 +939,11 @@ class DETRPoseModel(DETRPosePreTrainedModel):
 
     def __init__(self, config: DETRPoseConfig):
         super().__init__(config)
+        # CODEPATH: HGNetV2, the backbone of all released checkpoints, has no attention and refuses the implementation
+        # that was asked of the whole model: let it choose for itself.
+        # trf-ignore: TRF051
+        if config.backbone_config._attn_implementation == "sdpa":
+            config.backbone_config._attn_implementation = None
         self.backbone = AutoBackbone.from_config(config.backbone_config)
         # CODEPATH: False trains the backbone from random weights; every released checkpoint has True.
         if config.freeze_backbone_batch_norms:
@@ -1041,15 +1076,6 @@ class DETRPoseModel(DETRPosePreTrainedModel):
                 f"height and width of `pixel_values` must be multiples of {stride}, the largest feature stride, "
                 f"but got {height} x {width}."
             )
-
-
-def freeze_batch_norms(module: nn.Module):
-    """Replaces every batch norm below `module` by one whose statistics and affine parameters never change."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm2d(child.num_features, eps=child.eps))
-        else:
-            freeze_batch_norms(child)
 
 
 class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
