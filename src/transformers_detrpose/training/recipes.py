@@ -59,7 +59,9 @@ class Recipe:
         return min(self.max_warmup_steps, int(self.warmup_share * self.epochs * steps_per_epoch))
 
 
-def _published(epochs: int, mosaic_end: int, final_start: int, backbone_lr: float, repeats: int, lr_drop=None) -> Recipe:
+def _published(
+    epochs: int, mosaic_end: int, final_start: int, backbone_lr: float, repeats: int, lr_drop=None
+) -> Recipe:
     return Recipe(epochs, backbone_lr, mosaic_end, final_start, repeats, lr_drop, mosaic_start=5)
 
 
