@@ -254,9 +254,7 @@ def test_phases_can_be_chosen():
     assert starts(160, 5, 83, 156) == [0, 5, 83, 156]
     assert starts(52, 5, 29, final_start=60) == [0, 5, 29, 60]  # a last phase that is never reached
     assert phase_at(paper_phases(10, warmup_epochs=0, final_start=0), 0).augmentation == NO_AUGMENTATION
-    with pytest.raises(
-        ValueError, match="4 epochs must begin in order, but .* in epoch 3, .* in epoch 2 and .* epoch 2"
-    ):
+    with pytest.raises(ValueError, match="begins in epoch 3, mosaic ends in epoch 2"):
         paper_phases(4, warmup_epochs=3, mosaic_end=2, final_start=2)
 
 

@@ -81,8 +81,8 @@ def paper_phases(
         num_epochs: epochs of the whole training.
         warmup_epochs: epochs of the first phase; 5, or a tenth of all epochs if that is less.
         mosaic_end: first epoch without mosaic; the one half-way, once the first phase is over.
-        final_start: first epoch of the last phase, which is never reached if it is `num_epochs` or more; 4 epochs before
-            the end, or a tenth of all epochs if that is less.
+        final_start: first epoch of the last phase, never reached if it is `num_epochs` or more; 4 epochs before the
+            end, or a tenth of all epochs if that is less.
 
     Raises:
         ValueError: if the phases are not in order.

@@ -36,8 +36,8 @@ def collate_poses(samples: Sequence[Sample]) -> dict[str, Any]:
         samples: samples of `TrainingSamples` or `EvaluationSamples`, or others whose images have one size.
 
     Returns:
-        `pixel_values` (B, 3, height, width) float32, uint8 images divided by 255 and others as they are, and `labels`, a
-        list of what `to_labels` returns.
+        `pixel_values` (B, 3, height, width) float32, divided by 255 if the images are uint8, and `labels`, a list of
+        what `to_labels` returns.
 
     Raises:
         ValueError: if the images have different sizes.

@@ -13,8 +13,8 @@ from transformers_detrpose.evaluation.keypoint_metrics import METRICS
 
 if not hasattr(evaluate, "Metric"):
     raise ImportError(
-        f"`import evaluate` finds {getattr(evaluate, '__file__', evaluate)} in place of Hugging Face's library, because "
-        "Python looks beside the running script first: keep your script in another folder."
+        f"`import evaluate` finds {getattr(evaluate, '__file__', evaluate)} in place of Hugging Face's library: Python "
+        "looks beside the running script first, so keep yours in another folder."
     )
 
 FIELDS = ("scores", "labels", "keypoints")

@@ -63,7 +63,7 @@ def build_average(model: torch.nn.Module, decay: float = 0.9999) -> AveragedMode
         step = int(average.n_averaged) + 1
         torch._foreach_lerp_(averaged, current, 1 - decay * (1 - math.exp(-step / 2000)))
 
-    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)  # `update` reads it
     return average
 
 
