@@ -111,6 +111,8 @@ def test_scores_after_the_state_are_dropped(tmp_path):
     run.checkpoints.save_state()
     run.progress.count_epoch()
     run.checkpoints.add_scores({"AP": 0.75})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "st')  # killed while it was written
     checkpoints_in(tmp_path).checkpoints.load_state()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"epoch": 1, "step": 1, "AP": 0.5}]

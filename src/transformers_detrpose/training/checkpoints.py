@@ -140,10 +140,17 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def _forget_later_scores(self):
-        """Drops scores of epochs after the state, which a training that was killed before saving it has left behind."""
+        """Drops what a training that was killed has written after the state: later scores, and a broken last line."""
         if not self.metrics_file.exists():
             return
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["epoch"] <= self.progress.epoch]
+
+        def is_known(line: str) -> bool:
+            try:
+                return json.loads(line)["epoch"] <= self.progress.epoch
+            except ValueError:
+                return False
+
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        kept = [line + "\n" for line in lines if is_known(line)]
         with whole_file(self.metrics_file) as path:
             path.write_text("".join(kept), encoding="utf-8")
