@@ -188,11 +188,12 @@ def train_epoch(training: Training, bar: tqdm):
     training.model.train()
     training.train_loader.set_epoch(progress.epoch)
     loader = training.train_loader
-    if progress.epoch_step:  # resumed in the midst of an epoch
-        loader = skip_first_batches(loader, progress.epoch_step * args.gradient_accumulation_steps)
-    for batch in loader:
-        # The noise of the denoising queries depends on nothing but the step, so that resuming repeats it.
-        torch.manual_seed(seed_for(args.seed, accelerator.process_index, progress.step))
+    num_seen = progress.epoch_step * args.gradient_accumulation_steps
+    if num_seen:  # resumed in the midst of an epoch
+        loader = skip_first_batches(loader, num_seen)
+    for index, batch in enumerate(loader, num_seen):
+        # The noise of the denoising queries depends on nothing but the batch, so that resuming repeats it.
+        torch.manual_seed(seed_for(args.seed, accelerator.process_index, progress.epoch, index))
         with accelerator.accumulate(training.model):
             loss = compute_loss(training, batch)
             accelerator.backward(loss)
@@ -347,7 +348,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--eval-batch-size", type=count, default=16, help="images per process in evaluation")
     parser.add_argument("--eval-epochs", type=count, default=1, help="epochs between evaluations, and saved states")
     parser.add_argument("--gradient-accumulation-steps", type=count, default=1, help="backward passes per step")
-    parser.add_argument("--mixed-precision", choices=["no", "fp16", "bf16"], default="no", help="precision of training")
+    parser.add_argument(
+        "--mixed-precision",
+        choices=["no", "fp16", "bf16"],
+        help="of training; as `accelerate launch` says if not given",
+    )
     parser.add_argument("--save-steps", type=whole, default=0, help="steps between saved states; 0: with evaluations")
     parser.add_argument("--report-to", help="tracker that accelerate knows, such as tensorboard or wandb")
     parser.add_argument("--decode-images", action="store_true", help="decode all images once to find broken ones first")

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fixed_norms
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
+import fixed_norms
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
 from transformers_detrpose.commands import train
 from transformers_detrpose.training import Checkpoints

@@ -24,7 +24,7 @@ from transformers_detrpose.data import (
     train_dataloader,
 )
 from transformers_detrpose.data.augmentation import FULL
-from transformers_detrpose.loss_detrpose import validate_labels
+from transformers_detrpose.pose_targets import validate_labels
 
 ALWAYS = (Phase(0, FULL, True),)
 
