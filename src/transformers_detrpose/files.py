@@ -1,6 +1,8 @@
 """Writing files and folders whole or not at all."""
 
+import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +63,20 @@ def whole_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Pat
         if path.exists():
             os.rename(path, Path(beside) / "replaced")
         os.rename(unfinished, path)
+
+
+def restore_folder(path: str | os.PathLike):
+    """Puts back a folder that `whole_folder` was replacing when it was killed, and removes what it left beside it.
+
+    Args:
+        path: the folder that was being written. Nobody else may be writing it.
+    """
+    path = Path(path).resolve()
+    for beside in path.parent.glob(f".{glob.escape(path.name)}-*"):
+        # The old folder is moved aside once the new one is complete.
+        if not path.exists() and (beside / "replaced").is_dir():
+            os.rename(beside / path.name if (beside / path.name).is_dir() else beside / "replaced", path)
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def check_new_folder(path: str | os.PathLike):

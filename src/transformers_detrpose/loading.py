@@ -1,5 +1,6 @@
 """The one way to load a model and its image processor by name."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,21 @@ from .image_processing_detrpose import DETRPoseImageProcessor
 from .modeling_detrpose import DETRPoseForPoseEstimation
 
 
-def load_config(name: str) -> DETRPoseConfig:
+def load_config(name: str, **changes: Any) -> DETRPoseConfig:
     """Returns the configuration of a model folder, a Hub id ("owner/name") or a variant ("n", "s", "m", "l", "x").
 
+    Args:
+        name: the folder, id or variant.
+        changes: fields that shall differ.
+
     Raises:
-        ValueError: if there is no such model, or it is no DETRPose model.
+        ValueError: if there is no such model, it is no DETRPose model, or its configuration has no such field.
     """
+    unknown = sorted(set(changes) - set(inspect.signature(DETRPoseConfig).parameters))
+    if unknown:
+        raise ValueError(f"a DETRPose configuration has no field {unknown[0]}.")
     if name in VARIANTS:
-        return DETRPoseConfig.from_variant(name)
+        return DETRPoseConfig.from_variant(name, changes.pop("keypoint_schema", "coco"), **changes)
     if not Path(name).is_dir() and name.count("/") != 1:
         raise ValueError(f"there is no model {name}: no such folder, nor one of {', '.join(VARIANTS)}.")
     try:
@@ -27,7 +35,7 @@ def load_config(name: str) -> DETRPoseConfig:
         raise ValueError(f"cannot load the configuration of {name}: {first_line(error)}") from error
     if config.model_type != DETRPoseConfig.model_type:
         raise ValueError(f"{name} is a {config.model_type} model, not a {DETRPoseConfig.model_type} model.")
-    return config
+    return DETRPoseConfig.from_dict({**config.to_dict(), **changes}) if changes else config
 
 
 def load_model(
@@ -73,5 +81,9 @@ def load_image_processor(name: str, **changes: Any) -> DETRPoseImageProcessor:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its kind where it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """Returns the first line of an error's message, or its kind where it has none.
+
+    The message of an error in a process of a data loader is a traceback, whose last line is the one that matters.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].partition(": ")[2] if "DataLoader worker" in lines[0] and len(lines) > 1 else lines[0]

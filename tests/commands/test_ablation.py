@@ -1,9 +1,14 @@
-import json
+"""The ablation script, with a stand-in for the training."""
 
-import ablation
+import importlib.util
+import json
+from pathlib import Path
+
 import pytest
 
 from transformers_detrpose import DETRPoseConfig
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "ablation.py"
 
 # Takes the place of train.py: notes its command line and leaves scores behind.
 FAKE_TRAINING = """
@@ -18,13 +23,21 @@ line = {"epoch": 3, "AP": ap, "AP50": 0.5, "AP75": 0.25, "AR": 0.3 + 0.1 * int(s
 
 
 @pytest.fixture
-def fake_training(tmp_path, monkeypatch):
+def ablation():
+    spec = importlib.util.spec_from_file_location("ablation", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def fake_training(ablation, tmp_path, monkeypatch):
     script = tmp_path / "train.py"
     script.write_text(FAKE_TRAINING)
     monkeypatch.setattr(ablation, "TRAIN", script)
 
 
-def test_steps_add_up_to_the_full_method():
+def test_steps_add_up_to_the_full_method(ablation):
     steps = list(ablation.configurations().values())
     default = DETRPoseConfig()
     assert all(value == getattr(default, field) for field, value in steps[-2].items() if field != "num_denoising")
@@ -34,7 +47,7 @@ def test_steps_add_up_to_the_full_method():
         DETRPoseConfig(**fields)
 
 
-def test_prints_a_row_per_step_and_repeats_nothing(tmp_path, fake_training, capsys):
+def test_prints_a_row_per_step_and_repeats_nothing(ablation, tmp_path, fake_training, capsys):
     command = ["--data", str(tmp_path / "people"), "--output", str(tmp_path / "out"), "--seeds", "0", "1"]
     for _ in range(2):
         assert ablation.main(command) == 0
@@ -47,14 +60,14 @@ def test_prints_a_row_per_step_and_repeats_nothing(tmp_path, fake_training, caps
     assert all(len(call.read_text().splitlines()) == 1 for call in calls)
 
 
-def test_a_training_that_fails_is_named(tmp_path, fake_training, capsys, monkeypatch):
+def test_a_training_that_fails_is_named(ablation, tmp_path, fake_training, capsys, monkeypatch):
     ablation.TRAIN.write_text("raise SystemExit(3)")
     assert ablation.main(["--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert "baseline" in error and "exit status 3" in error
 
 
-def test_a_broken_off_training_is_resumed(tmp_path, fake_training):
+def test_a_broken_off_training_is_resumed(ablation, tmp_path, fake_training):
     folder = tmp_path / "out" / "baseline" / "seed-0"
     (folder / "state").mkdir(parents=True)
     (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "AP": 0.0}) + "\n")

@@ -10,6 +10,8 @@ from PIL import Image
 
 from saved_model import save_tiny_model
 from transformers_detrpose.commands import benchmark_training
+from transformers_detrpose.loading import load_model
+from transformers_detrpose.training.benchmarking import make_batch
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +70,8 @@ def test_data_loader(command, dataset, tmp_path, capsys):
 
 
 def test_people_are_labels_that_the_model_takes(model_dir):
-    model = benchmark_training.load_model(str(model_dir))
-    batch = benchmark_training.make_batch(model.config, 2, 64, people=4, seed=0, device=torch.device("cpu"))
+    model = load_model(str(model_dir))
+    batch = make_batch(model.config, 2, 64, people=4, seed=0, device=torch.device("cpu"))
     assert batch["pixel_values"].shape == (2, 3, 64, 64)
     assert [label["keypoints"].shape for label in batch["labels"]] == [(4, 17, 3)] * 2
     assert model.train()(**batch).loss.isfinite()
@@ -78,19 +80,20 @@ def test_people_are_labels_that_the_model_takes(model_dir):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "missing"], "--model missing: no such folder"),
+        (["--model", "missing"], "there is no model missing: no such folder"),
         (["--images", "."], "--images and --annotations belong together"),
         (["--images", ".", "--annotations", "missing.json"], "missing.json"),
         (["--output", "missing/out.json"], "--output missing/out.json must be a file in an existing folder"),
         (["--size", "65"], "multiples of 32"),
         (["--set", "num_queries=-1"], "num_queries"),
+        (["--set", "foo=1"], "no field foo"),
     ],
 )
 def test_mistakes_are_told_in_one_line(command, tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     assert command(*options) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "benchmark_training.py: error: " in error and message in error
+    assert "detrpose benchmark-training: error: " in error and message in error
 
 
 def test_wrong_arguments(command):

@@ -1,6 +1,5 @@
 """The evaluation command, end to end on a tiny random model and images made here."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,19 +13,13 @@ from test_modeling_detrpose import tiny_config
 from torch._utils import ExceptionWrapper
 
 from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor
+from transformers_detrpose.commands import evaluate
 from transformers_detrpose.evaluation import CocoKeypoints, CrowdPoseKeypoints
+from transformers_detrpose.loading import first_line
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "evaluate.py"
 NUM_IMAGES = 5
 SIZES_WH = [(60, 40), (50, 50), (40, 60), (64, 30), (33, 47)]
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    module = sys.modules["evaluate_script"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +101,7 @@ def content(predictions):
 
 
 @pytest.fixture
-def command(script, model_dir, images, content, tmp_path):
+def command(model_dir, images, content, tmp_path):
     """Returns the command line for some annotations and options, which replace the usual ones."""
 
     def arguments(content=content, **options):
@@ -136,20 +129,20 @@ def read_results(path):
 
 
 @pytest.mark.parametrize(("metric", "metric_class"), [("coco", CocoKeypoints), ("crowdpose", CrowdPoseKeypoints)])
-def test_table(script, command, model_dir, content, predictions, capsys, tmp_path, metric, metric_class):
+def test_table(command, model_dir, content, predictions, capsys, tmp_path, metric, metric_class):
     expected = metric_class(content, DETRPoseForPoseEstimation.from_pretrained(model_dir).config.keypoint_schema)
     expected.update([10, 11, 12, 13, 14], predictions)
     scores = expected.compute()
     assert 0.05 < scores["AP"] < 0.99
-    assert script.main(command(metric=metric, scores=tmp_path / "scores.json")) == 0
+    assert evaluate.main(command(metric=metric, scores=tmp_path / "scores.json")) == 0
     output = capsys.readouterr().out
     assert "5 images" in output
     assert read_table(output) == percent(scores)
     assert json.loads((tmp_path / "scores.json").read_text()) == pytest.approx(scores, abs=1e-6)
 
 
-def test_results(script, command, predictions, tmp_path):
-    assert script.main(command(results=tmp_path / "results.json")) == 0
+def test_results(command, predictions, tmp_path):
+    assert evaluate.main(command(results=tmp_path / "results.json")) == 0
     records = read_results(tmp_path / "results.json")
     for image_id, found in zip(range(10, 15), predictions, strict=True):
         people = found["labels"] == 1
@@ -162,23 +155,23 @@ def test_results(script, command, predictions, tmp_path):
         assert {record["category_id"] for record in mine} == {1}
 
 
-def test_set_without_annotations(script, command, content, tmp_path, capsys):
+def test_set_without_annotations(command, content, tmp_path, capsys):
     # COCO's files of test sets list all 80 categories, without their keypoints.
     categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}]
     test_set = {"images": content["images"], "categories": categories}
-    assert script.main(command(test_set, results=tmp_path / "results.json")) == 0
+    assert evaluate.main(command(test_set, results=tmp_path / "results.json")) == 0
     assert {record["image_id"] for record in read_results(tmp_path / "results.json")} == {10, 11, 12, 13, 14}
     assert "AP" not in capsys.readouterr().out
 
 
-def test_options(script, command, tmp_path, capsys):
+def test_options(command, tmp_path, capsys):
     options = {"max_images": 2, "dtype": "bfloat16", "results": tmp_path / "results.json"}
-    assert script.main(command(**options)) == 0
+    assert evaluate.main(command(**options)) == 0
     assert {record["image_id"] for record in read_results(tmp_path / "results.json")} == {10, 11}
     assert "2 images" in capsys.readouterr().out
 
 
-def test_two_processes(script, command, tmp_path, capsys):
+def test_two_processes(command, tmp_path, capsys):
     # An odd number of images in batches of one, so that one image comes twice. The script is run as users do, beside
     # which nothing may import the library `evaluate`. (On the CPU, `accelerate launch` starts a single process.)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -187,7 +180,7 @@ def test_two_processes(script, command, tmp_path, capsys):
         [*launcher, SCRIPT, *arguments, "--results", tmp_path / "two.json"], capture_output=True, text=True
     )
     assert two.returncode == 0, two.stderr
-    assert script.main([*arguments, "--results", str(tmp_path / "one.json")]) == 0
+    assert evaluate.main([*arguments, "--results", str(tmp_path / "one.json")]) == 0
     one = capsys.readouterr()
     assert read_table(two.stdout) == read_table(one.out)
     assert two.stdout.count("AP50") == 1
@@ -199,20 +192,20 @@ def test_two_processes(script, command, tmp_path, capsys):
         assert record["keypoints"] == pytest.approx(expected["keypoints"], abs=0.02)
 
 
-def test_help(script, capsys):
+def test_help(capsys):
     with pytest.raises(SystemExit) as stopped:
-        script.main(["--help"])
+        evaluate.main(["--help"])
     assert stopped.value.code == 0
     assert "(default: float32)" in capsys.readouterr().out
 
 
 class TestErrors:
     @pytest.fixture
-    def error(self, script, command, capsys):
+    def error(self, command, capsys):
         """Runs the command, which has to fail, and returns the line that it says."""
 
         def run(*args, **options):
-            assert script.main(command(*args, **options)) == 1
+            assert evaluate.main(command(*args, **options)) == 1
             captured = capsys.readouterr()
             lines = [line for line in captured.err.splitlines() if "error" in line]
             assert len(lines) == 1
@@ -224,7 +217,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"model": "missing"}, "--model missing: no such folder"),
+            ({"model": "missing"}, "there is no model missing: no such folder"),
             ({"images": "missing"}, "--images missing: no such folder"),
             ({"annotations": "missing.json"}, "missing.json"),
             ({"results": "missing/results.json"}, "--results missing/results.json must be a file in an existing"),
@@ -242,7 +235,7 @@ class TestErrors:
         ("path", "value", "message"),
         [
             (("images", 1, "file_name"), "missing.png", "no file missing.png for image 11"),
-            (("images", 1, "width"), 70, "the height and width (50, 50), but (50, 70)"),
+            (("images", 1, "width"), 70, "should have the height and width (50, 70), but upright it has (50, 50)"),
             (("annotations", 1, "keypoints"), [0] * 51, "annotation 2 of image 11"),
             (("annotations",), [], "give --results"),
             (("categories", 0, "id"), 7, "categories [7], but the model's labels are {0: 'N/A', 1: 'person'}"),
@@ -263,13 +256,13 @@ class TestErrors:
     def test_broken_image(self, error, content, tmp_path):
         (tmp_path / "0.png").write_bytes(b"not an image")
         line = error({**content, "images": content["images"][:1]}, images=tmp_path)
-        assert f"cannot read image {tmp_path / '0.png'}: cannot identify" in line
+        assert "cannot read image 10 (0.png): cannot identify" in line
 
-    def test_error_in_a_process_of_the_data_loader(self, script):
+    def test_error_in_a_process_of_the_data_loader(self):
         try:
-            raise script.CommandError("cannot read image a.png: no such file")
-        except script.CommandError:
+            raise ValueError("cannot read image a.png: no such file")
+        except ValueError:
             wrapper = ExceptionWrapper(where="in DataLoader worker process 0")
-        with pytest.raises(script.CommandError) as raised:
+        with pytest.raises(ValueError) as raised:
             wrapper.reraise()
-        assert script.one_line(raised.value) == "cannot read image a.png: no such file"
+        assert first_line(raised.value) == "cannot read image a.png: no such file"

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor
+import fixed_norms
+from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
 from transformers_detrpose.commands import train
+from transformers_detrpose.training import Checkpoints
 
-TRAIN = Path(train.__file__)
 NUM_IMAGES = 12
 
 
@@ -95,19 +97,23 @@ def test_averaged_weights_lag_behind(trained):
     assert any(not torch.equal(last[name], current[name]) for name in current)
 
 
+class Killed(BaseException):
+    """What takes the place of a kill."""
+
+
 @pytest.mark.parametrize("killed_at", [4, 9])
 def test_resume_is_exact(dataset, trained, tmp_path, monkeypatch, killed_at):
     """Killed at a step between two saved states, then resumed: the weights of a run that never stopped."""
-    after_step = train.Trainer.after_step
+    show = train.show
 
-    def killed(self, *args):
-        after_step(self, *args)
-        if self.progress.step == killed_at:
-            raise KeyboardInterrupt
+    def killed(training, *args):
+        show(training, *args)
+        if training.progress.step == killed_at:
+            raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "after_step", killed)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "show", killed)
+        with pytest.raises(Killed):
             train.main(arguments(dataset, tmp_path, "--save-steps", "3"))
     assert train.main(arguments(dataset, tmp_path, "--save-steps", "3", "--resume")) == 0
     assert_same(weights(tmp_path), weights(trained))
@@ -116,32 +122,39 @@ def test_resume_is_exact(dataset, trained, tmp_path, monkeypatch, killed_at):
 
 def test_resume_after_a_kill_between_scores_and_state(dataset, trained, tmp_path, monkeypatch):
     def killed(self):
-        raise KeyboardInterrupt
+        raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "save_state", killed)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "save_state", killed)
+        with pytest.raises(Killed):
             train.main(arguments(dataset, tmp_path))
     assert train.main(arguments(dataset, tmp_path, "--resume")) == 1  # no state was ever saved
     with monkeypatch.context() as patch:
-        save_state = train.Trainer.save_state
-        patch.setattr(train.Trainer, "save_state", lambda self: self.progress.step < 12 and save_state(self))
+        save_state = Checkpoints.save_state
+        patch.setattr(Checkpoints, "save_state", lambda self: self.progress.step < 12 and save_state(self))
         assert train.main(arguments(dataset, tmp_path / "once")) == 0
     assert train.main(arguments(dataset, tmp_path / "once", "--resume")) == 0
     assert (tmp_path / "once" / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
     assert_same(weights(tmp_path / "once"), weights(trained))
 
 
+def test_resuming_a_finished_training_says_so(dataset, trained, caplog):
+    before = (trained / "metrics.jsonl").read_text()
+    with caplog.at_level("INFO"):
+        assert train.main(arguments(dataset, trained, "--resume")) == 0
+    assert "finished already" in caplog.text and (trained / "metrics.jsonl").read_text() == before
+
+
 def test_stops_at_a_loss_that_is_not_finite(dataset, tmp_path, monkeypatch, capsys):
     """The images are named, and what was saved before is intact."""
-    compute_loss = train.Trainer.compute_loss
+    compute_loss = train.compute_loss
 
-    def poisoned(self, batch):
-        if self.progress.step == 8:
+    def poisoned(training, batch):
+        if training.progress.step == 8:
             batch["pixel_values"][0, 0, 0, 0] = float("nan")
-        return compute_loss(self, batch)
+        return compute_loss(training, batch)
 
-    monkeypatch.setattr(train.Trainer, "compute_loss", poisoned)
+    monkeypatch.setattr(train, "compute_loss", poisoned)
     assert train.main(arguments(dataset, tmp_path)) == 1
     message = capsys.readouterr().err
     assert "epoch 1, step 8, images [" in message and "Traceback" not in message
@@ -149,21 +162,25 @@ def test_stops_at_a_loss_that_is_not_finite(dataset, tmp_path, monkeypatch, caps
     assert [json.loads(line)["epoch"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1]
 
 
-def test_two_processes_train_like_one(dataset, tmp_path):
-    """The same batches, shared by two processes: batch statistics, counts and gradients are those of the whole batch.
+def test_two_processes_train_like_one(dataset, tmp_path, monkeypatch):
+    """The same batches, shared by two processes: counts and gradients are those of the whole batch.
 
     Gradients are compared as AdamW has averaged them over the steps, for it turns the rounding errors of gradients that
     should be zero into whole steps; the tiny learning rate keeps these from adding up. Without denoising, whose noise
-    every process draws for its own images.
+    every process draws for its own images, and with fixed norms, which PyTorch synchronises on GPUs only.
     """
     options = ["--epochs", "1", "--batch-size", "4", "--no-augment", "--lr", "1e-9", "--backbone-lr", "1e-9"]
     lines = {name: [*arguments(dataset, tmp_path / name, *options), "num_denoising=0"] for name in ("one", "two")}
+    monkeypatch.setattr(train, "get_model", fixed_norms.get_model)
     assert train.main(lines["one"]) == 0
     # `accelerate launch --cpu` would start a single process.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(TRAIN)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run([*launch, *lines["two"]], capture_output=True, text=True, env=environment)
+    result = subprocess.run(
+        [*launch, fixed_norms.__file__, *lines["two"]], capture_output=True, text=True, env=environment
+    )
     assert result.returncode == 0, result.stderr
+    assert result.stderr.count("batch norms are not synchronised") == 1
     assert (tmp_path / "two" / "state" / "random_states_1.pkl").exists()  # written by the second process
 
     assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"), tolerance=1e-5)
@@ -174,7 +191,6 @@ def test_two_processes_train_like_one(dataset, tmp_path):
     assert scale > 0 and found.keys() == expected.keys()
     for index, state in expected.items():
         error = (found[index]["exp_avg"] - state["exp_avg"]).norm()
-        # float32 through some sixty norms over few pixels; without synchronised norms the error is the gradient's size
         assert error < 1e-2 * state["exp_avg"].norm() + 1e-4 * scale, index
 
 
@@ -201,6 +217,9 @@ def test_fine_tunes_a_folder(trained, dataset, tmp_path):
         (["--recipe", "coco"], "sizes n, s, m, l, x"),
         (["--resume"], "no state to resume"),
         (["--batch-size", "3", "--gradient-accumulation-steps", "2"], "--batch-size 3"),
+        (["--model", "nowhere"], "there is no model nowhere: no such folder"),
+        (["--set", "foo=1"], "no field foo"),
+        (["--set", "model_type=bert"], "no field model_type"),
     ],
 )
 def test_one_line_errors(dataset, tmp_path, capsys, options, message):
@@ -214,26 +233,54 @@ def test_refuses_to_overwrite(dataset, trained, capsys):
     assert "not empty" in capsys.readouterr().err
 
 
-def test_recipes():
-    """The numbers of the paper's recipe reach the options, and options given win."""
-    line = ["--model", "m", "--train-images", "a", "--train-annotations", "b", "--val-images", "c"]
-    line += ["--val-annotations", "d", "--output", "e", "--recipe", "coco", "--batch-size", "32"]
-    args = train.parse_arguments(line)
-    train.apply_recipe(args, "m")
-    assert (args.epochs, args.lr, args.backbone_lr, args.lr_drop_epoch) == (64, 1e-4, 1e-5, 15)
-    assert (args.batch_size, args.multi_scale_repeats) == (32, 6)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lr", "-1"], "-1 is not a number of at least 0"),
+        (["--lr", "nan"], "nan is not a number of at least 0"),
+        (["--ema-decay", "5"], "5 is not a number from 0 to 1"),
+        (["--ema-decay", "nan"], "nan is not a number from 0 to 1"),
+        (["--warmup-steps", "0.5"], "0.5 is not a whole number of at least 0"),
+        (["--epochs", "0"], "0 is not a whole number of at least 1"),
+        (["--set", "foo"], "foo is not FIELD=VALUE"),
+    ],
+)
+def test_impossible_arguments(dataset, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit) as caught:
+        train.main(arguments(dataset, tmp_path, *options))
+    assert caught.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_learning_rates():
-    args = train.parse_arguments(
-        ["--model", "m", "--train-images", "a", "--train-annotations", "b", "--val-images", "c"]
-        + ["--val-annotations", "d", "--output", "e", "--warmup-steps", "4", "--lr-drop-epoch", "2"]
-    )
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = train.build_scheduler(optimizer, args, steps_per_epoch=5)
-    rates = []
-    for _ in range(12):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 7, 0.1, 0.1])
+def test_nobody_to_learn_from(dataset, tmp_path, capsys):
+    content = json.loads((dataset / "birds.json").read_text())
+    (tmp_path / "empty.json").write_text(json.dumps({**content, "annotations": []}))
+    assert train.main(arguments(dataset, tmp_path / "out", "--train-annotations", str(tmp_path / "empty.json"))) == 1
+    assert "its 12 images have no labelled keypoints" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_broken_dataset_is_reported_in_one_line(dataset, tmp_path, capsys):
+    content = json.loads((dataset / "birds.json").read_text())
+    content["images"][0]["file_name"] = "gone.png"
+    (tmp_path / "gone.json").write_text(json.dumps(content))
+    assert train.main(arguments(dataset, tmp_path / "out", "--val-annotations", str(tmp_path / "gone.json"))) == 1
+    assert "image files that do not exist: 1 (image 1 (gone.png))" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_help_says_what_a_recipe_does_to_images_without_people(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "leaves out images without people" in text and "(default: True)" not in text
+
+
+def test_a_recipe(dataset, tmp_path, caplog):
+    """Its numbers and the options that win over them; images without people are left out, which the log says."""
+    line = arguments(dataset, tmp_path, "--recipe", "coco")
+    args = train.parse_arguments(line[: line.index("--set")])
+    recipe = train.get_recipe(args, DETRPoseConfig.from_variant("m"))
+    assert (recipe.lr, recipe.backbone_lr, recipe.base_size_repeats) == (1e-4, 1e-5, 6)
+    assert (recipe.epochs, recipe.batch_size) == (2, 2)
+    with caplog.at_level("INFO"):
+        train_dataset, val_dataset = train.get_datasets(args, Accelerator())
+    assert "--recipe coco: 4 images without people are left out" in caplog.text
+    assert (len(train_dataset), len(val_dataset)) == (8, 12)

@@ -5,6 +5,7 @@ import torch
 from torchvision import tv_tensors
 
 from drawn_people import find_square
+from transformers_detrpose import DETRPoseImageProcessor
 from transformers_detrpose.data import (
     Augmentation,
     CocoPoseDataset,
@@ -165,8 +166,10 @@ def test_nothing_is_left_out_or_moved_without_augmentation(dataset):
 
 
 def test_evaluation_has_the_pixels_of_pillow(dataset):
-    sample = EvaluationSamples(dataset, 64)[0]
-    assert torch.equal(sample["image"], resize_with_pillow(dataset[0]["image"].as_subclass(torch.Tensor), (64, 64)))
+    processor = DETRPoseImageProcessor(size={"height": 64, "width": 64}, do_rescale=False)
+    sample = EvaluationSamples(dataset, processor)[0]
+    expected = resize_with_pillow(dataset[0]["image"].as_subclass(torch.Tensor), (64, 64))
+    assert torch.equal(sample["image"].as_subclass(torch.Tensor), expected)
     assert torch.equal(sample["keypoints"], resize(dataset[0], (64, 64))["keypoints"])
 
 
@@ -244,10 +247,15 @@ def test_short_trainings_have_short_first_and_last_phases(num_epochs, starts):
 
 
 def test_phases_can_be_chosen():
-    assert [phase.first_epoch for phase in paper_phases(10, warmup_epochs=8, final_epochs=1)] == [0, 8, 8, 9]
-    assert phase_at(paper_phases(10, warmup_epochs=0, final_epochs=10), 0).augmentation == NO_AUGMENTATION
-    with pytest.raises(ValueError, match="4 epochs cannot begin with 3 of warmup and end with 2 final ones"):
-        paper_phases(4, 3, 2)
+    def starts(*args, **kwargs):
+        return [phase.first_epoch for phase in paper_phases(*args, **kwargs)]
+
+    assert starts(10, warmup_epochs=8, final_start=9) == [0, 8, 8, 9]
+    assert starts(160, 5, 83, 156) == [0, 5, 83, 156]
+    assert starts(52, 5, 29, final_start=60) == [0, 5, 29, 60]  # a last phase that is never reached
+    assert phase_at(paper_phases(10, warmup_epochs=0, final_start=0), 0).augmentation == NO_AUGMENTATION
+    with pytest.raises(ValueError, match="begins in epoch 3, mosaic ends in epoch 2"):
+        paper_phases(4, warmup_epochs=3, mosaic_end=2, final_start=2)
 
 
 @pytest.mark.parametrize(

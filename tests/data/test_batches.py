@@ -12,7 +12,6 @@ from transformers import Trainer, TrainingArguments
 
 from transformers_detrpose import DETRPoseConfig, DETRPoseImageProcessor
 from transformers_detrpose.data import (
-    BASE_SIZE_REPEATS,
     CocoPoseDataset,
     Phase,
     PoseBatchSampler,
@@ -25,7 +24,7 @@ from transformers_detrpose.data import (
     train_dataloader,
 )
 from transformers_detrpose.data.augmentation import FULL
-from transformers_detrpose.loss_detrpose import validate_labels
+from transformers_detrpose.pose_targets import validate_labels
 
 ALWAYS = (Phase(0, FULL, True),)
 
@@ -65,7 +64,7 @@ def test_evaluation_batches_are_those_of_the_image_processor(dataset, people_fol
         for image_id in dataset.image_ids
     ]
     expected = processor(images=images, annotations=targets, return_tensors="pt")
-    batches = list(evaluation_dataloader(dataset, 3, (96, 160)))
+    batches = list(evaluation_dataloader(dataset, 3, processor))
     assert [len(batch["labels"]) for batch in batches] == [3, 3, 2]
     assert torch.equal(torch.cat([batch["pixel_values"] for batch in batches]), expected["pixel_values"])
     for labels, others in zip(sum((batch["labels"] for batch in batches), []), expected["labels"], strict=True):
@@ -102,8 +101,8 @@ def test_images_of_different_sizes_are_refused(dataset):
 
 def test_multi_scale_sizes_of_the_paper():
     sides = [480, 512, 544, 576, 608, 672, 704, 736, 768, 800]
-    for variant, repeats in {"n": 0, "s": 20, "m": 6, "l": 4, "x": 4}.items():
-        counts = Counter(multi_scale_sizes(640, BASE_SIZE_REPEATS[variant]))
+    for repeats in (0, 20, 6, 4):
+        counts = Counter(multi_scale_sizes(640, repeats))
         expected = {(side, side): 1 for side in sides} if repeats else {}
         assert counts == {**expected, (640, 640): repeats or 1}
 
@@ -168,7 +167,7 @@ def test_every_image_comes_once_in_an_epoch_in_a_new_order(many_samples):
 
 def test_workers_change_nothing(dataset):
     alone, helped = (
-        train_dataloader(dataset, 4, 64, paper_phases(10, 1, 1), base_repeats=1, seed=1, num_workers=num_workers)
+        train_dataloader(dataset, 4, 64, paper_phases(10), base_repeats=1, seed=1, num_workers=num_workers)
         for num_workers in (0, 2)
     )
     for epoch in (0, 2):  # the workers live on from one to the other
@@ -193,7 +192,7 @@ def test_workers_that_live_on_learn_of_the_epoch(dataset):
 
 def test_accelerate_deals_out_the_batches_and_resumes(dataset):
     def loader(**kwargs):
-        return train_dataloader(dataset, 2, 64, paper_phases(10, 1, 1), base_repeats=1, seed=1, **kwargs)
+        return train_dataloader(dataset, 2, 64, paper_phases(10), base_repeats=1, seed=1, **kwargs)
 
     plain = loader(num_processes=2)
     plain.dataset.set_epoch(3)
@@ -245,7 +244,8 @@ def arguments(tmp_path):
 
 def test_the_trainer_of_transformers_takes_samples_and_collator(dataset, arguments):
     samples, model = TrainingSamples(dataset, 64, ALWAYS), TinyModel()
-    evaluation = evaluation_dataloader(dataset, 8, 64).dataset
+    processor = DETRPoseImageProcessor(size={"height": 64, "width": 64})
+    evaluation = evaluation_dataloader(dataset, 8, processor).dataset
     trainer = Trainer(model, arguments, collate_poses, train_dataset=samples, eval_dataset=evaluation)
     trainer.train()
     assert samples.epoch == 1 and len(model.seen) == 2

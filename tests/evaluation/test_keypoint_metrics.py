@@ -5,8 +5,6 @@ For several processes see test_evaluate.py.
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import faster_coco_eval
 import numpy as np
@@ -16,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from transformers_detrpose import KeypointSchema
-from transformers_detrpose.evaluation import CocoKeypoints, CrowdPoseKeypoints, coco_results, write_coco_results
+from transformers_detrpose.evaluation import CocoKeypoints, CrowdPoseKeypoints, coco_records, write_coco_results
 
 POINT = KeypointSchema(names=("tip",), sigmas=(0.05,))
 TRIANGLE = np.array([[10.0, 10.0], [50.0, 10.0], [30.0, 60.0]])
@@ -343,7 +341,9 @@ class TestInterface:
     def test_results(self):
         metric = CocoKeypoints(dataset(num_images=2), SCHEMA)
         metric.update([2, 1], [poses(TRIANGLE + 0.123, TRIANGLE, scores=[0.25, 0.5], labels=[1, 7]), poses()])
-        (record,) = coco_results(metric.gather(), decimals=1)
+        predictions = metric.gather()
+        assert coco_records(predictions[1], image_id=1) == []
+        (record,) = coco_records(predictions[2], decimals=1, image_id=2)
         assert record == {
             "image_id": 2,
             "category_id": 1,
@@ -395,21 +395,3 @@ class TestInterface:
         (tmp_path / "annotations.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             CocoKeypoints(tmp_path / "annotations.json", SCHEMA)
-
-
-def test_evaluate_module(monkeypatch):
-    # The library, not the example of the same name.
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if not (Path(path) / "evaluate.py").is_file()])
-    pytest.importorskip("evaluate")
-    from transformers_detrpose.evaluation.evaluate_module import KeypointModule
-
-    def complete(found):
-        num_poses = len(found["scores"])
-        return {**found, "keypoint_scores": torch.ones(num_poses, 3), "boxes": torch.zeros(num_poses, 4)}
-
-    content = dataset(person(TRIANGLE), person(TRIANGLE, image_id=2), num_images=2)
-    module = KeypointModule(CocoKeypoints(content, SCHEMA))
-    module.add_batch(predictions=[complete(poses(TRIANGLE)), complete(poses())], references=[1, 2])
-    assert module.compute()["AP"] == pytest.approx(HALF)
-    module.add(prediction=complete(poses(TRIANGLE)), reference=1)
-    assert module.compute()["AP"] == pytest.approx(1)

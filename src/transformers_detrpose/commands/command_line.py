@@ -1,8 +1,11 @@
 """What all commands share: reading arguments, and ending with one line where something is wrong."""
 
 import argparse
+import json
+import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -46,3 +49,31 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
+
+
+def number(least: float, most: float = sys.float_info.max, kind: type = float) -> Callable[[str], float]:
+    """Returns the type of an argument that is a number, of a given kind, from `least` to `most`."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:  # nor if it is NaN
+            name = "a whole number" if kind is int else "a number"
+            limits = f"of at least {least}" if most == sys.float_info.max else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text} is not {name} {limits}")
+        return value
+
+    return read
+
+
+def field_value(text: str) -> tuple[str, Any]:
+    """Reads FIELD=VALUE as the type of an argument, the value as JSON where it is JSON."""
+    field, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text} is not FIELD=VALUE")
+    try:
+        return field, json.loads(value)
+    except json.JSONDecodeError:
+        return field, value

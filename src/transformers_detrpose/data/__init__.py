@@ -10,7 +10,6 @@ from .augmentation import (
     phase_at,
 )
 from .batches import (
-    BASE_SIZE_REPEATS,
     PoseBatchSampler,
     collate_poses,
     evaluation_dataloader,
@@ -23,7 +22,6 @@ from .people import parse_annotations
 from .pose_datasets import CocoPoseDataset, HubPoseDataset, PoseDataset
 
 __all__ = [
-    "BASE_SIZE_REPEATS",
     "Augmentation",
     "CocoPoseDataset",
     "DatasetReport",

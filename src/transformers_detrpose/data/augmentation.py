@@ -15,7 +15,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvF
 
-from ..images import resize_with_pillow
 from .pose_datasets import Sample
 
 
@@ -71,34 +70,36 @@ UNCHANGED = (Phase(0, NO_AUGMENTATION, False),)
 
 
 def paper_phases(
-    num_epochs: int, warmup_epochs: int | None = None, final_epochs: int | None = None
+    num_epochs: int, warmup_epochs: int | None = None, mosaic_end: int | None = None, final_start: int | None = None
 ) -> tuple[Phase, ...]:
-    """Returns the schedule of the paper's recipe.
+    """Returns the augmentation schedule of the paper, in four phases.
 
-    No mosaic or zoom-out at first, then both; after half of all epochs no mosaic; in the last epochs no augmentation at
-    all, nor multi-scale.
+    Neither mosaic nor zoom-out at first, then both, then zoom-out without mosaic; in the last epochs neither
+    augmentation nor multi-scale. The published trainings give all three epochs; the defaults follow their proportions.
 
     Args:
         num_epochs: epochs of the whole training.
-        warmup_epochs: epochs of the first phase. The paper's 5, or a tenth of all epochs if that is less.
-        final_epochs: epochs of the last phase. The paper's 4, or a tenth of all epochs if that is less.
+        warmup_epochs: epochs of the first phase; 5, or a tenth of all epochs if that is less.
+        mosaic_end: first epoch without mosaic; the one half-way, once the first phase is over.
+        final_start: first epoch of the last phase, never reached if it is `num_epochs` or more; 4 epochs before the
+            end, or a tenth of all epochs if that is less.
 
     Raises:
-        ValueError: if the phases do not fit into the training.
+        ValueError: if the phases are not in order.
     """
     warmup_epochs = min(5, num_epochs // 10) if warmup_epochs is None else warmup_epochs
-    final_epochs = min(4, num_epochs // 10) if final_epochs is None else final_epochs
-    if min(warmup_epochs, final_epochs) < 0 or num_epochs < max(1, warmup_epochs + final_epochs):
+    final_start = num_epochs - min(4, num_epochs // 10) if final_start is None else final_start
+    mosaic_end = min(max(num_epochs // 2, warmup_epochs), final_start) if mosaic_end is None else mosaic_end
+    if num_epochs < 1 or not 0 <= warmup_epochs <= mosaic_end <= final_start:
         raise ValueError(
-            f"{num_epochs} epochs cannot begin with {warmup_epochs} of warmup and end with {final_epochs} final ones."
+            f"the phases of {num_epochs} epochs must begin in order, but full augmentation begins in epoch "
+            f"{warmup_epochs}, mosaic ends in epoch {mosaic_end} and the last phase begins in epoch {final_start}."
         )
-    last = num_epochs - final_epochs
-    half = min(max(num_epochs // 2, warmup_epochs), last)
     return (
         Phase(0, ONLY_FLIP_AND_JITTER, True),
         Phase(warmup_epochs, FULL, True),
-        Phase(half, WITHOUT_MOSAIC, True),
-        Phase(last, NO_AUGMENTATION, False),
+        Phase(mosaic_end, WITHOUT_MOSAIC, True),
+        Phase(final_start, NO_AUGMENTATION, False),
     )
 
 
@@ -170,22 +171,29 @@ class TrainingSamples(Dataset):
 
 
 class EvaluationSamples(Dataset):
-    """A dataset whose samples are resized, to exactly the pixels that the image processor gives the model.
+    """A dataset as the model is shown it: with exactly the pixels that the image processor gives.
+
+    The `image` of a sample is what the image processor returns, float32 and ready for the model; people are resized to
+    its height and width.
 
     Args:
         dataset: a `PoseDataset`, or anything with such samples.
-        size_hw: height and width in pixels, or one number for both.
+        image_processor: the image processor of the model.
     """
 
-    def __init__(self, dataset: Dataset, size_hw: tuple[int, int] | int = 640):
+    def __init__(self, dataset: Dataset, image_processor: Callable[..., dict[str, torch.Tensor]]):
         self.dataset = dataset
-        self.size_hw = as_size_hw(size_hw)
+        self.image_processor = image_processor
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return resize(self.dataset[index], self.size_hw, resize_with_pillow)
+        sample = self.dataset[index]
+        image = sample["image"].as_subclass(torch.Tensor)
+        inputs = self.image_processor(images=image, input_data_format="channels_first", return_tensors="pt")
+        pixels = inputs["pixel_values"][0]
+        return resize(sample, tuple(pixels.shape[-2:]), lambda image, size_hw: pixels)
 
 
 def as_size_hw(size: tuple[int, int] | int) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Batches of samples in the form that the model takes, and data loaders that make them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,6 @@ from .augmentation import (
 from .people import hide_outside
 from .pose_datasets import Sample
 
-# How often the base size is among the sizes of multi-scale training, for each of the paper's variants; 0: no others.
-BASE_SIZE_REPEATS = {"n": 0, "s": 20, "m": 6, "l": 4, "x": 4}
 # The other sizes as multiples of the base size, 0.75 to 1.25: for 640 they are 480 to 800 in steps of 32.
 OTHER_SCALES = tuple(1 + 0.05 * step for step in range(-5, 6) if step)
 # The largest stride of the model, which divides every size.
@@ -38,7 +36,8 @@ def collate_poses(samples: Sequence[Sample]) -> dict[str, Any]:
         samples: samples of `TrainingSamples` or `EvaluationSamples`, or others whose images have one size.
 
     Returns:
-        `pixel_values` (B, 3, height, width) float32 from 0 to 1, and `labels`, a list of what `to_labels` returns.
+        `pixel_values` (B, 3, height, width) float32, divided by 255 if the images are uint8, and `labels`, a list of
+        what `to_labels` returns.
 
     Raises:
         ValueError: if the images have different sizes.
@@ -47,7 +46,9 @@ def collate_poses(samples: Sequence[Sample]) -> dict[str, Any]:
     sizes = sorted({tuple(image.shape) for image in images})
     if len(sizes) > 1:
         raise ValueError(f"the images of a batch must have one size, but got {sizes}: resize them first.")
-    pixel_values = torch.stack(images).contiguous().float().mul_(1 / 255)
+    pixel_values = torch.stack(images).contiguous()
+    if pixel_values.dtype == torch.uint8:
+        pixel_values = pixel_values.float().mul_(1 / 255)
     return {"pixel_values": pixel_values, "labels": [to_labels(sample) for sample in samples]}
 
 
@@ -88,7 +89,7 @@ def multi_scale_sizes(size: tuple[int, int] | int = 640, base_repeats: int = 4) 
 
     Args:
         size: base height and width in pixels, or one number for both.
-        base_repeats: how often the base size is in the list; see `BASE_SIZE_REPEATS`. 0 leaves out all others.
+        base_repeats: how often the base size is in the list; 0 leaves out all others.
 
     Returns:
         (height, width) in pixels, multiples of 32: those of the paper for 640, the nearest in proportion for others.
@@ -179,7 +180,7 @@ def train_dataloader(
         batch_size: images per batch of one process.
         size: base height and width in pixels, or one number for both.
         phases: what is done in which epoch; see `paper_phases`.
-        base_repeats: see `multi_scale_sizes`; `BASE_SIZE_REPEATS` has the paper's.
+        base_repeats: see `multi_scale_sizes`; the recipes of `transformers_detrpose.training` have the paper's.
         seed: of all random numbers.
         num_workers: processes that prepare samples.
         num_processes: processes that train.
@@ -200,7 +201,7 @@ def train_dataloader(
 def evaluation_dataloader(
     dataset: Dataset,
     batch_size: int,
-    size: tuple[int, int] | int = 640,
+    image_processor: Callable[..., dict[str, torch.Tensor]],
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
@@ -209,12 +210,12 @@ def evaluation_dataloader(
     Args:
         dataset: a `PoseDataset`.
         batch_size: images per batch.
-        size: height and width in pixels, or one number for both.
+        image_processor: the image processor of the model.
         num_workers: processes that prepare samples.
         pin_memory: see `torch.utils.data.DataLoader`.
     """
     return DataLoader(
-        EvaluationSamples(dataset, size),
+        EvaluationSamples(dataset, image_processor),
         batch_size=batch_size,
         collate_fn=collate_poses,
         num_workers=num_workers,

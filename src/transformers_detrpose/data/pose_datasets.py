@@ -252,6 +252,8 @@ def _read_coco_file(path: str | os.PathLike) -> dict[str, list]:
             content = json.load(file)
         except ValueError as error:
             raise ValueError(f"{path} is not a JSON file: {error}.") from error
+    if isinstance(content, dict):
+        content.setdefault("annotations", [])  # test sets have none
     for key in ("images", "annotations", "categories"):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

@@ -1,13 +1,27 @@
-"""Scoring poses: average precision and recall on COCO and CrowdPose, and the results file that COCO's server takes."""
+"""Scoring poses: the evaluation loop, average precision and recall of COCO and CrowdPose, and COCO's results file.
 
-from .coco_results import coco_results, write_coco_results
-from .keypoint_metrics import CocoKeypoints, CrowdPoseKeypoints, KeypointMetric, read_annotations
+The libraries that compute the metrics come with `pip install "transformers-detrpose[train]"`, and are imported when a
+metric is made.
+"""
+
+from pathlib import Path
+
+from .coco_results import coco_records, results_writer, write_coco_results
+from .keypoint_metrics import METRICS, CocoKeypoints, CrowdPoseKeypoints, KeypointMetric, read_annotations
+from .loop import evaluate_model
+
+# What `evaluate.load` takes, followed by "coco" or "crowdpose".
+EVALUATE_MODULE = str(Path(__file__).with_name("evaluate_module.py"))
 
 __all__ = [
+    "EVALUATE_MODULE",
+    "METRICS",
     "CocoKeypoints",
     "CrowdPoseKeypoints",
     "KeypointMetric",
-    "coco_results",
+    "coco_records",
+    "evaluate_model",
     "read_annotations",
+    "results_writer",
     "write_coco_results",
 ]

@@ -1,52 +1,92 @@
-"""Poses as records of COCO's results format, and the file of them that test servers take."""
+"""Poses in COCO's results format: records, and the JSON file of them that test servers and other tools take."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
 import numpy as np
+import torch
+
+from ..files import whole_file
+
+DECIMALS = 2  # of coordinates in files, in pixels
 
 
-def coco_results(
-    predictions: Mapping[int, Mapping[str, np.ndarray]], decimals: int | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yields one record of COCO's results format per pose, images in the order of their ids.
+def coco_records(poses: Mapping[str, Any], decimals: int | None = None, **fields: Any) -> list[dict[str, Any]]:
+    """Returns the poses of one image as records of COCO's results format.
 
     Args:
-        predictions: For each image id a dictionary with `scores` (n,), `labels` (n,) and `keypoints` (n, K, 2) as x, y
-            in pixels.
-        decimals: Decimal places to round coordinates to, or `None` for as they are.
+        poses: as `post_process_keypoint_detection` returns them, in tensors or arrays: `scores` (n,), `labels` (n,) and
+            `keypoints` (n, K, 2), x, y in pixels; optionally `keypoint_scores` (n, K) and `boxes` (n, 4), x1, y1, x2,
+            y2 in pixels.
+        decimals: decimal places of coordinates and keypoint scores, or `None` for as they are.
+        fields: further fields of each record, such as `image_id` and `file_name`; they come first.
 
-    Yields:
-        `image_id`, `category_id`, `keypoints` as x, y, 1 for each keypoint in turn (the third number is not used for
-        scoring, and COCO asks for ones), and `score`. There is no `bbox`: COCO derives it, and the area that decides
-        whether an unmatched pose counts as medium or large, from the keypoints.
+    Returns:
+        Per pose `category_id`, `keypoints` as x, y and score of each keypoint in turn, and `score`. Without
+        `keypoint_scores` the third number is 1, which COCO asks for and scoring does not use. With `boxes` also `bbox`
+        as x, y, width, height; without, COCO derives it from the keypoints, and with it the area that decides whether
+        an unmatched pose counts as medium or large.
     """
-    for image_id, poses in sorted(predictions.items()):
-        keypoints = poses["keypoints"].astype(np.float64)
-        if decimals is not None:
-            keypoints = keypoints.round(decimals)
-        triples = np.concatenate([keypoints, np.ones_like(keypoints[..., :1])], axis=-1)
-        for score, label, pose in zip(poses["scores"], poses["labels"], triples, strict=True):
-            yield {
-                "image_id": image_id,
-                "category_id": int(label),
-                "keypoints": pose.ravel().tolist(),
-                "score": float(score),
-            }
+
+    def rounded(values: Any) -> np.ndarray:
+        values = torch.as_tensor(values).detach().cpu().double().numpy()
+        return values if decimals is None else values.round(decimals)
+
+    keypoints = rounded(poses["keypoints"])
+    ones = np.ones(keypoints.shape[:-1])
+    thirds = rounded(poses["keypoint_scores"]) if "keypoint_scores" in poses else ones
+    triples = np.concatenate([keypoints, thirds[..., None]], axis=-1)
+    records = [
+        {**fields, "category_id": int(label), "keypoints": pose.ravel().tolist(), "score": score}
+        for score, label, pose in zip(map(float, poses["scores"]), poses["labels"], triples, strict=True)
+    ]
+    if "boxes" in poses:
+        boxes = rounded(poses["boxes"])
+        boxes[:, 2:] -= boxes[:, :2]
+        for record, box in zip(records, boxes.tolist(), strict=True):
+            record["bbox"] = box
+    return records
 
 
-def write_coco_results(path: str | PathLike, predictions: Mapping[int, Mapping[str, np.ndarray]]):
+@contextmanager
+def results_writer(path: str | PathLike) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Gives a function that appends records to a JSON list, which takes the name `path` once it is complete.
+
+    Args:
+        path: the file to write. Records are written as they come, so that they need not fit in memory.
+
+    Example:
+
+    ```python
+    >>> with results_writer("results.json") as write:
+    ...     for image_id, poses in predictions.items():
+    ...         write(coco_records(poses, decimals=2, image_id=image_id))
+    ```
+    """
+    with whole_file(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+        separator = "[\n"
+
+        def write(records: list[dict[str, Any]]):
+            nonlocal separator
+            for record in records:
+                file.write(separator + json.dumps(record))
+                separator = ",\n"
+
+        yield write
+        file.write("\n]\n" if separator == ",\n" else "[]\n")
+        file.close()  # before the file takes its name
+
+
+def write_coco_results(path: str | PathLike, predictions: Mapping[int, Mapping[str, Any]]):
     """Writes the results file that COCO's test server takes, coordinates in hundredths of a pixel.
 
     Args:
-        path: The JSON file to write. Servers accept one named `person_keypoints_<set>_<name>_results.json`, zipped.
-        predictions: As for `coco_results`.
+        path: the JSON file to write. The server accepts one named `person_keypoints_<set>_<name>_results.json`, zipped.
+        predictions: by image id what `coco_records` takes; images are written in the order of their ids.
     """
-    with open(path, "w", encoding="utf-8") as file:
-        separator = "[\n"
-        for record in coco_results(predictions, decimals=2):
-            file.write(separator + json.dumps(record))
-            separator = ",\n"
-        file.write("\n]\n" if separator == ",\n" else "[]\n")
+    with results_writer(path) as write:
+        for image_id, poses in sorted(predictions.items()):
+            write(coco_records(poses, DECIMALS, image_id=image_id))

@@ -1,45 +1,61 @@
-"""The metrics as modules of Hugging Face's library `evaluate`, for code that is built on it.
+"""The metrics as a module of Hugging Face's library `evaluate`, for code that is built on it.
 
-Needs `pip install evaluate`. Nothing else of this package does: Python puts the folder of a script first on its path,
-so that in a script beside one named `evaluate.py`, `import evaluate` would find that one.
+`evaluate.load` takes the path of this file, which it copies before importing it: hence the absolute imports.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import datasets
 import evaluate
 
-from .keypoint_metrics import KeypointMetric
+from transformers_detrpose.evaluation.keypoint_metrics import METRICS
+
+if not hasattr(evaluate, "Metric"):
+    raise ImportError(
+        f"`import evaluate` finds {getattr(evaluate, '__file__', evaluate)} in place of Hugging Face's library: Python "
+        "looks beside the running script first, so keep yours in another folder."
+    )
+
+FIELDS = ("scores", "labels", "keypoints")
 
 
 class KeypointModule(evaluate.Metric):
-    """A metric of this package behind `add`, `add_batch` and `compute`.
+    """A keypoint metric behind `add`, `add_batch` and `compute`.
 
     Args:
-        metric: What scores the poses.
-        kwargs: Further arguments of `evaluate.Metric`.
+        annotations: COCO-format file, its path or content.
+        keypoint_schema: skeleton of the model, such as `model.config.keypoint_schema`, a dictionary or a known name.
+        config_name: "coco" or "crowdpose", the second argument of `evaluate.load`.
+        kwargs: further arguments of `evaluate.Metric`.
 
     Example:
 
     ```python
-    >>> module = KeypointModule(CocoKeypoints("person_keypoints_val2017.json", "coco"))
+    >>> import evaluate
+    >>> from transformers_detrpose.evaluation import EVALUATE_MODULE
+
+    >>> metric = evaluate.load(EVALUATE_MODULE, "coco", annotations="val.json", keypoint_schema="coco")
     >>> poses = image_processor.post_process_keypoint_detection(outputs, threshold=0, target_sizes=sizes)
-    >>> module.add_batch(predictions=poses, references=image_ids)
-    >>> module.compute()  # also starts anew
+    >>> metric.add_batch(predictions=poses, references=image_ids)
+    >>> metric.compute()  # also starts anew
     {'AP': 0.716, 'AP50': 0.893, ...}
     ```
     """
 
-    def __init__(self, metric: KeypointMetric, **kwargs):
-        self.metric = metric
-        super().__init__(**{"keep_in_memory": True, **kwargs})
+    def __init__(self, annotations, keypoint_schema, config_name: str | None = None, **kwargs):
+        config_name = config_name or "coco"
+        if config_name not in METRICS:
+            raise ValueError(f"the metric must be one of {', '.join(METRICS)}, but got {config_name!r}.")
+        self.metric = METRICS[config_name](annotations, keypoint_schema)
+        super().__init__(config_name=config_name, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
         numbers = datasets.Sequence(datasets.Value("float32"))
-        poses = {  # all that post-processing gives: `evaluate` takes neither more nor less
+        poses = {
             "scores": numbers,
             "labels": datasets.Sequence(datasets.Value("int64")),
             "keypoints": datasets.Sequence(datasets.Sequence(numbers)),
-            "keypoint_scores": datasets.Sequence(numbers),
-            "boxes": datasets.Sequence(numbers),
         }
         return evaluate.MetricInfo(
             description=type(self.metric).__doc__,
@@ -47,6 +63,16 @@ class KeypointModule(evaluate.Metric):
             inputs_description="`predictions` from `post_process_keypoint_detection`, `references` are image ids.",
             features=datasets.Features({"predictions": poses, "references": datasets.Value("int64")}),
         )
+
+    def add_batch(self, *, predictions: Sequence[Mapping[str, Any]], references: Sequence[int], **kwargs):
+        """Adds the poses (`predictions`) of some images (`references`: their ids)."""
+        # The library accepts exactly the fields that it knows; post-processing gives more.
+        poses = [{field: found[field] for field in FIELDS} for found in predictions]
+        super().add_batch(predictions=poses, references=references, **kwargs)
+
+    def add(self, *, prediction: Mapping[str, Any], reference: int, **kwargs):
+        """Adds the poses (`prediction`) of one image (`reference`: its id)."""
+        super().add(prediction={field: prediction[field] for field in FIELDS}, reference=reference, **kwargs)
 
     def _compute(self, predictions, references) -> dict[str, float]:
         self.metric.reset()

@@ -21,15 +21,12 @@ from contextlib import redirect_stdout
 from os import PathLike
 from typing import Any
 
-import faster_coco_eval
 import numpy as np
 import torch
 import torch.distributed
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ..keypoint_schemas import PERSON_TO_BOX_AREA, KeypointSchema
-from .coco_results import coco_results
+from .coco_results import coco_records
 
 MAX_POSES = 20  # of each image and category: what both benchmarks look at
 UNDEFINED = -1.0  # the score where there is nobody to be found, as in pycocotools
@@ -59,8 +56,6 @@ class KeypointMetric:
         ValueError: if the file is malformed or has other keypoints than the schema.
     """
 
-    _coco_class = COCO
-    _evaluator_class = COCOeval
     _stats = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 
     def __init__(
@@ -73,6 +68,11 @@ class KeypointMetric:
         self.category_ids = [category["id"] for category in categories]
         self.images = {image["id"]: image for image in content["images"]}
         self.has_annotations = "annotations" in content
+        try:
+            self._coco_class, self._evaluator_class = self._import_library()
+        except ImportError as error:
+            message = f'metrics need `pip install "transformers-detrpose[train]"`: {error}.'
+            raise ImportError(message, name=error.name) from error
         self._ground_truth = self._index(
             {
                 "images": [{"id": image_id} for image_id in self.images],
@@ -81,6 +81,14 @@ class KeypointMetric:
             }
         )
         self.reset()
+
+    @staticmethod
+    def _import_library() -> tuple[type, type]:
+        """Returns the classes of the library that computes the scores: annotations, and their evaluation."""
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
 
     def reset(self):
         """Forgets all poses."""
@@ -137,7 +145,8 @@ class KeypointMetric:
             raise ValueError("there are no images to score: pass them to `update` first.")
         if len(predictions) < len(self.images):
             logger.warning("scoring %d of the %d images in the annotations.", len(predictions), len(self.images))
-        records = list(coco_results(predictions))
+        poses_by_image = sorted(predictions.items())
+        records = [record for image_id, poses in poses_by_image for record in coco_records(poses, image_id=image_id)]
         with redirect_stdout(io.StringIO()):  # pycocotools prints
             # `loadRes` needs at least one record to tell what it is about.
             found = self._ground_truth.loadRes(records) if records else self._index_nothing()
@@ -248,10 +257,6 @@ class CrowdPoseKeypoints(KeypointMetric):
         ValueError: also if an image has no `crowdIndex`.
     """
 
-    # The numbers of pycocotools in a quarter of the time: here four sets of images are scored, not one.
-    _coco_class = faster_coco_eval.COCO
-    _evaluator_class = faster_coco_eval.COCOeval_faster
-
     def __init__(
         self,
         annotations: str | PathLike | Mapping[str, Any],
@@ -266,6 +271,13 @@ class CrowdPoseKeypoints(KeypointMetric):
                 f"image {plain[0]} has no `crowdIndex`, by which CrowdPose tells easy from hard images: "
                 "use the COCO metric for other datasets."
             )
+
+    @staticmethod
+    def _import_library() -> tuple[type, type]:
+        # The numbers of pycocotools in a quarter of the time: here four sets of images are scored, not one.
+        import faster_coco_eval
+
+        return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
 
     def _score(self, found, image_ids: list[int]) -> dict[str, float]:
         overall = super()._score(found, image_ids)
@@ -285,6 +297,10 @@ class CrowdPoseKeypoints(KeypointMetric):
 
     def _person_area(self, annotation: Mapping[str, Any]) -> float:
         return _box_area(annotation)
+
+
+# By the name that commands and the `evaluate` module know them by.
+METRICS = {"coco": CocoKeypoints, "crowdpose": CrowdPoseKeypoints}
 
 
 def read_annotations(annotations: str | PathLike | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,0 +1,63 @@
+"""The published recipes, and what options and small datasets make of them."""
+
+import pytest
+
+from transformers_detrpose import DETRPoseConfig
+from transformers_detrpose.training import FINE_TUNING, RECIPES, variant_of
+
+# epochs | mosaic from, to; all off from | backbone lr | lr drop | base size repeats
+TABLE = """
+coco      n 160 5  83 156 1e-4 none 0
+coco      s 100 5  53  96 1e-4 none 20
+coco      m  64 5  35  60 1e-5   15 6
+coco      l  52 5  29  48 1e-5 none 4
+coco      x  52 5  29  48 5e-5 none 4
+crowdpose n 284 5 137 264 1e-5 none 0
+crowdpose s 176 5  83 156 1e-5 none 20
+crowdpose m  76 5  41  72 1e-5 none 6
+crowdpose l  64 5  29  60 1e-5 none 4
+crowdpose x  52 5  29  60 1e-5 none 4
+"""
+
+
+@pytest.mark.parametrize("line", TABLE.strip().splitlines())
+def test_published_recipes(line):
+    dataset, variant, *numbers = line.split()
+    recipe = RECIPES[dataset][variant]
+    starts = [phase.first_epoch for phase in recipe.phases()]
+    assert [recipe.epochs, *starts] == [int(numbers[0]), 0, *map(int, numbers[1:4])]
+    assert recipe.backbone_lr == float(numbers[4])
+    assert recipe.lr_drop_epoch == (None if numbers[5] == "none" else int(numbers[5]))
+    assert recipe.base_size_repeats == int(numbers[6])
+    assert (recipe.lr, recipe.batch_size, recipe.warmup_steps(7000)) == (1e-4, 16, 0)
+
+
+def test_there_is_no_other_recipe():
+    assert sum(map(len, RECIPES.values())) == len(TABLE.strip().splitlines())
+
+
+def test_options_win():
+    recipe = RECIPES["coco"]["m"].changed(lr=3e-4, batch_size=32, backbone_lr=None, base_size_repeats=0)
+    assert (recipe.lr, recipe.batch_size, recipe.backbone_lr, recipe.base_size_repeats) == (3e-4, 32, 1e-5, 0)
+    assert recipe.phases() == RECIPES["coco"]["m"].phases()
+
+
+def test_another_length_moves_phases_and_drop_in_proportion():
+    recipe = RECIPES["coco"]["m"].changed(epochs=32)
+    assert [phase.first_epoch for phase in recipe.phases()] == [0, 3, 16, 29]
+    assert recipe.lr_drop_epoch == 8
+    assert RECIPES["coco"]["m"].changed(epochs=32, lr_drop_epoch=20).lr_drop_epoch == 20
+
+
+@pytest.mark.parametrize(("num_images", "expected"), [(60, 35), (8, 5), (2000, 500)])
+def test_warm_up_is_at_most_a_tenth_of_a_small_training(num_images, expected):
+    steps_per_epoch = num_images // FINE_TUNING.batch_size
+    warmup_steps = FINE_TUNING.warmup_steps(steps_per_epoch)
+    assert warmup_steps == expected <= steps_per_epoch * FINE_TUNING.epochs / 10
+
+
+def test_variant_of():
+    for variant in RECIPES["coco"]:
+        config = DETRPoseConfig.from_variant(variant, "crowdpose", num_queries=7, id2label={0: "bird"})
+        assert variant_of(config) == variant
+    assert variant_of(DETRPoseConfig.from_variant("s", d_model=128)) is None
