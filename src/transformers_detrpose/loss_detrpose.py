@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from .denoising import DenoisingQueries, positive_matches
 from .pose_targets import PoseTargets, keypoint_sigmas, pad_targets
@@ -245,12 +246,9 @@ def ksvf_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, config)
 
 def focal_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, config) -> Tensor:
     """Sigmoid focal loss: α (1-p)^γ (-ln p) on the matched label, (1-α) p^γ (-ln (1-p)) on the others."""
-    is_label = _is_matched_label(outputs, matched).expand_as(outputs.logits)
-    cross_entropy = F.binary_cross_entropy_with_logits(outputs.logits, is_label.float(), reduction="none")
-    alpha = torch.where(is_label, config.focal_loss_alpha, 1 - config.focal_loss_alpha)
-    # exp(-cross entropy) is the probability given to the right answer.
-    loss = alpha * (1 - torch.exp(-cross_entropy)) ** config.focal_loss_gamma * cross_entropy
-    return loss.flatten(1).sum(1)
+    is_label = _is_matched_label(outputs, matched).expand_as(outputs.logits).float()
+    alpha, gamma = config.focal_loss_alpha, config.focal_loss_gamma
+    return sigmoid_focal_loss(outputs.logits, is_label, alpha, gamma).flatten(1).sum(1)
 
 
 def keypoints_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, config) -> Tensor:
