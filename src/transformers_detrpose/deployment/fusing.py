@@ -38,7 +38,6 @@ from .modules import (
     MapAttention,
     PairwiseMaximum,
     PhasePositionHead,
-    QueryTokens,
     RowDecoderLayer,
     RowMLP,
     SplitFusionBlock,
@@ -134,7 +133,7 @@ def replacements(target: str, model: DETRPoseForPoseEstimation) -> dict[type, Bu
         DETRPoseConvNorm: fold_conv_norm,
         DETRPoseRepVggBlock: fold_rep_vgg_block,
         DETRPoseFusionBlock: SplitFusionBlock,
-        DETRPoseQueryContent: QueryTokens,
+        DETRPoseQueryContent: drop_denoising,
         DETRPoseMLP: RowMLP,
         DETRPosePositionHead: PhasePositionHead,
         DETRPoseDecoderLayer: partial(RowDecoderLayer, **how),
@@ -179,6 +178,12 @@ def keep_last_heads(decoder: DETRPoseDecoder) -> DETRPoseDecoder:
     """Drops the heads whose scores only training needs."""
     decoder.class_heads, decoder.quality_heads = decoder.class_heads[-1:], decoder.quality_heads[-1:]
     return decoder
+
+
+def drop_denoising(content: DETRPoseQueryContent) -> DETRPoseQueryContent:
+    """Drops the tables that only pose denoising reads."""
+    del content.denoising_label_embedding, content.denoising_keypoint_embedding
+    return content
 
 
 def in_place(activation: nn.Module) -> nn.Module:

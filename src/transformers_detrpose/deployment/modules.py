@@ -93,18 +93,6 @@ class PhasePositionHead(RowMLP):
         return super().forward(sines.to(self.layers[0].weight.dtype))
 
 
-class QueryTokens(nn.Module):
-    """The tokens of the queries, put together once; there is no denoising at inference."""
-
-    def __init__(self, content: nn.Module):
-        super().__init__()
-        num_queries = content.query_embedding.num_embeddings
-        self.register_buffer("tokens", content(1, num_queries)[0].detach().clone(), persistent=False)
-
-    def forward(self, batch_size: int, num_queries: int) -> torch.Tensor:
-        return self.tokens[:num_queries].expand(batch_size, -1, -1, -1)
-
-
 class JointSelfAttention(nn.Module):
     """Self-attention along one axis of the tokens, with queries, keys and values from one projection.
 
