@@ -137,7 +137,7 @@ import json, sys
 sys.modules["transformers_detrpose"] = None  # importing it fails, as if it were not installed
 import torch, transformers
 from PIL import Image
-folder, image_file = sys.argv[1:]
+folder, image_file, saved_again = sys.argv[1:]
 image = Image.open(image_file)
 processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
 inputs = processor(image, return_tensors="pt")
@@ -151,7 +151,7 @@ for name in ("AutoModel", "AutoModelForKeypointDetection", "AutoModelForPoseEsti
         results[name] = [type(model).__name__, outputs.pred_keypoints.tolist()]
 pipe = transformers.pipeline("keypoint-detection", model=folder, trust_remote_code=True, device="cpu")
 results["pipeline"] = [type(pipe).__name__, pipe(image, threshold=0.0)]
-model.save_pretrained(folder + "/again")
+model.save_pretrained(saved_again)
 print(json.dumps(results))
 """
 
@@ -161,7 +161,8 @@ def test_code_travels(folder, tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     image.save(tmp_path / "image.png")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(folder), str(tmp_path / "image.png")]
+    arguments = [str(folder), str(tmp_path / "image.png"), str(tmp_path / "again")]
+    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
@@ -181,7 +182,7 @@ def test_code_travels(folder, tmp_path):
     assert name == "KeypointDetectionPipeline" and len(poses) == len(expected) == 7
     scores, expected_scores = ([pose["score"] for pose in result] for result in (poses, expected))
     assert scores == pytest.approx(expected_scores, abs=1e-4)
-    assert json.loads((folder / "again" / "config.json").read_text())["custom_pipelines"] == CUSTOM_PIPELINES
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["custom_pipelines"] == CUSTOM_PIPELINES
 
 
 def test_pipeline_of_the_package_needs_no_trust(folder):
