@@ -494,8 +494,11 @@ def test_nobody_above_the_threshold():
 
 def test_score_must_exceed_the_threshold():
     outputs = fake_outputs(batch_size=1, num_queries=2, num_labels=1)
-    outputs.logits = torch.tensor([[[0.0], [0.01]]])
-    assert len(DETRPoseImageProcessor().post_process_keypoint_detection(outputs, 0.5)[0]["scores"]) == 1
+    outputs.logits = torch.tensor([[[1000.0], [-1000.0]]])  # scores of exactly 1 and 0
+    processor = DETRPoseImageProcessor()
+    assert [
+        len(processor.post_process_keypoint_detection(outputs, threshold)[0]["scores"]) for threshold in (0.0, 0.5, 1.0)
+    ] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("missing", [None, "attribute"])
