@@ -129,6 +129,7 @@ def rgb_of(image, **kwargs):
         Image.fromarray(GREY.astype(np.uint16) * 257),  # I;16
         Image.fromarray(GREY.astype(np.int32) * 257),  # I
         Image.fromarray(GREY.astype(np.float32)),  # F
+        Image.fromarray(GREY.astype(np.float32) / 255),  # F, as fractions
         GREY[..., None],
         GREY[None],
         GREY[None].astype(np.uint16) * 257,
@@ -162,6 +163,25 @@ def test_channels_that_are_no_image():
     with pytest.raises(ValueError, match="1, 3 or 4 channels .* got 2"):
         pixels(np.zeros((2, 8, 8), np.uint8), input_data_format="channels_first")
     assert pixels(np.zeros((4, 8, 8), np.uint8), do_convert_rgb=False).shape == (1, 4, 640, 640)
+
+
+UNUSABLE = {
+    "empty": (np.zeros((0, 5, 3), np.uint8), r"must have pixels, but got the shape \(0, 5, 3\)"),
+    "complex": (np.zeros((3, 8, 8), np.complex64), "real numbers, but got torch.complex64"),
+    "NaN": (np.full((3, 8, 8), np.nan, np.float32), "must be finite, but got NaN"),
+    "infinite": (torch.full((3, 8, 8), np.inf), "must be finite"),
+    "32 bit": (Image.fromarray(np.array([[0, 2**30]], np.int32)), "16-bit values, 0 to 65535, but got 0 to 1.07374e"),
+    "negative": (Image.fromarray(np.array([[-1, 5]], np.int32)), "16-bit values, 0 to 65535, but got -1 to 5"),
+    "float of 16 bit": (Image.fromarray(np.array([[0, 256.5]], np.float32)), "0 to 1 or to 255, but got 0 to 256.5"),
+    "float NaN": (Image.fromarray(np.array([[0, np.nan]], np.float32)), "floating-point .* but got nan to nan"),
+}
+
+
+@pytest.mark.parametrize("image, message", UNUSABLE.values(), ids=UNUSABLE)
+def test_unusable_images(image, message):
+    kwargs = {} if isinstance(image, Image.Image) else {"input_data_format": "channels_first"}
+    with pytest.raises(ValueError, match=message):
+        pixels(image, **kwargs)
 
 
 def save_rotated(path, **save_options):

@@ -414,7 +414,7 @@ def image_to_tensor(
         device: where the tensor shall be.
 
     Raises:
-        ValueError: if the channels cannot be found.
+        ValueError: if the channels cannot be found, or the image is empty, complex or not finite.
     """
     if isinstance(image, Image.Image):
         image = np.array(convert_to_rgb(image) if do_convert_rgb else image)
@@ -423,6 +423,7 @@ def image_to_tensor(
         # PyTorch takes neither mirrored arrays, such as BGR turned into RGB by [..., ::-1], nor read-only ones.
         image = np.require(image, requirements=["C", "W"])
     image = torch.as_tensor(image)
+    _check_values(image)
     if image.ndim == 2:
         image, input_data_format = image[None], ChannelDimension.FIRST
     if input_data_format is None:
@@ -436,6 +437,16 @@ def image_to_tensor(
             raise ValueError(f"an image must have 1, 3 or 4 channels to become RGB, but got {image.shape[0]}.")
         image = image[:3].expand(3, -1, -1)
     return image.to(device)
+
+
+def _check_values(image: torch.Tensor):
+    """Raises `ValueError` unless there are pixels and they are finite real numbers."""
+    if image.numel() == 0:
+        raise ValueError(f"an image must have pixels, but got the shape {tuple(image.shape)}.")
+    if image.is_complex():
+        raise ValueError(f"an image must consist of real numbers, but got {image.dtype}.")
+    if not image.isfinite().all():
+        raise ValueError("an image must be finite, but got NaN or infinite values.")
 
 
 def prepare_coco_labels(
