@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import supervision
 import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -128,6 +129,7 @@ def rgb_of(image, **kwargs):
         Image.fromarray(GREY.astype(np.uint16) * 257),  # I;16
         Image.fromarray(GREY.astype(np.int32) * 257),  # I
         Image.fromarray(GREY.astype(np.float32)),  # F
+        Image.fromarray(GREY.astype(np.float32) / 255),  # F, as fractions
         GREY[..., None],
         GREY[None],
         GREY[None].astype(np.uint16) * 257,
@@ -161,6 +163,25 @@ def test_channels_that_are_no_image():
     with pytest.raises(ValueError, match="1, 3 or 4 channels .* got 2"):
         pixels(np.zeros((2, 8, 8), np.uint8), input_data_format="channels_first")
     assert pixels(np.zeros((4, 8, 8), np.uint8), do_convert_rgb=False).shape == (1, 4, 640, 640)
+
+
+UNUSABLE = {
+    "empty": (np.zeros((0, 5, 3), np.uint8), r"must have pixels, but got the shape \(0, 5, 3\)"),
+    "complex": (np.zeros((3, 8, 8), np.complex64), "real numbers, but got torch.complex64"),
+    "NaN": (np.full((3, 8, 8), np.nan, np.float32), "must be finite, but got NaN"),
+    "infinite": (torch.full((3, 8, 8), np.inf), "must be finite"),
+    "32 bit": (Image.fromarray(np.array([[0, 2**30]], np.int32)), "16-bit values, 0 to 65535, but got 0 to 1.07374e"),
+    "negative": (Image.fromarray(np.array([[-1, 5]], np.int32)), "16-bit values, 0 to 65535, but got -1 to 5"),
+    "float of 16 bit": (Image.fromarray(np.array([[0, 256.5]], np.float32)), "0 to 1 or to 255, but got 0 to 256.5"),
+    "float NaN": (Image.fromarray(np.array([[0, np.nan]], np.float32)), "floating-point .* but got nan to nan"),
+}
+
+
+@pytest.mark.parametrize("image, message", UNUSABLE.values(), ids=UNUSABLE)
+def test_unusable_images(image, message):
+    kwargs = {} if isinstance(image, Image.Image) else {"input_data_format": "channels_first"}
+    with pytest.raises(ValueError, match=message):
+        pixels(image, **kwargs)
 
 
 def save_rotated(path, **save_options):
@@ -394,7 +415,8 @@ def slow_post_process(outputs, threshold, sizes, sigmas):
                 k2 = area * (2 * sigma) ** 2
                 keypoint_scores.append(((1 + (sx * width) ** 2 / k2) * (1 + (sy * height) ** 2 / k2)) ** -0.5)
             box = torch.stack([xs.min(), ys.min(), xs.max(), ys.max()])
-            poses.append((score, label, torch.stack([xs, ys], dim=1), torch.tensor(keypoint_scores), box))
+            std = deviations[query] * torch.tensor([width, height])
+            poses.append((score, label, torch.stack([xs, ys], dim=1), torch.tensor(keypoint_scores), std, box))
         results.append(poses)
     return results
 
@@ -407,13 +429,14 @@ def test_post_processing_follows_its_definition(threshold):
     expected = slow_post_process(outputs, threshold, sizes, TRIANGLE.sigmas)
     assert [len(result["scores"]) for result in results] == [len(poses) for poses in expected]
     for result, poses in zip(results, expected, strict=True):
-        assert list(result) == ["scores", "labels", "keypoints", "keypoint_scores", "boxes"]
+        assert list(result) == ["scores", "labels", "keypoints", "keypoint_scores", "keypoint_std", "boxes"]
         assert result["labels"].dtype == torch.int64
-        for index, (score, label, keypoints, keypoint_scores, box) in enumerate(poses):
+        for index, (score, label, keypoints, keypoint_scores, deviations, box) in enumerate(poses):
             assert result["scores"][index].item() == pytest.approx(score)
             assert result["labels"][index] == label
             torch.testing.assert_close(result["keypoints"][index], keypoints)
             torch.testing.assert_close(result["keypoint_scores"][index], keypoint_scores)
+            torch.testing.assert_close(result["keypoint_std"][index], deviations)
             torch.testing.assert_close(result["boxes"][index], box)
 
 
@@ -484,14 +507,18 @@ def test_nobody_above_the_threshold():
         "labels": (0,),
         "keypoints": (0, 3, 2),
         "keypoint_scores": (0, 3),
+        "keypoint_std": (0, 3, 2),
         "boxes": (0, 4),
     }
 
 
 def test_score_must_exceed_the_threshold():
     outputs = fake_outputs(batch_size=1, num_queries=2, num_labels=1)
-    outputs.logits = torch.tensor([[[0.0], [0.01]]])
-    assert len(DETRPoseImageProcessor().post_process_keypoint_detection(outputs, 0.5)[0]["scores"]) == 1
+    outputs.logits = torch.tensor([[[1000.0], [-1000.0]]])  # scores of exactly 1 and 0
+    processor = DETRPoseImageProcessor()
+    assert [
+        len(processor.post_process_keypoint_detection(outputs, threshold)[0]["scores"]) for threshold in (0.0, 0.5, 1.0)
+    ] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("missing", [None, "attribute"])
@@ -501,6 +528,61 @@ def test_keypoint_scores_without_deviations(missing):
         del outputs.pred_keypoint_std
     result = DETRPoseImageProcessor().post_process_keypoint_detection(outputs, 0.0)[0]
     assert torch.equal(result["keypoint_scores"], result["scores"][:, None].expand(-1, 3))
+    assert "keypoint_std" not in result
+    (pose, *_), _ = DETRPoseImageProcessor().post_process_pose_estimation(outputs, 0.0)
+    assert list(pose) == ["keypoints", "scores", "labels", "bbox", "score", "label"]
+
+
+def test_one_dictionary_per_pose():
+    """ViTPose's contract, with the numbers of the other post-processing."""
+    outputs, sizes = fake_outputs(batch_size=3), [(480, 640), (100, 50), (7, 2000)]
+    processor = DETRPoseImageProcessor(keypoint_schema=TRIANGLE)
+    results = processor.post_process_pose_estimation(outputs, 0.3, sizes)
+    expected = processor.post_process_keypoint_detection(outputs, 0.3, sizes)
+    columns = {
+        "keypoints": "keypoints",
+        "scores": "keypoint_scores",
+        "bbox": "boxes",
+        "score": "scores",
+        "label": "labels",
+        "keypoint_std": "keypoint_std",
+    }
+    assert [len(poses) for poses in results] == [len(result["scores"]) for result in expected]
+    assert sum(map(len, results)) > 3
+    for poses, result in zip(results, expected, strict=True):
+        for index, pose in enumerate(poses):
+            assert list(pose) == ["keypoints", "scores", "labels", "bbox", "score", "label", "keypoint_std"]
+            assert pose["labels"].tolist() == [0, 1, 2] and pose["labels"].dtype == torch.int64
+            assert all(torch.equal(pose[key], result[column][index]) for key, column in columns.items())
+
+
+def test_supervision_reads_one_dictionary_per_pose():
+    processor = DETRPoseImageProcessor(keypoint_schema=TRIANGLE)
+    outputs, sizes = fake_outputs(), torch.tensor([(480, 640)] * 2)
+    results = processor.post_process_pose_estimation(outputs, threshold=0.0, target_sizes=sizes)
+    expected = processor.post_process_keypoint_detection(outputs, threshold=0.0, target_sizes=sizes)[0]
+    poses = supervision.KeyPoints.from_transformers(results[0])
+    assert len(poses) == 5
+    assert np.array_equal(poses.xy, expected["keypoints"].numpy())
+    assert np.array_equal(poses.keypoint_confidence, expected["keypoint_scores"].numpy())
+
+
+def test_nobody_is_an_empty_list():
+    processor = DETRPoseImageProcessor(keypoint_schema=TRIANGLE)
+    results = processor.post_process_pose_estimation(fake_outputs(), threshold=1.0, target_sizes=[(480, 640)] * 2)
+    assert results == [[], []]
+    assert len(supervision.KeyPoints.from_transformers(results[0])) == 0
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("logits", np.nan), ("pred_keypoints", np.nan), ("pred_keypoints", np.inf), ("pred_keypoints", -np.inf)],
+)
+def test_outputs_that_are_not_finite(name, value):
+    outputs = fake_outputs()
+    getattr(outputs, name)[1, 2, 0] = value
+    with pytest.raises(ValueError, match="`outputs` must be finite"):
+        DETRPoseImageProcessor().post_process_keypoint_detection(outputs, threshold=0.0)
 
 
 def test_sigmas_come_from_the_schema():
@@ -547,6 +629,7 @@ def change(**changes):
         (change(), dict(target_sizes=[(480, 640)]), "each of 2 images"),
         (change(), dict(target_sizes=[(480, 640, 3)] * 2), "positive height and width"),
         (change(), dict(target_sizes=[(480, 0)] * 2), "positive height and width"),
+        (change(), dict(target_sizes=[(480, float("inf"))] * 2), "positive height and width"),
         (change(), dict(target_sizes=torch.tensor([480, 640])), "positive height and width"),
         (change(), dict(target_sizes=(480, 640)), r"each of 2 images, but got \(480, 640\)"),
         (change(), dict(target_sizes=[(480,), (480, 640)]), "positive height and width"),

@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from test_modeling_detrpose import tiny_config
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForKeypointDetection, pipeline
 
@@ -16,8 +18,15 @@ from transformers_detrpose import (
     DETRPoseForPoseEstimation,
     DETRPoseImageProcessor,
     DETRPoseModel,
+    KeypointDetectionPipeline,
     modeling_detrpose,
 )
+from transformers_detrpose.pipeline_keypoint_detection import CUSTOM_PIPELINES
+
+# transformers 4 has only the first.
+POSE_AUTO_CLASSES = [
+    name for name in ("AutoModelForKeypointDetection", "AutoModelForPoseEstimation") if hasattr(transformers, name)
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +59,8 @@ def test_auto_classes(folder, model, image):
     base = AutoModel.from_pretrained(folder)
     assert isinstance(base, DETRPoseModel)
     assert_same_outputs(base, model, image)
-    auto_classes = ["AutoModelForKeypointDetection", "AutoModelForPoseEstimation"]
-    for name in (name for name in auto_classes if hasattr(transformers, name)):
+    assert len(POSE_AUTO_CLASSES) == (1 if transformers.__version__.startswith("4.") else 2)
+    for name in POSE_AUTO_CLASSES:
         loaded = getattr(transformers, name).from_pretrained(folder)
         assert isinstance(loaded, DETRPoseForPoseEstimation)
         assert_same_outputs(loaded, model, image)
@@ -123,32 +132,64 @@ def test_missing_weights_start_as_in_a_new_model(folder, tmp_path):
     assert all(parameter.isfinite().all() for parameter in loaded.parameters())
 
 
-def test_code_travels(folder):
-    """A Python that does not know the package loads the folder with `trust_remote_code`, and gets the same numbers."""
-    script = f"""
-import sys
-sys.modules["transformers_detrpose"] = None  # as if it were not installed
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForKeypointDetection
-import torch
-image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-folder = {str(folder)!r}
-processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
-for auto_class in (AutoModel, AutoModelForKeypointDetection):
-    model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
-    with torch.no_grad():
-        outputs = model(image)
-poses = processor.post_process_keypoint_detection(outputs, threshold=0.0)
-print(type(model).__name__, outputs.pred_keypoints.double().sum().item(), len(poses[0]["scores"]))
+WITHOUT_THE_PACKAGE = """
+import json, sys
+sys.modules["transformers_detrpose"] = None  # importing it fails, as if it were not installed
+import torch, transformers
+from PIL import Image
+folder, image_file, saved_again = sys.argv[1:]
+image = Image.open(image_file)
+processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+inputs = processor(image, return_tensors="pt")
+results = {}
+for name in ("AutoModel", "AutoModelForKeypointDetection", "AutoModelForPoseEstimation"):
+    if hasattr(transformers, name):
+        auto_class = getattr(transformers, name)
+        model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
+        with torch.no_grad():
+            outputs = model(**inputs)
+        results[name] = [type(model).__name__, outputs.pred_keypoints.tolist()]
+pipe = transformers.pipeline("keypoint-detection", model=folder, trust_remote_code=True, device="cpu")
+results["pipeline"] = [type(pipe).__name__, pipe(image, threshold=0.0)]
+model.save_pretrained(saved_again)
+print(json.dumps(results))
 """
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
-    name, total, num_poses = result.stdout.split()[-3:]
+
+
+def test_code_travels(folder, tmp_path):
+    """A Python that does not know the package loads the folder with `trust_remote_code`, and gets the same numbers."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    image.save(tmp_path / "image.png")
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    arguments = [str(folder), str(tmp_path / "image.png"), str(tmp_path / "again")]
+    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+
     model = DETRPoseForPoseEstimation.from_pretrained(folder).eval()
     with torch.no_grad():
-        expected = model(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))).pred_keypoints
-    assert name == "DETRPoseForPoseEstimation" and int(num_poses) == 7
-    assert float(total) == pytest.approx(expected.double().sum().item(), abs=1e-4)
+        keypoints = model(**DETRPoseImageProcessor()(image, return_tensors="pt")).pred_keypoints
+    auto_classes = [name for name in found if name != "pipeline"]
+    assert auto_classes == ["AutoModel", *POSE_AUTO_CLASSES]
+    for name in auto_classes:
+        class_name, values = found[name]
+        assert class_name == ("DETRPoseModel" if name == "AutoModel" else "DETRPoseForPoseEstimation")
+        torch.testing.assert_close(torch.tensor(values), keypoints, atol=1e-4, rtol=0)
+
+    name, poses = found["pipeline"]
+    expected = pipeline("keypoint-detection", model=str(folder), device="cpu")(image, threshold=0.0)
+    assert name == "KeypointDetectionPipeline" and len(poses) == len(expected) == 7
+    scores, expected_scores = ([pose["score"] for pose in result] for result in (poses, expected))
+    assert scores == pytest.approx(expected_scores, abs=1e-4)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["custom_pipelines"] == CUSTOM_PIPELINES
+
+
+def test_pipeline_of_the_package_needs_no_trust(folder):
+    """Although the folder names a pipeline of its own; neither does that one run where the package is installed."""
+    assert "custom_pipelines" in json.loads((folder / "config.json").read_text())
+    assert type(pipeline("keypoint-detection", model=str(folder))) is KeypointDetectionPipeline
+    assert not hasattr(AutoConfig.from_pretrained(folder), "custom_pipelines")
 
 
 class FakeHub:
@@ -187,12 +228,16 @@ def test_push_to_hub(model, monkeypatch, tmp_path, has_card):
         assert "keypoint_0, keypoint_1, keypoint_2" in card and "dog (2)" in card
 
 
-def test_folder_holds_the_code(folder):
+def test_folder_holds_the_code(folder, model):
     config = json.loads((folder / "config.json").read_text())
     assert config["auto_map"] == {
         "AutoConfig": "configuration_detrpose.DETRPoseConfig",
         "AutoModel": "modeling_detrpose.DETRPoseModel",
         "AutoModelForKeypointDetection": "modeling_detrpose.DETRPoseForPoseEstimation",
+        "AutoModelForPoseEstimation": "modeling_detrpose.DETRPoseForPoseEstimation",
     }
-    for module in ("configuration_detrpose", "modeling_detrpose", "image_processing_detrpose", "loss_detrpose"):
+    assert config["custom_pipelines"] == CUSTOM_PIPELINES
+    assert not hasattr(model.config, "custom_pipelines")
+    modules = ["configuration", "modeling", "image_processing", "loss"]
+    for module in [*(f"{module}_detrpose" for module in modules), "pipeline_keypoint_detection"]:
         assert (folder / f"{module}.py").is_file()

@@ -3,11 +3,12 @@
 Source: "DETRPose: Real-time end-to-end transformer model for multi-person pose estimation", arXiv 2506.13027.
 """
 
-import transformers
+import importlib
+from typing import TYPE_CHECKING
 
 from .configuration_detrpose import DETRPoseConfig
-from .image_processing_detrpose import DETRPoseImageProcessor
-from .keypoint_schemas import KeypointSchema
+from .image_processing_detrpose import DETRPoseImageProcessor, expected_keypoint_similarity
+from .keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, KeypointSchema, read_coco_categories
 from .modeling_detrpose import (
     DETRPoseForPoseEstimation,
     DETRPoseForPoseEstimationOutput,
@@ -15,11 +16,17 @@ from .modeling_detrpose import (
     DETRPoseModelOutput,
     DETRPosePreTrainedModel,
 )
-from .pipeline_keypoint_detection import KeypointDetectionPipeline, register_pipeline
+from .pipeline_keypoint_detection import KeypointDetectionPipeline
+from .registration import register_with_transformers
+
+if TYPE_CHECKING:
+    from .visualization import draw_poses, to_supervision
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "COCO_PERSON",
+    "CROWDPOSE_PERSON",
     "DETRPoseConfig",
     "DETRPoseForPoseEstimation",
     "DETRPoseForPoseEstimationOutput",
@@ -29,20 +36,18 @@ __all__ = [
     "DETRPosePreTrainedModel",
     "KeypointDetectionPipeline",
     "KeypointSchema",
+    "draw_poses",
+    "expected_keypoint_similarity",
+    "read_coco_categories",
+    "to_supervision",
 ]
 
-transformers.AutoConfig.register(DETRPoseConfig.model_type, DETRPoseConfig, exist_ok=True)
-transformers.AutoModel.register(DETRPoseConfig, DETRPoseModel, exist_ok=True)
-transformers.AutoModelForKeypointDetection.register(DETRPoseConfig, DETRPoseForPoseEstimation, exist_ok=True)
-if hasattr(transformers, "AutoModelForPoseEstimation"):  # from 5.x on
-    transformers.AutoModelForPoseEstimation.register(DETRPoseConfig, DETRPoseForPoseEstimation, exist_ok=True)
-transformers.AutoImageProcessor.register(
-    DETRPoseConfig, fast_image_processor_class=DETRPoseImageProcessor, exist_ok=True
-)
-register_pipeline()
 
-# Saved folders carry the code along, so that `trust_remote_code=True` loads them where this package is not installed.
-DETRPoseConfig.register_for_auto_class()
-DETRPoseModel.register_for_auto_class("AutoModel")
-DETRPoseForPoseEstimation.register_for_auto_class("AutoModelForKeypointDetection")
-DETRPoseImageProcessor.register_for_auto_class("AutoImageProcessor")
+def __getattr__(name: str):
+    """Imports drawing when it is first asked for: supervision takes a while, and few need it."""
+    if name in ("draw_poses", "to_supervision"):
+        return getattr(importlib.import_module(".visualization", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+register_with_transformers()

@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .keypoint_schemas import KeypointSchema
 
@@ -320,6 +321,15 @@ class DETRPoseConfig(PretrainedConfig):
         plan = fields.pop("backbone")
         fields.setdefault("backbone_config", hgnet_config(plan, fields.get("feature_strides", (8, 16, 32))))
         return cls(keypoint_schema=skeleton, **fields)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Builds the configuration from the dictionary in a `config.json`, as every transformers configuration does."""
+        # Where this package is installed, its own pipeline is registered. With `custom_pipelines` in the configuration,
+        # transformers would insist on `trust_remote_code=True` and take the pipeline that was saved with the model.
+        if not __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
+            config_dict = {key: value for key, value in config_dict.items() if key != "custom_pipelines"}
+        return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the configuration as a dictionary of JSON types."""

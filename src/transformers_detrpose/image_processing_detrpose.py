@@ -1,5 +1,6 @@
 """Images and COCO annotations in, tensors for DETRPose out; and its outputs back to poses in pixels."""
 
+import math
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -189,8 +190,8 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
     ) -> list[dict[str, torch.Tensor]]:
         """Turns the outputs of the model into poses.
 
-        In each image the best `num_queries` pairs of query and label are selected, then those above the threshold are
-        kept. A query may thus appear under two labels.
+        In each image the best pairs of query and label are selected, as many as there are queries, then those above the
+        threshold are kept. A query may thus appear under two labels.
 
         Args:
             outputs: `DETRPoseForPoseEstimationOutput`, or anything with `logits` (batch, queries, labels),
@@ -208,44 +209,67 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             - `keypoints` (n, K, 2): x, y in pixels. They may lie outside the image.
             - `keypoint_scores` (n, K): the keypoint similarity that the model itself expects of each keypoint, see
               `expected_keypoint_similarity`; without `pred_keypoint_std` the score of the pose, repeated.
+            - `keypoint_std` (n, K, 2): standard deviations in x and y in pixels; only with `pred_keypoint_std`.
             - `boxes` (n, 4): x1, y1, x2, y2 in pixels, around the keypoints.
 
         Raises:
-            ValueError: if a shape, the threshold or the number of target sizes is not usable.
+            ValueError: if a shape, the threshold or the number of target sizes is not usable, or the outputs are not
+                finite.
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must lie between 0 and 1, but got {threshold}.")
-        logits, keypoints, deviations = _output_tensors(outputs)
-        batch_size, num_queries, num_labels = logits.shape
-        sigmas = self._sigmas(keypoints.shape[2], logits.device)
-        image_scale = _image_scale(target_sizes, batch_size, logits.device)
-        minimum_side = MINIMUM_SIDE_FRACTION if target_sizes is None else MINIMUM_SIDE_PIXELS
-
-        scores, pairs = logits.float().sigmoid().flatten(1).topk(num_queries, dim=1)
-        keep = scores > threshold
-        image, rank = keep.nonzero(as_tuple=True)
-        scores, pairs = scores[image, rank], pairs[image, rank]
-        query = pairs // num_labels
-        scale = image_scale[image, None]
-
-        keypoints = keypoints[image, query].float() * scale
-        boxes = torch.cat([keypoints.amin(dim=1), keypoints.amax(dim=1)], dim=1)
-        if deviations is None:
-            keypoint_scores = scores[:, None].repeat(1, keypoints.shape[1])
+        tensors = _output_tensors(outputs)
+        batch_size, device = len(tensors["logits"]), tensors["logits"].device
+        if target_sizes is None:
+            sizes, minimum_side = torch.ones(batch_size, 2, device=device), MINIMUM_SIDE_FRACTION
         else:
-            deviations = deviations[image, query].float() * scale
-            keypoint_scores = expected_keypoint_similarity(deviations, boxes, sigmas, minimum_side)
+            sizes, minimum_side = _size_tensor(target_sizes, batch_size, device), MINIMUM_SIDE_PIXELS
+        sigmas = self._sigmas(tensors["pred_keypoints"].shape[2], device)
 
-        poses = {
-            "scores": scores,
-            "labels": pairs % num_labels,
-            "keypoints": keypoints,
-            "keypoint_scores": keypoint_scores,
-            "boxes": boxes,
-        }
+        poses = select_poses(tensors, sizes, sigmas, minimum_side)
+        keep = poses["scores"] > threshold
+        image, rank = keep.nonzero(as_tuple=True)
+        kept = {name: values[image, rank] for name, values in poses.items()}
+        # A sum is finite only if everything in it is.
+        if not math.isfinite(poses["scores"].sum() + kept["keypoints"].sum()):
+            raise ValueError("`outputs` must be finite, but the model returned NaN or infinite values.")
         counts = keep.sum(dim=1).tolist()
-        per_image = zip(*(values.split(counts) for values in poses.values()), strict=True)
-        return [dict(zip(poses, values, strict=True)) for values in per_image]
+        per_image = zip(*(values.split(counts) for values in kept.values()), strict=True)
+        return [dict(zip(kept, values, strict=True)) for values in per_image]
+
+    def post_process_pose_estimation(
+        self,
+        outputs,
+        threshold: float = 0.5,
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+    ) -> list[list[dict[str, torch.Tensor]]]:
+        """Turns the outputs of the model into poses, one dictionary per pose as ViTPose's image processor does.
+
+        The same poses as [`post_process_keypoint_detection`] gives, in the form that
+        `supervision.KeyPoints.from_transformers` reads.
+
+        Args:
+            outputs: See `post_process_keypoint_detection`.
+            threshold: Poses need a higher score than this, from 0 to 1.
+            target_sizes: (height, width) of each image in pixels, as a list or a tensor (batch, 2). Without them
+                coordinates stay fractions of the image.
+
+        Returns:
+            Per image a list of poses, best first. A pose is a dictionary of tensors on the outputs' device:
+
+            - `keypoints` (K, 2): x, y in pixels.
+            - `scores` (K,): score of each keypoint, `keypoint_scores` of `post_process_keypoint_detection`.
+            - `labels` (K,): indices of the keypoints in the skeleton, 0 to K - 1.
+            - `bbox` (4,): x1, y1, x2, y2 in pixels, around the keypoints.
+            - `score` (): probability of the label.
+            - `label` (): class of the pose.
+            - `keypoint_std` (K, 2): standard deviations in x and y in pixels; only with `pred_keypoint_std`.
+
+        Raises:
+            ValueError: as `post_process_keypoint_detection` does.
+        """
+        results = self.post_process_keypoint_detection(outputs, threshold, target_sizes)
+        return [_list_poses(result) for result in results]
 
     def _sigmas(self, num_keypoints: int, device: torch.device) -> torch.Tensor:
         if self.keypoint_schema is None:
@@ -258,6 +282,48 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
         return torch.tensor(self.keypoint_schema.sigmas, device=device)
 
 
+def select_poses(
+    outputs: Mapping[str, torch.Tensor], target_sizes: torch.Tensor, sigmas: torch.Tensor, minimum_side: float
+) -> dict[str, torch.Tensor]:
+    """Returns the best poses of each image, as many as there are queries, whatever their scores.
+
+    Everything that post-processing computes; exported graphs end with it.
+
+    Args:
+        outputs: `logits` (batch, queries, labels), `pred_keypoints` (batch, queries, K, 2) as x, y fractions and,
+            optionally, `pred_keypoint_std` of the same shape.
+        target_sizes: (batch, 2), height and width of each image in pixels.
+        sigmas: (K,), fall-off of each keypoint.
+        minimum_side: see `expected_keypoint_similarity`, in pixels.
+
+    Returns:
+        The best pairs of query and label, best first: `scores` (batch, queries), `labels` (batch, queries) int64,
+        `keypoints` (batch, queries, K, 2) as x, y in pixels, `keypoint_scores` (batch, queries, K), `keypoint_std`
+        (batch, queries, K, 2) in pixels where the outputs have it, and `boxes` (batch, queries, 4) as x1, y1, x2, y2
+        in pixels.
+    """
+    num_queries, num_labels = outputs["logits"].shape[1:]
+    scores, pairs = outputs["logits"].float().sigmoid().flatten(1).topk(num_queries, dim=1)
+    queries = (pairs // num_labels)[..., None, None]
+    scale = target_sizes.float().flip(1)[:, None, None]
+
+    keypoints = _take_queries(outputs["pred_keypoints"].float(), queries) * scale
+    boxes = torch.cat((keypoints.amin(dim=2), keypoints.amax(dim=2)), dim=-1)
+    poses = {"scores": scores, "labels": pairs % num_labels, "keypoints": keypoints}
+    if "pred_keypoint_std" in outputs:
+        deviations = _take_queries(outputs["pred_keypoint_std"].float(), queries) * scale
+        poses["keypoint_scores"] = expected_keypoint_similarity(deviations, boxes, sigmas, minimum_side)
+        poses["keypoint_std"] = deviations
+    else:
+        poses["keypoint_scores"] = scores.unsqueeze(-1).expand(keypoints.shape[:-1])
+    return {**poses, "boxes": boxes}
+
+
+def _take_queries(values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """Picks the queries (batch, n, 1, 1) from values (batch, queries, K, 2)."""
+    return values.gather(1, queries.expand(-1, -1, *values.shape[2:]))
+
+
 def expected_keypoint_similarity(
     deviations: torch.Tensor, boxes: torch.Tensor, sigmas: torch.Tensor, minimum_side: float
 ) -> torch.Tensor:
@@ -268,21 +334,38 @@ def expected_keypoint_similarity(
     of the pose's box, whose sides count as at least `minimum_side`.
 
     Args:
-        deviations: (n, K, 2), standard deviations sx, sy.
-        boxes: (n, 4), x1, y1, x2, y2 around each pose, in the unit of the deviations.
+        deviations: (..., K, 2), standard deviations sx, sy.
+        boxes: (..., 4), x1, y1, x2, y2 around each pose, in the unit of the deviations.
         sigmas: (K,), fall-off of each keypoint.
         minimum_side: in the same unit.
 
     Returns:
-        (n, K), from 0 to 1.
+        (..., K), from 0 to 1.
     """
-    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=minimum_side)
+    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=minimum_side)
     area = PERSON_TO_BOX_AREA * sides.prod(dim=-1)
-    falloff = area[:, None] * (2 * sigmas) ** 2
+    falloff = area[..., None] * (2 * sigmas) ** 2
     return (1 + deviations.square() / falloff[..., None]).prod(dim=-1).rsqrt()
 
 
-def _output_tensors(outputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def _list_poses(result: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Returns the poses of one image, given as one dictionary of n poses, as n dictionaries."""
+    keypoint_scores = result["keypoint_scores"]
+    columns = {
+        "keypoints": result["keypoints"],
+        "scores": keypoint_scores,
+        "labels": torch.arange(keypoint_scores.shape[1], device=keypoint_scores.device).expand(keypoint_scores.shape),
+        "bbox": result["boxes"],
+        "score": result["scores"],
+        "label": result["labels"],
+    }
+    if "keypoint_std" in result:
+        columns["keypoint_std"] = result["keypoint_std"]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _output_tensors(outputs) -> dict[str, torch.Tensor]:
+    """Returns what post-processing reads of the outputs by name, or raises `ValueError` if a shape does not fit."""
     logits, keypoints = outputs.logits, outputs.pred_keypoints
     deviations = getattr(outputs, "pred_keypoint_std", None)
     if logits.ndim != 3:
@@ -297,25 +380,23 @@ def _output_tensors(outputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor |
             f"`pred_keypoint_std` must have the shape of `pred_keypoints`, {tuple(keypoints.shape)}, "
             f"but got {tuple(deviations.shape)}."
         )
-    return logits, keypoints, deviations
+    tensors = {"logits": logits, "pred_keypoints": keypoints}
+    return tensors if deviations is None else {**tensors, "pred_keypoint_std": deviations}
 
 
-def _image_scale(target_sizes, batch_size: int, device: torch.device) -> torch.Tensor:
-    """Returns (width, height) of each image as float32 (batch, 2); ones without target sizes."""
-    if target_sizes is None:
-        return torch.ones(batch_size, 2, device=device)
-    sizes = target_sizes
-    if not isinstance(sizes, torch.Tensor):
-        try:
-            sizes = torch.tensor([[float(length) for length in size] for size in target_sizes])
-        except (TypeError, ValueError):
-            sizes = torch.empty(0)
-    if sizes.shape != (batch_size, 2) or not (sizes > 0).all():
+def _size_tensor(target_sizes, batch_size: int, device: torch.device) -> torch.Tensor:
+    """Returns (height, width) of each image as float32 (batch, 2), or raises `ValueError`."""
+    sizes = target_sizes.tolist() if isinstance(target_sizes, torch.Tensor) else target_sizes
+    try:
+        sizes = [(float(height), float(width)) for height, width in sizes]
+    except (TypeError, ValueError):
+        sizes = []
+    if len(sizes) != batch_size or not all(0 < length < math.inf for size in sizes for length in size):
         raise ValueError(
             f"`target_sizes` must hold a positive height and width for each of {batch_size} images, "
             f"but got {reprlib.repr(target_sizes)}."
         )
-    return sizes.to(device=device, dtype=torch.float32).flip(1)
+    return torch.tensor(sizes, device=device).reshape(batch_size, 2)
 
 
 def image_to_tensor(
@@ -333,7 +414,7 @@ def image_to_tensor(
         device: where the tensor shall be.
 
     Raises:
-        ValueError: if the channels cannot be found.
+        ValueError: if the channels cannot be found, or the image is empty, complex or not finite.
     """
     if isinstance(image, Image.Image):
         image = np.array(convert_to_rgb(image) if do_convert_rgb else image)
@@ -342,6 +423,7 @@ def image_to_tensor(
         # PyTorch takes neither mirrored arrays, such as BGR turned into RGB by [..., ::-1], nor read-only ones.
         image = np.require(image, requirements=["C", "W"])
     image = torch.as_tensor(image)
+    _check_values(image)
     if image.ndim == 2:
         image, input_data_format = image[None], ChannelDimension.FIRST
     if input_data_format is None:
@@ -355,6 +437,16 @@ def image_to_tensor(
             raise ValueError(f"an image must have 1, 3 or 4 channels to become RGB, but got {image.shape[0]}.")
         image = image[:3].expand(3, -1, -1)
     return image.to(device)
+
+
+def _check_values(image: torch.Tensor):
+    """Raises `ValueError` unless there are pixels and they are finite real numbers."""
+    if image.numel() == 0:
+        raise ValueError(f"an image must have pixels, but got the shape {tuple(image.shape)}.")
+    if image.is_complex():
+        raise ValueError(f"an image must consist of real numbers, but got {image.dtype}.")
+    if not image.isfinite().all():
+        raise ValueError("an image must be finite, but got NaN or infinite values.")
 
 
 def prepare_coco_labels(

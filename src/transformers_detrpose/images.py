@@ -18,6 +18,9 @@ def load_rgb_image(image: str | os.PathLike | Image.Image, timeout: float | None
     Args:
         image: Path, URL, base64 string or image.
         timeout: Seconds to wait for a URL.
+
+    Raises:
+        ValueError: if the image cannot be read or its values cannot be scaled to 8 bit, see `convert_to_rgb`.
     """
     if isinstance(image, (str, os.PathLike)) and os.path.isfile(image):
         image = Image.open(image)
@@ -27,10 +30,30 @@ def load_rgb_image(image: str | os.PathLike | Image.Image, timeout: float | None
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Returns the image as RGB: transparency dropped, 16 bit scaled to 8 bit (where Pillow would clip)."""
+    """Returns the image as RGB: transparency dropped, grey values of more than 8 bit scaled (where Pillow would clip).
+
+    Integers are taken as 16 bit. Floating-point numbers are taken as fractions if none is above 1, else as 0 to 255.
+
+    Raises:
+        ValueError: if grey values lie outside these ranges.
+    """
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        image = _grey_image(np.asarray(image), 65535)
+    elif image.mode == "F":
+        values = np.asarray(image)
+        image = _grey_image(values, 1 if values.max(initial=0) <= 1 else 255)
     return image.convert("RGB")
+
+
+def _grey_image(values: np.ndarray, white: int) -> Image.Image:
+    """Returns grey values (height, width) from 0 to `white` as an 8-bit image, or raises `ValueError`."""
+    if not ((values >= 0) & (values <= white)).all():  # false for NaN, too
+        kind = "floating-point values from 0 to 1 or to 255" if white < 65535 else "16-bit values, 0 to 65535"
+        raise ValueError(
+            f"an image of Pillow's mode 'I' or 'F' must have {kind}, but got {values.min():g} to {values.max():g}."
+        )
+    scaled = values >> 8 if white == 65535 else (values * (255 / white)).round()
+    return Image.fromarray(scaled.astype(np.uint8))
 
 
 def resize_with_pillow(images: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:

@@ -883,12 +883,18 @@ class DETRPosePreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Saves weights, configuration and code into a folder, as every transformers model does."""
-        # transformers notes the class being saved; with both, either Auto class finds its own in the code.
+        # Only saving needs it. transformers copies the files of relative imports, wherever they stand, into the folder.
+        from .pipeline_keypoint_detection import CUSTOM_PIPELINES
+
+        # By itself transformers would note the class being saved under one Auto class, and no pipeline.
         self.config.auto_map = {
             "AutoModel": f"modeling_detrpose.{DETRPoseModel.__name__}",
             "AutoModelForKeypointDetection": f"modeling_detrpose.{DETRPoseForPoseEstimation.__name__}",
+            "AutoModelForPoseEstimation": f"modeling_detrpose.{DETRPoseForPoseEstimation.__name__}",
         }
+        self.config.custom_pipelines = CUSTOM_PIPELINES
         super().save_pretrained(save_directory, *args, **kwargs)
+        del self.config.custom_pipelines
 
     def push_to_hub(self, repo_id, *args, **kwargs):
         """Uploads weights, configuration, code and, where the repository has none, a model card.

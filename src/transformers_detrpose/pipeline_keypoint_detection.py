@@ -11,6 +11,15 @@ from .images import load_rgb_image
 
 TASK = "keypoint-detection"
 
+# What `config.json` says of the pipeline, for `trust_remote_code=True` where this package is not installed.
+CUSTOM_PIPELINES = {
+    TASK: {
+        "impl": "pipeline_keypoint_detection.KeypointDetectionPipeline",
+        "pt": ["AutoModelForKeypointDetection"],
+        "type": "image",
+    }
+}
+
 
 class KeypointDetectionPipeline(Pipeline):
     """Finds the people in images, or whatever the model was trained for, and their keypoints.

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..configuration_detrpose import DETRPoseConfig
-from ..image_processing_detrpose import MINIMUM_SIDE_PIXELS, expected_keypoint_similarity
+from ..image_processing_detrpose import MINIMUM_SIDE_PIXELS, select_poses
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 
 POSE_OUTPUTS = ("scores", "labels", "keypoints", "keypoint_scores", "boxes")
@@ -70,49 +70,13 @@ def compute_outputs(
 
     Returns:
         By default `logits` (batch, queries, labels), `pred_keypoints` and, with FDR heads, `pred_keypoint_std`
-        (batch, queries, K, 2), x and y as fractions of the image. With `post_process` what [`select_poses`] returns.
+        (batch, queries, K, 2), x and y as fractions of the image. With `post_process` the outputs of [`select_poses`]
+        that `POSE_OUTPUTS` names.
     """
     outputs = model(pixel_values, return_dict=True)
     outputs = {name: outputs[name] for name in output_names(model.config)}
     if not post_process:
         return outputs
     sigmas = torch.tensor(model.config.keypoint_schema.sigmas, device=pixel_values.device)
-    return select_poses(outputs, target_sizes, sigmas)
-
-
-def select_poses(
-    outputs: dict[str, torch.Tensor], target_sizes: torch.Tensor, sigmas: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Does what `DETRPoseImageProcessor.post_process_keypoint_detection` does before its threshold, as part of a graph.
-
-    Args:
-        outputs: `logits` (batch, queries, labels), `pred_keypoints` (batch, queries, K, 2) as x, y fractions and,
-            optionally, `pred_keypoint_std` of the same shape.
-        target_sizes: (batch, 2), height and width of each image in pixels.
-        sigmas: (K,), fall-off of each keypoint.
-
-    Returns:
-        The best pairs of query and label of each image, as many as there are queries, best first:
-        `scores` (batch, queries), `labels` (batch, queries) int64, `keypoints` (batch, queries, K, 2) as x, y in
-        pixels, `keypoint_scores` (batch, queries, K) and `boxes` (batch, queries, 4) as x1, y1, x2, y2 in pixels.
-    """
-    num_queries, num_labels = outputs["logits"].shape[1:]
-    scores, pairs = outputs["logits"].float().sigmoid().flatten(1).topk(num_queries, dim=1)
-    queries = (pairs // num_labels)[..., None, None]
-    scale = target_sizes.float().flip(1)[:, None, None]
-
-    keypoints = _take(outputs["pred_keypoints"].float(), queries) * scale
-    boxes = torch.cat((keypoints.amin(dim=2), keypoints.amax(dim=2)), dim=-1)
-    if "pred_keypoint_std" in outputs:
-        deviations = _take(outputs["pred_keypoint_std"].float(), queries) * scale
-        poses = deviations.flatten(0, 1), boxes.flatten(0, 1)
-        keypoint_scores = expected_keypoint_similarity(*poses, sigmas, MINIMUM_SIDE_PIXELS)
-        keypoint_scores = keypoint_scores.reshape(keypoints.shape[:-1])
-    else:
-        keypoint_scores = scores.unsqueeze(-1).expand(keypoints.shape[:-1])
-    return dict(zip(POSE_OUTPUTS, (scores, pairs % num_labels, keypoints, keypoint_scores, boxes), strict=True))
-
-
-def _take(values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """Picks the queries (batch, n, 1, 1) from values (batch, queries, K, 2)."""
-    return values.gather(1, queries.expand(-1, -1, *values.shape[2:]))
+    poses = select_poses(outputs, target_sizes, sigmas, MINIMUM_SIDE_PIXELS)
+    return {name: poses[name] for name in POSE_OUTPUTS}
