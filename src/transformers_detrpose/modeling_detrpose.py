@@ -177,7 +177,8 @@ def weighting_function(config: DETRPoseConfig, device: torch.device) -> torch.Te
 
 def without_autocast(device: torch.device):
     """Returns a context in which nothing is cast to half precision, for what half precision is too coarse for."""
-    enabled = torch.is_autocast_enabled(device.type)
+    # Not on the meta device, where models are only counted.
+    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
