@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable
@@ -42,6 +43,12 @@ def run_command(name: str, command: Callable[[argparse.Namespace], None], argume
         return 130
     tqdm.write(f"{name}: error: {message}", file=sys.stderr)
     return 1
+
+
+def show_log():
+    """Shows what the library logs about its progress, without time and level, on standard error."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("transformers_detrpose").setLevel(logging.INFO)
 
 
 def count(text: str) -> int:
