@@ -413,7 +413,7 @@ class TestErrors:
             (["in"], ["--model", "/missing/too/"], "there is no model /missing/too/: no such folder"),
             (["in"], ["--model", "empty"], "cannot load the configuration of empty"),
             (["in"], ["--model", "n"], "HF_HUB_OFFLINE"),
-            (["in"], ["--device", "teapot"], "device teapot:"),
+            (["in"], ["--device", "teapot"], "--device teapot:"),
         ],
     )
     def test_one_line(self, command, monkeypatch, tmp_path, capsys, inputs, options, message):

@@ -93,3 +93,15 @@ def field_value(text: str) -> tuple[str, Any]:
         return field, json.loads(value)
     except json.JSONDecodeError:
         return field, value
+
+
+def check_device(name: str) -> torch.device:
+    """Returns a device that PyTorch can use here.
+
+    Raises:
+        CommandError: if it cannot.
+    """
+    try:
+        return torch.empty(1, device=name).device
+    except Exception as error:  # RuntimeError, AssertionError, NotImplementedError: the devices differ
+        raise CommandError(f"cannot use --device {name}: {first_line(error)}") from error

@@ -43,7 +43,7 @@ from ..prediction.image_files import predict_images  # noqa: E402
 from ..prediction.models import SAMPLE_PICTURE, Predictor, find_model  # noqa: E402
 from ..prediction.paths import find_inputs  # noqa: E402
 from ..prediction.videos import predict_videos  # noqa: E402
-from .command_line import CommandError, count, run_command, show_log  # noqa: E402
+from .command_line import CommandError, check_device, count, run_command, show_log  # noqa: E402
 
 
 def predict(arguments: argparse.Namespace):
@@ -52,6 +52,7 @@ def predict(arguments: argparse.Namespace):
     images, videos = find_inputs(arguments.input, output)
     if output.exists() and not output.is_dir():
         raise CommandError(f"--output {arguments.output} is a file, not a folder")
+    check_device(arguments.device)
     predictor = Predictor(
         find_model(arguments.model),
         arguments.device,
