@@ -102,6 +102,9 @@ def test_new_folders(tmp_path):
     for path in (tmp_path, tmp_path / "a"):
         with pytest.raises(FileExistsError):
             check_new_folder(path)
+    for path in (tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"):
+        with pytest.raises(NotADirectoryError, match="a is a file"):
+            check_new_folder(path)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
