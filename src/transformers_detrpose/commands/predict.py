@@ -123,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     arguments = parse_arguments(argv)
     show_log()
+    logging.getLogger("transformers_detrpose.conversion").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()  # the bar of loading weights; this command has its own
     return run_command("detrpose predict", predict, arguments)
 
