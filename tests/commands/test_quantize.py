@@ -13,8 +13,8 @@ import torch  # noqa: E402
 
 from transformers_detrpose import DETRPoseForPoseEstimation  # noqa: E402
 from transformers_detrpose.commands import quantize as quantize_onnx  # noqa: E402
-from transformers_detrpose.commands.generate_people import generate_picture  # noqa: E402
 from transformers_detrpose.deployment.benchmarking.backends import Setting, export_onnx  # noqa: E402
+from transformers_detrpose.synthetic.pictures import generate_picture  # noqa: E402
 
 DEMONSTRATION_MODEL = Path(quantize_onnx.__file__).parents[1] / "demonstration_model"
 SIZE = 192
