@@ -1,6 +1,6 @@
 """Counts parameters and floating-point operations of the published models, as they are deployed.
 
-    python examples/model_sizes.py
+    detrpose sizes
 
 Counted are the parameters of the fused model, and the operations of its convolutions and matrix products for one image
 (a multiplication and an addition are two operations). The last column is what PyTorch's FLOP counter says of the
