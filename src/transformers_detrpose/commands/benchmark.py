@@ -1,8 +1,8 @@
 """Measures how fast a model is: in PyTorch, ONNX Runtime, TensorRT and OpenVINO, alone and from files to poses.
 
-    python examples/benchmark.py --model detrpose-l --backends pytorch fused compile cudagraph tensorrt \\
+    detrpose benchmark --model detrpose-l --backends pytorch fused compile cudagraph tensorrt \\
         --precisions float32 float16 --batch-sizes 1 16 --output benchmark
-    python examples/benchmark.py --model n --backends fused onnxruntime openvino --device cpu --size 320
+    detrpose benchmark --model n --backends fused onnxruntime openvino --device cpu --size 320
 
 "Model" is the time from pictures in the device's memory to outputs there. "End to end" begins with image files and ends
 with poses in pixels: decoding, preparing (resizing, and copying to the device), the model, post-processing, one after
@@ -218,6 +218,7 @@ def plot(rows: list[dict[str, Any]], file: Path, heading: str):
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
+        prog="detrpose benchmark",
         description="Measures how fast a model is, alone and from files to poses.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -42,7 +42,9 @@ def count_costs(model: DETRPoseForPoseEstimation, size: int) -> tuple[int, int, 
 def main(argv: list[str] | None = None) -> int:
     """Reads the command line, prints the table in Markdown and returns the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="detrpose sizes",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="sizes to count")
     parser.add_argument(
