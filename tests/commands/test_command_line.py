@@ -1,5 +1,6 @@
 """The command `detrpose`, and what all its subcommands share."""
 
+import runpy
 import subprocess
 import sys
 from argparse import ArgumentTypeError, Namespace
@@ -74,10 +75,12 @@ class TestDispatcher:
         with pytest.raises(ImportError):
             detrpose_cli.main(["predict"])
 
-    def test_as_a_module(self):
-        process = subprocess.run([sys.executable, "-m", "transformers_detrpose", "fly"], capture_output=True, text=True)
-        assert process.returncode == 2
-        assert "there is no command 'fly'" in process.stderr.splitlines()[-1]
+    def test_as_a_module(self, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", ["transformers_detrpose", "fly"])
+        with pytest.raises(SystemExit) as exit:
+            runpy.run_module("transformers_detrpose", run_name="__main__")
+        assert exit.value.code == 2
+        assert "there is no command 'fly'" in capsys.readouterr().err
 
     def test_scripts_name_existing_commands(self):
         root = Path(__file__).parents[2]

@@ -19,7 +19,8 @@ from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProces
 from transformers_detrpose.commands import predict
 from transformers_detrpose.conversion import published
 from transformers_detrpose.conversion.checkpoints import published_tensors
-from transformers_detrpose.prediction import models, paths, videos
+from transformers_detrpose.images import load_rgb_image
+from transformers_detrpose.prediction import image_files, models, paths, videos
 from transformers_detrpose.synthetic.pictures import generate_picture
 from weights_server import serve_weights
 
@@ -152,6 +153,22 @@ class TestImages:
         assert command(tmp_path / "in", options=["--batch-size", "1"]) == 0
         for together, alone in zip(in_batches, read_records(out), strict=True):
             assert together["keypoints"] == pytest.approx(alone["keypoints"], abs=1e-2)
+
+    def test_interrupted(self, command, monkeypatch, tmp_path, out):
+        """What was done before Ctrl-C is written whole."""
+        seen = []
+
+        def interrupt_at_the_third(path):
+            seen.append(path)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return load_rgb_image(path)
+
+        monkeypatch.setattr(image_files, "load_rgb_image", interrupt_at_the_third)
+        for index in range(4):
+            save_image(tmp_path / "in" / f"{index}.png")
+        assert command(tmp_path / "in", options=["--batch-size", "1"]) == 130
+        assert [record["image_id"] for record in read_records(out)] == np.repeat([0, 1], NUM_QUERIES).tolist()
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_half_precision(self, command, tmp_path, out, dtype):
