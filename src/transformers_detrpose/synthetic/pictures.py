@@ -179,7 +179,7 @@ def sample_offset(rng: np.random.Generator, figure: Figure, height: float, canva
         center = rng.uniform(0.02, 0.98, 2) * canvas_size[::-1]
         return center - 0.5 * (low + high)
     offset = rng.uniform(0, 1, 2) * room
-    if rng.random() < 0.6:  # who stands nearer stands lower
+    if rng.random() < 0.6:  # the nearer a figure, the lower it stands in the picture
         ground = canvas_size[0] * (0.6 + 0.38 * height / canvas_size[0] + rng.normal(0, 0.04))
         offset[1] = np.clip(ground - (high - low)[1], 0, room[1])
     return offset - low
