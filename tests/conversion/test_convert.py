@@ -91,6 +91,7 @@ def test_folder_is_complete(converted):
         "loss_detrpose.py",
         "model_card.py",
         "modeling_detrpose.py",
+        "pipeline_keypoint_detection.py",
         "pose_targets.py",
     }
     config = DETRPoseConfig.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Flat shapes that look round: polygons in a few shades, and the perspective that projects points in space into the picture.
+"""Flat shapes that look round: polygons in a few shades, and the perspective projection of points in space.
 
 Polygons are arrays (n, 2) of x, y in pixels of the canvas.
 """
