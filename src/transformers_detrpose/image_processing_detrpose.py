@@ -4,7 +4,6 @@ import math
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from transformers.image_utils import (
 
 from .images import convert_to_rgb, load_rgb_image, resize_with_pillow
 from .keypoint_schemas import DEFAULT_SIGMA, PERSON_TO_BOX_AREA, KeypointSchema
+from .labels import prepare_labels
 
 # Shortest side of a pose's box when its area sets the scale of the keypoint scores: one pixel, or a thousandth of the
 # image where coordinates stay fractions. A pose whose keypoints coincide would otherwise have no scale at all.
@@ -120,7 +120,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
 
         Returns:
             `BatchFeature` with `pixel_values` of shape (batch, 3, height, width) and, with annotations, `labels`: per
-            image a dictionary as `prepare_coco_labels` returns it.
+            image a dictionary as `labels.prepare_coco_labels` returns it.
 
         Raises:
             ValueError: if an image is not usable or an annotation is malformed; the message names the image, the
@@ -139,23 +139,9 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
         ]
         features = self._preprocess(images, **kwargs)
         if annotations is not None:
-            features["labels"] = self._prepare_labels(annotations, images)
+            sizes_hw = [tuple(image.shape[-2:]) for image in images]
+            features["labels"] = prepare_labels(annotations, sizes_hw, self.keypoint_schema, images[0].device)
         return features
-
-    def _prepare_labels(self, annotations, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        targets = [annotations] if isinstance(annotations, Mapping) else list(annotations)
-        if len(targets) != len(images):
-            raise ValueError(f"got {len(images)} images but {len(targets)} annotations: one per image is needed.")
-        for index, target in enumerate(targets):
-            _check_target(target, index)
-        if self.keypoint_schema is None:
-            num_keypoints = _count_keypoints(targets)
-        else:
-            num_keypoints = self.keypoint_schema.num_keypoints
-        return [
-            prepare_coco_labels(target, tuple(image.shape[-2:]), num_keypoints, device=image.device)
-            for target, image in zip(targets, images, strict=True)
-        ]
 
     def fetch_images(self, images):
         """Opens the paths, URLs and base64 strings among the images as upright RGB images; others stay as they are."""
@@ -447,115 +433,3 @@ def _check_values(image: torch.Tensor):
         raise ValueError(f"an image must consist of real numbers, but got {image.dtype}.")
     if not image.isfinite().all():
         raise ValueError("an image must be finite, but got NaN or infinite values.")
-
-
-def prepare_coco_labels(
-    target: Mapping[str, Any],
-    size_hw: tuple[int, int],
-    num_keypoints: int,
-    device: str | torch.device | None = None,
-) -> dict[str, torch.Tensor]:
-    """Turns the COCO annotations of one image into labels; crowds and people without a labelled keypoint are left out.
-
-    Args:
-        target: `image_id` (an integer) and `annotations`, as for `DETRPoseImageProcessor.preprocess`.
-        size_hw: height and width of the image that the annotations were made on, in pixels.
-        num_keypoints: K.
-        device: where the tensors shall be.
-
-    Returns:
-        For n people, n >= 0:
-
-        - `class_labels` (n,) int64, the `category_id`.
-        - `keypoints` (n, K, 3) float32, x, y as fractions of the image and visibility (0 not labelled, then x = y = 0;
-          1 hidden; 2 visible).
-        - `area` (n,) float32, fraction of the image's area.
-        - `boxes` (n, 4) float32, center x, center y, width, height as fractions.
-        - `image_id` (1,) int64.
-        - `orig_size` (2,) int64, height and width in pixels.
-
-    Raises:
-        ValueError: if an annotation is malformed.
-    """
-    height, width = size_hw
-    image_id = target["image_id"]
-    people = [
-        _prepare_person(annotation, f"image {image_id}, annotation {annotation.get('id')}", num_keypoints)
-        for annotation in target["annotations"]
-        if not annotation.get("iscrowd")
-    ]
-    people = [person for person in people if person is not None]
-    class_labels, keypoints, areas, boxes = zip(*people, strict=True) if people else ([], [], [], [])
-
-    keypoints = np.array(keypoints, dtype=np.float32).reshape(len(people), num_keypoints, 3)
-    boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    boxes[:, :2] += boxes[:, 2:] / 2
-    labels = {
-        "class_labels": np.array(class_labels, dtype=np.int64),
-        "keypoints": keypoints / np.float32([width, height, 1]),
-        "area": np.array(areas, dtype=np.float32) / np.float32(width * height),
-        "boxes": boxes / np.float32([width, height, width, height]),
-        "image_id": np.array([image_id], dtype=np.int64),
-        "orig_size": np.array([height, width], dtype=np.int64),
-    }
-    return {key: torch.from_numpy(values).to(device) for key, values in labels.items()}
-
-
-def _prepare_person(annotation: Mapping[str, Any], where: str, num_keypoints: int):
-    """Returns category, keypoints (K, 3), area and box (x, y, width, height) in pixels; None without a keypoint."""
-    keypoints = _numbers(
-        annotation, "keypoints", 3 * num_keypoints, f"x, y, visibility for each of {num_keypoints} keypoints", where
-    ).reshape(-1, 3)
-    if not np.isin(keypoints[:, 2], (0, 1, 2)).all():
-        found = reprlib.repr(keypoints[:, 2].tolist())
-        raise ValueError(f"{where}: visibilities in `keypoints` must be 0, 1 or 2, but got {found}.")
-    keypoints = np.where(keypoints[:, 2:] > 0, keypoints, np.float32(0))
-    if not keypoints[:, 2].any():
-        return None
-
-    category = annotation.get("category_id")
-    if not isinstance(category, Integral) or category < 0:
-        raise ValueError(f"{where}: `category_id` must be an integer of at least 0, but got {category!r}.")
-    box = _numbers(annotation, "bbox", 4, "x, y, width, height", where)
-    if annotation.get("area") is None:
-        area = PERSON_TO_BOX_AREA * box[2] * box[3]
-    else:
-        area = _numbers(annotation, "area", 1, "the area in pixels", where)[0]
-    if not (area > 0 and (box[2:] >= 0).all()):
-        raise ValueError(f"{where}: the person must cover some area, but got area {area:g} and `bbox` {box.tolist()}.")
-    return category, keypoints, area, box
-
-
-def _numbers(annotation: Mapping[str, Any], key: str, count: int, meaning: str, where: str) -> np.ndarray:
-    """Returns an entry of an annotation as float32 (count,), or raises `ValueError`."""
-    found = annotation.get(key)
-    try:
-        values = np.asarray(found, dtype=np.float32).reshape(-1)
-    except (TypeError, ValueError):
-        values = np.empty(0, dtype=np.float32)
-    if values.size != count or not np.isfinite(values).all():
-        length = f" ({len(found)} values)" if isinstance(found, Sequence) else ""
-        raise ValueError(
-            f"{where}: `{key}` must be {meaning} ({count} finite numbers), but got {reprlib.repr(found)}{length}."
-        )
-    return values
-
-
-def _check_target(target: Any, index: int):
-    """Raises `ValueError` unless the annotations of image number `index` have the right form."""
-    if not isinstance(target, Mapping):
-        raise ValueError(f"annotations of image number {index} must be a dictionary, but got {reprlib.repr(target)}.")
-    image_id, annotations = target.get("image_id"), target.get("annotations")
-    if not isinstance(image_id, Integral):
-        raise ValueError(f"image number {index}: `image_id` must be an integer, but got {image_id!r}.")
-    is_list = isinstance(annotations, (list, tuple))
-    if not is_list or not all(isinstance(annotation, Mapping) for annotation in annotations):
-        raise ValueError(
-            f"image {image_id}: `annotations` must be a list of dictionaries, but got {reprlib.repr(annotations)}."
-        )
-
-
-def _count_keypoints(targets: list[Mapping[str, Any]]) -> int:
-    """Returns K according to the first annotation of a batch that has keypoints; 0 if none has."""
-    lengths = (np.size(a["keypoints"]) for t in targets for a in t["annotations"] if a.get("keypoints") is not None)
-    return next(lengths, 0) // 3
