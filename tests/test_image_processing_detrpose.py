@@ -341,10 +341,13 @@ MALFORMED = {
     "negative category": (dict(category_id=-1), r"`category_id` .* got -1"),
     "no box": (dict(bbox=...), r"`bbox` must be x, y, width, height \(4 .* got None"),
     "short box": (dict(bbox=[1, 2, 3]), r"`bbox` .* got \[1, 2, 3\] \(3 values\)"),
-    "negative box": (dict(bbox=[1, 2, -3, 4]), r"cover some area, .* -3\.0"),
+    "negative box": (dict(bbox=[1, 2, -3, 4]), r"`bbox` must be .* no negative sizes\), but got \[1, 2, -3, 4\]"),
     "area text": (dict(area="large"), r"`area` .* got 'large'"),
-    "zero area": (dict(area=0), r"cover some area, but got area 0"),
-    "zero area of box": (dict(area=..., bbox=[1, 2, 0, 4]), r"cover some area, but got area 0"),
+    "zero area": (dict(area=0), r"`area` must be above 0, but got 0"),
+    "zero area of box": (
+        dict(area=..., bbox=[1, 2, 0, 4]),
+        r"`bbox` must be of a size above 0 .* no `area`, but got \[1, 2, 0",
+    ),
 }
 
 

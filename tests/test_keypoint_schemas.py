@@ -10,7 +10,6 @@ from transformers_detrpose.keypoint_schemas import (
     SCHEMAS,
     KeypointSchema,
     find_flip_pairs,
-    read_coco_categories,
 )
 
 # What CrowdPose's own files carry: COCO's edges, counted from 1, for 14 keypoints.
@@ -157,83 +156,3 @@ class TestFromCocoCategory:
     def test_skeleton_that_does_not_fit(self, skeleton):
         with pytest.raises(ValueError, match=r"`skeleton` of category 'pen' must (hold|be a list of) pairs"):
             KeypointSchema.from_coco_category({"name": "pen", "keypoints": ["tip", "end"], "skeleton": skeleton})
-
-
-class TestReadCocoCategories:
-    @pytest.fixture
-    def read(self, tmp_path):
-        def read(content):
-            text = content if isinstance(content, str) else json.dumps(content)
-            (tmp_path / "annotations.json").write_text(text, encoding="utf-8")
-            return read_coco_categories(tmp_path / "annotations.json")
-
-        return read
-
-    def test_one_category(self, read):
-        person = {"id": 1, "name": "person", "keypoints": list(COCO_PERSON.names), "skeleton": COCO_SKELETON}
-        assert read({"categories": [person]}) == (COCO_PERSON, {0: "N/A", 1: "person"})
-
-    def test_crowdpose_has_a_broken_skeleton(self, read):
-        person = {"id": 1, "name": "person", "keypoints": list(CROWDPOSE_PERSON.names), "skeleton": COCO_SKELETON}
-        assert read({"categories": [person]}) == (CROWDPOSE_PERSON, {0: "N/A", 1: "person"})
-
-    def test_several_categories(self, read):
-        ears = {"keypoints": ["l_ear", "r_ear"], "skeleton": [[1, 2]]}
-        categories = [
-            {"id": 4, "name": "dog", **ears},
-            {"id": 2, "name": "cat", **ears},
-            {"id": 3, "name": "car"},  # without keypoints: none of ours
-        ]
-        schema, id2label = read({"images": [], "categories": categories})
-        assert schema == KeypointSchema(names=("l_ear", "r_ear"), edges=((0, 1),), flip_pairs=((0, 1),))
-        assert id2label == {0: "N/A", 1: "N/A", 2: "cat", 3: "N/A", 4: "dog"}
-
-    def test_categories_of_the_same_name_with_different_keypoints(self, read):
-        categories = [{"id": 0, "name": "cat", "keypoints": ["a"]}, {"id": 1, "name": "cat", "keypoints": ["b"]}]
-        with pytest.raises(ValueError, match="have different keypoints"):
-            read({"categories": categories})
-
-    @pytest.mark.parametrize(
-        "content, message",
-        [
-            ({"categories": [{"id": 1, "name": "car"}]}, "no entry of `categories` has `keypoints`"),
-            ({"categories": []}, "no entry of `categories` has `keypoints`"),
-            ({"images": []}, "not a COCO file"),
-            ([{"image_id": 1, "score": 0.5}], "not a COCO file"),  # results
-            ({"categories": {"1": "person"}}, "not a COCO file"),
-            ({"categories": ["person"]}, "not a COCO file"),
-            ({"categories": [{"id": 1, "keypoints": ["a"]}]}, "needs an integer `id` and a `name`"),
-            ({"categories": [{"id": "1", "name": "cat", "keypoints": ["a"]}]}, "needs an integer `id` and a `name`"),
-            ({"categories": [{"id": -1, "name": "cat", "keypoints": ["a"]}]}, "needs an integer `id` and a `name`"),
-            (
-                {"categories": [{"id": 1, "name": "cat", "keypoints": ["a", "b"], "skeleton": [[2, 3]]}]},
-                r"`skeleton` of category 'cat' must hold .* from 1 to 2, but got \(2, 3\)",
-            ),
-            (
-                {
-                    "categories": [
-                        {"id": 1, "name": "dog", "keypoints": ["a"]},
-                        {"id": 2, "name": "cat", "keypoints": ["a", "b"]},
-                    ]
-                },
-                r"categories \['cat', 'dog'\] have different keypoints",
-            ),
-            ("", "not a JSON file"),
-            ("{'categories': []}", "not a JSON file"),
-            ('{"categories": [', "not a JSON file"),
-        ],
-    )
-    def test_unusable_files(self, content, message, read):
-        with pytest.raises(ValueError, match=f"annotations.json: .*{message}"):
-            read(content)
-
-    def test_file_that_is_not_text(self, tmp_path):
-        (tmp_path / "image.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-        with pytest.raises(ValueError, match="image.jpg: not a JSON file"):
-            read_coco_categories(tmp_path / "image.jpg")
-
-    def test_missing_file(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="lost.json"):
-            read_coco_categories(tmp_path / "lost.json")
-        with pytest.raises(OSError, match=tmp_path.name):
-            read_coco_categories(tmp_path)

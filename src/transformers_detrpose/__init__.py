@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .configuration_detrpose import DETRPoseConfig
 from .image_processing_detrpose import DETRPoseImageProcessor, expected_keypoint_similarity
-from .keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, KeypointSchema, read_coco_categories
+from .keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, KeypointSchema
 from .modeling_detrpose import (
     DETRPoseForPoseEstimation,
     DETRPoseForPoseEstimationOutput,
@@ -20,6 +20,7 @@ from .pipeline_keypoint_detection import KeypointDetectionPipeline
 from .registration import register_with_transformers
 
 if TYPE_CHECKING:
+    from .data import read_coco_categories
     from .visualization import draw_poses, to_supervision
 
 __version__ = "0.1.0.dev0"
@@ -43,10 +44,14 @@ __all__ = [
 ]
 
 
+# What few need and what takes a while to import, and the module it is in.
+_IMPORTED_LATER = {"draw_poses": ".visualization", "read_coco_categories": ".data", "to_supervision": ".visualization"}
+
+
 def __getattr__(name: str):
-    """Imports drawing when it is first asked for: supervision takes a while, and few need it."""
-    if name in ("draw_poses", "to_supervision"):
-        return getattr(importlib.import_module(".visualization", __name__), name)
+    """Imports a function when it is first asked for."""
+    if name in _IMPORTED_LATER:
+        return getattr(importlib.import_module(_IMPORTED_LATER[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

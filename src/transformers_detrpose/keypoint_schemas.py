@@ -4,12 +4,10 @@ A schema travels inside `config.json`; the loss, the augmentation, the metric, t
 there. Nothing in the package recognises a skeleton by the number of its keypoints.
 """
 
-import json
 import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from os import PathLike
 from typing import Any
 
 # The fall-off of a keypoint nobody has measured: close to the mean of COCO's (0.062), so that scores stay comparable.
@@ -188,48 +186,6 @@ def find_flip_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
     index_of = {name.lower(): index for index, name in enumerate(names)}
     pairs = ((index, index_of.get(_mirrored_name(name))) for index, name in enumerate(names))
     return tuple((left, right) for left, right in pairs if right is not None)
-
-
-def read_coco_categories(annotation_file: str | PathLike) -> tuple[KeypointSchema, dict[int, str]]:
-    """Reads the schema and the class names from the `categories` of a COCO keypoint file.
-
-    Args:
-        annotation_file: a COCO-format JSON file; every category in it must have the same keypoints.
-
-    Returns:
-        The schema, and `id2label`, which maps each category id of the file, and every smaller id that the file does not
-        use (as "N/A"), to a name: labels are the file's own category ids.
-
-    Raises:
-        OSError: if the file cannot be opened.
-        ValueError: if the file is not a COCO file, has no categories with keypoints, or they differ in their keypoints.
-    """
-    with open(annotation_file, encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{annotation_file}: not a JSON file ({error}).") from error
-    categories = content.get("categories") if isinstance(content, dict) else None
-    if not isinstance(categories, list) or not all(isinstance(category, dict) for category in categories):
-        raise ValueError(f"{annotation_file}: not a COCO file, for it has no list of `categories`.")
-    categories = [category for category in categories if category.get("keypoints")]
-    if not categories:
-        raise ValueError(f"{annotation_file}: no entry of `categories` has `keypoints`.")
-    for category in categories:
-        if not isinstance(category.get("id"), int) or category["id"] < 0 or not category.get("name"):
-            raise ValueError(f"{annotation_file}: a category needs an integer `id` and a `name`, but got {category!r}.")
-    try:
-        schema, *others = {KeypointSchema.from_coco_category(category) for category in categories}
-    except ValueError as error:
-        raise ValueError(f"{annotation_file}: {error}") from error
-    if others:
-        raise ValueError(
-            f"{annotation_file}: categories {sorted(category['name'] for category in categories)} have different "
-            "keypoints; one model predicts one skeleton, so use one file per skeleton."
-        )
-    id2label = dict.fromkeys(range(max(category["id"] for category in categories) + 1), "N/A")
-    id2label.update({category["id"]: category["name"] for category in categories})
-    return schema, id2label
 
 
 # fmt: off

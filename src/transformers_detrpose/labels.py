@@ -1,14 +1,69 @@
-"""Labels: what the model takes as people, made of COCO annotations."""
+"""Labels: what the model takes as the people of an image, made of samples of datasets and of COCO annotations."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as tvF
 
-from .keypoint_schemas import PERSON_TO_BOX_AREA, KeypointSchema
+from .instances import Instances, Problems, is_id, parse_instances
+from .keypoint_schemas import KeypointSchema
+
+# Annotation tools round; a point that is this close to the image lies on its border.
+TOLERANCE_PIXELS = 1.0
+
+
+def to_labels(sample: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Turns the people of a sample into labels of the model.
+
+    Keypoints more than a pixel outside the image count as not labelled, and people without any are left out.
+
+    Args:
+        sample: `keypoints`, `visibility`, `class_labels`, `area`, `boxes`, `image_id` and `orig_size`, as samples of
+            `data.PoseDataset` have them.
+
+    Returns:
+        For n people `class_labels` (n,) int64; `keypoints` (n, K, 3), x, y as fractions of the image and visibility (0
+        not labelled, then x = y = 0; 1 hidden; 2 visible); `area` (n,), fraction of the image's area; `boxes` (n, 4),
+        center x, center y, width, height as fractions; all float32. Also `image_id` (1,) and `orig_size` (2,), height
+        and width of the original image in pixels; both int64.
+    """
+    height, width = sample["keypoints"].canvas_size
+    size_wh = torch.tensor([width, height], dtype=torch.float32)
+    points = sample["keypoints"].as_subclass(torch.Tensor)
+    visibility = hide_outside(points, sample["visibility"], size_wh)
+    keep = (visibility > 0).any(-1)
+    fractions = (points / size_wh).clamp(0, 1) * (visibility > 0).unsqueeze(-1)
+    boxes = tvF.clamp_bounding_boxes(sample["boxes"])
+    boxes = tvF.convert_bounding_box_format(boxes, new_format="CXCYWH").as_subclass(torch.Tensor)
+    return {
+        "class_labels": sample["class_labels"][keep],
+        "keypoints": torch.cat([fractions, visibility.unsqueeze(-1)], dim=-1)[keep],
+        "area": sample["area"][keep] / (height * width),
+        "boxes": (boxes / size_wh.repeat(2))[keep],
+        "image_id": torch.tensor([sample["image_id"]]),
+        "orig_size": torch.tensor(sample["orig_size"]),
+    }
+
+
+def hide_outside(keypoints: torch.Tensor, visibility: torch.Tensor, size_wh: torch.Tensor) -> torch.Tensor:
+    """Returns the visibility with 0 for keypoints more than a pixel outside the image.
+
+    Args:
+        keypoints: (..., 2), x, y in pixels.
+        visibility: (...), 0, 1 or 2.
+        size_wh: width and height in pixels, (2,) or with leading axes to broadcast.
+    """
+    is_outside = (keypoints < -TOLERANCE_PIXELS) | (keypoints > size_wh + TOLERANCE_PIXELS)
+    return visibility.masked_fill(is_outside.any(-1), 0)
+
+
+def corners_of(boxes: torch.Tensor) -> torch.Tensor:
+    """Returns boxes (n, 4), x, y, width, height, as x1, y1, x2, y2."""
+    return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
 
 
 def prepare_labels(
@@ -48,88 +103,60 @@ def prepare_coco_labels(
 ) -> dict[str, torch.Tensor]:
     """Turns the COCO annotations of one image into labels; crowds and people without a labelled keypoint are left out.
 
+    Nothing is repaired, unlike in datasets, whose `check_dataset` reports repairs: everybody but a crowd needs
+    keypoints, and whoever has a labelled one a box and, if there is an area, one above 0.
+
     Args:
         target: `image_id` (an integer) and `annotations`, as for `DETRPoseImageProcessor.preprocess`.
-        size_hw: height and width of the image that the annotations were made on, in pixels.
+        size_hw: Height and width of the image that the annotations were made on, in pixels.
         num_keypoints: K.
-        device: where the tensors shall be.
+        device: Where the tensors shall be.
 
     Returns:
-        For n people, n >= 0:
-
-        - `class_labels` (n,) int64, the `category_id`.
-        - `keypoints` (n, K, 3) float32, x, y as fractions of the image and visibility (0 not labelled, then x = y = 0;
-          1 hidden; 2 visible).
-        - `area` (n,) float32, fraction of the image's area.
-        - `boxes` (n, 4) float32, center x, center y, width, height as fractions.
-        - `image_id` (1,) int64.
-        - `orig_size` (2,) int64, height and width in pixels.
+        See `to_labels`.
 
     Raises:
         ValueError: if an annotation is malformed.
     """
-    height, width = size_hw
-    image_id = target["image_id"]
-    people = [
-        _prepare_person(annotation, f"image {image_id}, annotation {annotation.get('id')}", num_keypoints)
-        for annotation in target["annotations"]
-        if not annotation.get("iscrowd")
-    ]
-    people = [person for person in people if person is not None]
-    class_labels, keypoints, areas, boxes = zip(*people, strict=True) if people else ([], [], [], [])
+    annotations = target["annotations"]
+    names = [f"image {target['image_id']}, annotation {annotation.get('id')}" for annotation in annotations]
+    problems = Problems()
+    instances = parse_instances(annotations, names, num_keypoints, problems)
+    problems.raise_any()
+    _require_all_parts(instances, annotations, num_keypoints, problems)
+    problems.raise_any()
 
-    keypoints = np.array(keypoints, dtype=np.float32).reshape(len(people), num_keypoints, 3)
-    boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    boxes[:, :2] += boxes[:, 2:] / 2
-    labels = {
-        "class_labels": np.array(class_labels, dtype=np.int64),
-        "keypoints": keypoints / np.float32([width, height, 1]),
-        "area": np.array(areas, dtype=np.float32) / np.float32(width * height),
-        "boxes": boxes / np.float32([width, height, width, height]),
-        "image_id": np.array([image_id], dtype=np.int64),
-        "orig_size": np.array([height, width], dtype=np.int64),
+    people = instances[instances.is_target].completed()
+    sample = {**people_in_image(people, size_hw), "image_id": target["image_id"], "orig_size": size_hw}
+    return {key: values.to(device) for key, values in to_labels(sample).items()}
+
+
+def people_in_image(people: Instances, size_hw: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Returns people of one image, completed, as fields of a sample, see `data.PoseDataset`."""
+    corners = corners_of(torch.from_numpy(people.boxes))
+    return {
+        "keypoints": tv_tensors.KeyPoints(torch.from_numpy(people.keypoints[..., :2]).float(), canvas_size=size_hw),
+        "visibility": torch.from_numpy(people.keypoints[..., 2]).long(),
+        "class_labels": torch.from_numpy(people.category_ids),
+        "area": torch.from_numpy(people.areas).float(),
+        "boxes": tv_tensors.BoundingBoxes(corners.float(), format="XYXY", canvas_size=size_hw),
     }
-    return {key: torch.from_numpy(values).to(device) for key, values in labels.items()}
 
 
-def _prepare_person(annotation: Mapping[str, Any], where: str, num_keypoints: int):
-    """Returns category, keypoints (K, 3), area and box (x, y, width, height) in pixels; None without a keypoint."""
-    keypoints = _numbers(
-        annotation, "keypoints", 3 * num_keypoints, f"x, y, visibility for each of {num_keypoints} keypoints", where
-    ).reshape(-1, 3)
-    if not np.isin(keypoints[:, 2], (0, 1, 2)).all():
-        found = reprlib.repr(keypoints[:, 2].tolist())
-        raise ValueError(f"{where}: visibilities in `keypoints` must be 0, 1 or 2, but got {found}.")
-    keypoints = np.where(keypoints[:, 2:] > 0, keypoints, np.float32(0))
-    if not keypoints[:, 2].any():
-        return None
-
-    category = annotation.get("category_id")
-    if not isinstance(category, Integral) or category < 0:
-        raise ValueError(f"{where}: `category_id` must be an integer of at least 0, but got {category!r}.")
-    box = _numbers(annotation, "bbox", 4, "x, y, width, height", where)
-    if annotation.get("area") is None:
-        area = PERSON_TO_BOX_AREA * box[2] * box[3]
-    else:
-        area = _numbers(annotation, "area", 1, "the area in pixels", where)[0]
-    if not (area > 0 and (box[2:] >= 0).all()):
-        raise ValueError(f"{where}: the person must cover some area, but got area {area:g} and `bbox` {box.tolist()}.")
-    return category, keypoints, area, box
-
-
-def _numbers(annotation: Mapping[str, Any], key: str, count: int, meaning: str, where: str) -> np.ndarray:
-    """Returns an entry of an annotation as float32 (count,), or raises `ValueError`."""
-    found = annotation.get(key)
-    try:
-        values = np.asarray(found, dtype=np.float32).reshape(-1)
-    except (TypeError, ValueError):
-        values = np.empty(0, dtype=np.float32)
-    if values.size != count or not np.isfinite(values).all():
-        length = f" ({len(found)} values)" if isinstance(found, Sequence) else ""
-        raise ValueError(
-            f"{where}: `{key}` must be {meaning} ({count} finite numbers), but got {reprlib.repr(found)}{length}."
-        )
-    return values
+def _require_all_parts(instances: Instances, annotations: Sequence[Mapping], num_keypoints: int, problems: Problems):
+    """Adds to the problems what a dataset would repair: missing keypoints and boxes, and areas of 0."""
+    for index, annotation in enumerate(annotations):
+        name, area = instances.names[index], instances.areas[index]
+        if annotation.get("keypoints") is None and not instances.is_crowd[index]:
+            problems.add(name, "`keypoints`", f"x, y, visibility for each of {num_keypoints} keypoints", None)
+        elif not instances.is_target[index]:
+            continue
+        elif annotation.get("bbox") is None:
+            problems.add(name, "`bbox`", "x, y, width, height (4 finite numbers)", None)
+        elif area <= 0:
+            problems.add(name, "`area`", "above 0", annotation["area"])
+        elif np.isnan(area) and not instances.has_box[index]:
+            problems.add(name, "`bbox`", "of a size above 0 where there is no `area`", annotation["bbox"])
 
 
 def _check_target(target: Any, index: int):
@@ -137,7 +164,7 @@ def _check_target(target: Any, index: int):
     if not isinstance(target, Mapping):
         raise ValueError(f"annotations of image number {index} must be a dictionary, but got {reprlib.repr(target)}.")
     image_id, annotations = target.get("image_id"), target.get("annotations")
-    if not isinstance(image_id, Integral):
+    if not is_id(image_id):
         raise ValueError(f"image number {index}: `image_id` must be an integer, but got {image_id!r}.")
     is_list = isinstance(annotations, (list, tuple))
     if not is_list or not all(isinstance(annotation, Mapping) for annotation in annotations):
@@ -148,5 +175,5 @@ def _check_target(target: Any, index: int):
 
 def _count_keypoints(targets: list[Mapping[str, Any]]) -> int:
     """Returns K according to the first annotation of a batch that has keypoints; 0 if none has."""
-    lengths = (np.size(a["keypoints"]) for t in targets for a in t["annotations"] if a.get("keypoints") is not None)
-    return next(lengths, 0) // 3
+    given = (a["keypoints"] for t in targets for a in t["annotations"] if a.get("keypoints") is not None)
+    return np.array(next(given, ()), dtype=object).size // 3

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from transformers_detrpose.commands import generate_people
-from transformers_detrpose.keypoint_schemas import COCO_PERSON, read_coco_categories
+from transformers_detrpose.data import read_coco_categories
+from transformers_detrpose.keypoint_schemas import COCO_PERSON
 from transformers_detrpose.synthetic import dataset as dataset_module
 from transformers_detrpose.synthetic import pictures as drawing
 from transformers_detrpose.synthetic.figures import build_figure, move_figure, paint_figure, paint_part_map

@@ -9,8 +9,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from drawn_people import CATEGORY, SCHEMA, draw_person
-from transformers_detrpose.data import CocoPoseDataset, HubPoseDataset, check_dataset
-from transformers_detrpose.keypoint_schemas import COCO_PERSON, KeypointSchema, read_coco_categories
+from transformers_detrpose.data import CocoPoseDataset, HubPoseDataset, check_dataset, read_coco_categories
+from transformers_detrpose.keypoint_schemas import COCO_PERSON, KeypointSchema
 from transformers_detrpose.labels import prepare_coco_labels
 
 KEYPOINTS = [[20, 10, 2], [40, 12, 1], [30, 30, 0]]

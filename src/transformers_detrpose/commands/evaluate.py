@@ -21,21 +21,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import Dataset, Subset
 from transformers.utils import logging as transformers_logging
 
-from ..data import CocoPoseDataset, evaluation_dataloader
-from ..evaluation import METRICS, KeypointMetric, evaluate_model, read_annotations, write_coco_results
+from ..data import CocoAnnotations, CocoPoseDataset, evaluation_dataloader, read_annotations
+from ..evaluation import METRICS, KeypointMetric, evaluate_model, write_coco_results
 from ..files import whole_file
 from ..loading import load_image_processor, load_model
 from .command_line import CommandError, count, run_command
 
 
-def load_metric(arguments: argparse.Namespace, config) -> KeypointMetric:
+def load_metric(arguments: argparse.Namespace, annotations: CocoAnnotations, config) -> KeypointMetric:
     """Returns the metric for the images to evaluate."""
-    content = dict(read_annotations(arguments.annotations))
-    content["images"] = content["images"][: arguments.max_images]
-    metric = METRICS[arguments.metric](content, config.keypoint_schema)
+    metric = METRICS[arguments.metric](annotations, config.keypoint_schema)
     if not metric.images:
         raise CommandError(f"--annotations {arguments.annotations} lists no images")
     if not (metric.has_annotations or arguments.results):
@@ -49,15 +46,13 @@ def load_metric(arguments: argparse.Namespace, config) -> KeypointMetric:
     return metric
 
 
-def load_images(arguments: argparse.Namespace, config, metric: KeypointMetric) -> Dataset:
-    """Returns the images of the metric, having looked whether their files exist."""
-    dataset = CocoPoseDataset(arguments.images, arguments.annotations, config.keypoint_schema)
-    wanted = [index for index, image_id in enumerate(dataset.image_ids) if image_id in metric.images]
-    for index in wanted:
-        if not (arguments.images / dataset.file_names[index]).is_file():
-            name, image_id = dataset.file_names[index], dataset.image_ids[index]
+def load_images(arguments: argparse.Namespace, annotations: CocoAnnotations) -> CocoPoseDataset:
+    """Returns the images to evaluate, having looked whether their files exist."""
+    dataset = CocoPoseDataset(arguments.images, annotations)
+    for name, image_id in zip(dataset.file_names, dataset.image_ids, strict=True):
+        if not (arguments.images / name).is_file():
             raise CommandError(f"--images {arguments.images}: no file {name} for image {image_id}")
-    return Subset(dataset, wanted)
+    return dataset
 
 
 def format_table(scores: Mapping[str, float]) -> str:
@@ -84,8 +79,10 @@ def evaluate(arguments: argparse.Namespace):
     check_paths(arguments)
     model = load_model(arguments.model, dtype=getattr(torch, arguments.dtype)).fuse().to(accelerator.device)
     image_processor = load_image_processor(arguments.model)
-    metric = load_metric(arguments, model.config)
-    dataset = load_images(arguments, model.config, metric)
+    annotations = read_annotations(arguments.annotations, model.config.keypoint_schema)
+    annotations = annotations.first_images(arguments.max_images)
+    metric = load_metric(arguments, annotations, model.config)
+    dataset = load_images(arguments, annotations)
     # Each process gets its share of the batches, on its device.
     loader = accelerator.prepare(
         evaluation_dataloader(dataset, arguments.batch_size, image_processor, arguments.num_workers)

@@ -1,5 +1,8 @@
 """COCO-format datasets, augmentation and batches, for training and evaluation. Needs torchvision 0.23 or newer."""
 
+from ..instances import AnnotationError
+from ..labels import to_labels
+from .annotations import CocoAnnotations, read_annotations, read_coco_categories
 from .augmentation import (
     Augmentation,
     EvaluationSamples,
@@ -14,15 +17,15 @@ from .batches import (
     collate_poses,
     evaluation_dataloader,
     multi_scale_sizes,
-    to_labels,
     train_dataloader,
 )
 from .checks import DatasetReport, check_dataset
-from .people import parse_annotations
 from .pose_datasets import CocoPoseDataset, HubPoseDataset, PoseDataset
 
 __all__ = [
+    "AnnotationError",
     "Augmentation",
+    "CocoAnnotations",
     "CocoPoseDataset",
     "DatasetReport",
     "EvaluationSamples",
@@ -37,8 +40,9 @@ __all__ = [
     "evaluation_dataloader",
     "multi_scale_sizes",
     "paper_phases",
-    "parse_annotations",
     "phase_at",
+    "read_annotations",
+    "read_coco_categories",
     "to_labels",
     "train_dataloader",
 ]

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms.v2 import functional as tvF
 
+from ..labels import to_labels
 from .augmentation import (
     UNCHANGED,
     EvaluationSamples,
@@ -17,7 +17,6 @@ from .augmentation import (
     phase_at,
     seed_for,
 )
-from .people import hide_outside
 from .pose_datasets import Sample
 
 # The other sizes as multiples of the base size, 0.75 to 1.25: for 640 they are 480 to 800 in steps of 32.
@@ -50,38 +49,6 @@ def collate_poses(samples: Sequence[Sample]) -> dict[str, Any]:
     if pixel_values.dtype == torch.uint8:
         pixel_values = pixel_values.float().mul_(1 / 255)
     return {"pixel_values": pixel_values, "labels": [to_labels(sample) for sample in samples]}
-
-
-def to_labels(sample: Sample) -> dict[str, torch.Tensor]:
-    """Turns the people of a sample into labels of the model.
-
-    Keypoints that a transform has moved out of the image count as not labelled, and people without any are left out.
-
-    Args:
-        sample: see `PoseDataset`.
-
-    Returns:
-        For n people `class_labels` (n,) int64; `keypoints` (n, K, 3), x, y as fractions of the image and visibility (0
-        not labelled, then x = y = 0; 1 hidden; 2 visible); `area` (n,), fraction of the image's area; `boxes` (n, 4),
-        center x, center y, width, height as fractions; all float32. Also `image_id` (1,) and `orig_size` (2,), height
-        and width of the original image in pixels; both int64.
-    """
-    height, width = sample["keypoints"].canvas_size
-    size_wh = torch.tensor([width, height], dtype=torch.float32)
-    points = sample["keypoints"].as_subclass(torch.Tensor)
-    visibility = hide_outside(points, sample["visibility"], size_wh)
-    keep = (visibility > 0).any(-1)
-    fractions = (points / size_wh).clamp(0, 1) * (visibility > 0).unsqueeze(-1)
-    boxes = tvF.clamp_bounding_boxes(sample["boxes"])
-    boxes = tvF.convert_bounding_box_format(boxes, new_format="CXCYWH").as_subclass(torch.Tensor)
-    return {
-        "class_labels": sample["class_labels"][keep],
-        "keypoints": torch.cat([fractions, visibility.unsqueeze(-1)], dim=-1)[keep],
-        "area": sample["area"][keep] / (height * width),
-        "boxes": (boxes / size_wh.repeat(2))[keep],
-        "image_id": torch.tensor([sample["image_id"]]),
-        "orig_size": torch.tensor(sample["orig_size"]),
-    }
 
 
 def multi_scale_sizes(size: tuple[int, int] | int = 640, base_repeats: int = 4) -> list[tuple[int, int]]:

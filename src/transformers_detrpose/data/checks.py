@@ -1,4 +1,4 @@
-"""Finding what is wrong with a dataset before hours of training find it."""
+"""Finding what is wrong with the images of a dataset, and where its people lie, before hours of training find it."""
 
 import logging
 import os
@@ -10,13 +10,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..images import load_rgb_image
-from .people import Findings, fit_to_image
+from .people import fit_to_image
 from .pose_datasets import PoseDataset
 
 logger = logging.getLogger(__name__)
 
 _EXIF_ORIENTATION = 0x0112
 _SHOWN = 5  # names of each kind in a report
+
+# What was found, by a short name, to the annotations or images where it was found.
+Findings = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,6 @@ DEFECTS = {
     "image_missing": Defect("image files that do not exist"),
     "image_unreadable": Defect("image files that cannot be read"),
     "image_size": Defect("images that upright have another size than the annotation file says"),
-    "image_id": Defect("images whose id another image has"),
-    "annotation_id": Defect("annotations whose id another annotation has"),
-    "annotation_of_no_image": Defect("annotations of images that are not in the file", "left out"),
-    "keypoint_count": Defect("annotations without x, y and visibility for each keypoint of the schema"),
-    "visibility": Defect("keypoints whose visibility is not 0, 1 or 2"),
-    "number": Defect("annotations with NaN, infinity or no number in labelled keypoints, area or box"),
-    "category": Defect("annotations whose category is not in the file"),
     "keypoint_outside": Defect(
         "people with keypoints more than a pixel outside the image",
         "these count as not labelled, and people without any other are left out",
@@ -92,18 +88,14 @@ def _line(kind: str, names: list[str]) -> str:
 def check_dataset(
     dataset: PoseDataset, images: str | None = "header", num_threads: int | None = None, progress: bool = True
 ) -> DatasetReport:
-    """Looks for everything that is wrong with a dataset, and reports all of it together.
+    """Looks at all images of a dataset and at how its people fit into them, and reports everything together.
+
+    Malformed annotations have been refused already, when the dataset was made; see `read_annotations`.
 
     | found | what happens |
     |---|---|
     | image file missing or unreadable (`image_missing`, `image_unreadable`) | refused |
     | upright image of another size than the annotation file says (`image_size`) | refused |
-    | two images, or two annotations, with one id (`image_id`, `annotation_id`) | refused |
-    | annotation of an image that is not in the file (`annotation_of_no_image`) | left out |
-    | not x, y, visibility for each of K keypoints (`keypoint_count`) | refused |
-    | visibility other than 0, 1 and 2 (`visibility`) | refused |
-    | NaN, infinity or no number in labelled keypoints, area or box (`number`) | refused |
-    | category that is not in the file, or has no keypoints there (`category`) | refused |
     | keypoint more than a pixel outside the image (`keypoint_outside`) | not labelled |
     | keypoint up to a pixel outside | moved to the border |
     | box partly outside the image (`box_outside`) | clipped |
@@ -128,7 +120,7 @@ def check_dataset(
     """
     if images not in ("header", "decode", None):
         raise ValueError(f"`images` must be 'header', 'decode' or None, but got {images!r}.")
-    findings = {kind: list(names) for kind, names in dataset.findings.items()}
+    findings: Findings = {}
     sizes_hw = list(dataset.sizes_hw)
     if images is not None:
         sizes_hw = _check_images(dataset, images == "decode", num_threads, progress, findings)
@@ -178,11 +170,11 @@ def upright_size_hw(image: Image.Image) -> tuple[int, int]:
 
 def _check_people(dataset: PoseDataset, sizes_hw: list[tuple[int, int] | None], findings: Findings) -> int:
     """Adds to the findings what does not fit into images of known sizes; returns how many people remain."""
-    annotations = dataset.annotations
+    people = dataset.people
     # In an image of unknown size everything fits.
     sizes = torch.tensor([size_hw or (1 << 20, 1 << 20) for size_hw in sizes_hw]).reshape(-1, 2)
-    _, remains, masks = fit_to_image(annotations.people, sizes[annotations.people.image_index])
+    _, remains, masks = fit_to_image(people.people, sizes[people.people.image_index])
     for kind, mask in masks.items():
         if mask.any():
-            findings[kind] = [annotations.names[index] for index in mask.nonzero()[:, 0].tolist()]
+            findings[kind] = [people.names[index] for index in mask.nonzero()[:, 0].tolist()]
     return int(remains.sum())

@@ -1,11 +1,8 @@
 """Datasets of people with keypoints: COCO-format files, and datasets of the Hugging Face Hub."""
 
 import io
-import json
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,10 +12,10 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvF
 
 from ..images import load_rgb_image
+from ..instances import Instances, Problems, is_id, parse_instances
 from ..keypoint_schemas import KeypointSchema
-from .people import Annotations, Findings, fit_to_image, parse_annotations
-
-logger = logging.getLogger(__name__)
+from .annotations import CocoAnnotations, read_annotations
+from .people import fit_to_image, group_by_image
 
 Sample = dict[str, Any]
 
@@ -43,8 +40,7 @@ class PoseDataset(Dataset):
         id2label: names of the labels 0, 1, ..., as a configuration takes them.
         image_ids: one integer per image.
         sizes_hw: (height, width) of each image in pixels according to the dataset, `None` where it does not say.
-        annotations: the people.
-        findings: what is wrong with the dataset as a whole.
+        instances: the annotations.
         transform: called with each sample, returns another; transforms of `torchvision.transforms.v2` work, except that
             those that mirror do not swap left and right, and `area` does not follow.
         only_with_people: leave out the images that have nobody to learn from, as the paper's training does.
@@ -56,8 +52,7 @@ class PoseDataset(Dataset):
         id2label: dict[int, str],
         image_ids: list[int],
         sizes_hw: list[tuple[int, int] | None],
-        annotations: Annotations,
-        findings: Findings | None = None,
+        instances: Instances,
         transform: Callable[[Sample], Sample] | None = None,
         only_with_people: bool = False,
     ):
@@ -65,10 +60,9 @@ class PoseDataset(Dataset):
         self.id2label = id2label
         self.image_ids = image_ids
         self.sizes_hw = sizes_hw
-        self.annotations = annotations
-        self.findings = {**annotations.findings, **(findings or {})}
+        self.people = group_by_image(instances, len(image_ids))
         self.transform = transform
-        counts = annotations.starts.diff()
+        counts = self.people.starts.diff()
         # Which image each sample shows.
         self.shown = counts.nonzero()[:, 0] if only_with_people else torch.arange(len(counts))
 
@@ -87,7 +81,7 @@ class PoseDataset(Dataset):
         image_index = int(self.shown[index])
         image = self._load_image(image_index)
         size_hw = (image.height, image.width)
-        people, remains, _ = fit_to_image(self.annotations.of_image(image_index), torch.tensor(size_hw))
+        people, remains, _ = fit_to_image(self.people.of_image(image_index), torch.tensor(size_hw))
         people = people[remains]
         sample = {
             "image": tv_tensors.Image(tvF.pil_to_tensor(image)),
@@ -122,9 +116,7 @@ class CocoPoseDataset(PoseDataset):
 
     Args:
         image_folder: folder that the `file_name` of each image is relative to.
-        annotation_file: JSON file with `images` (`id`, `file_name`, optionally `height` and `width`), `annotations` (as
-            for `parse_annotations`, with `id` and `image_id`) and `categories` (`id`, `name`, and the names of the
-            `keypoints`). Annotations of categories without keypoints are ignored if others have them.
+        annotation_file: path of the file, or what `read_annotations`, which says what it has to hold, returned.
         schema: the keypoints, such as `model.config.keypoint_schema`, a name or a dictionary; read from the file if not
             given.
         transform: see `PoseDataset`.
@@ -132,13 +124,13 @@ class CocoPoseDataset(PoseDataset):
 
     Raises:
         FileNotFoundError: if the folder or the file does not exist.
-        ValueError: if the file is not in COCO's format, or its keypoints are not those of the schema.
+        AnnotationError: a `ValueError`, if anything in the file is wrong, or its keypoints are not those of the schema.
     """
 
     def __init__(
         self,
         image_folder: str | os.PathLike,
-        annotation_file: str | os.PathLike,
+        annotation_file: str | os.PathLike | CocoAnnotations,
         schema: KeypointSchema | dict | str | None = None,
         transform: Callable[[Sample], Sample] | None = None,
         only_with_people: bool = False,
@@ -146,20 +138,14 @@ class CocoPoseDataset(PoseDataset):
         self.image_folder = os.fspath(image_folder)
         if not os.path.isdir(self.image_folder):
             raise FileNotFoundError(f"image folder {self.image_folder} does not exist or is not a folder.")
-        content = _read_coco_file(annotation_file)
-        schema, names = _read_categories(content["categories"], schema, annotation_file)
-        images, findings = _unique_images(content["images"])
-        self.file_names = [image["file_name"] for image in images]
-        index_of = {image["id"]: index for index, image in enumerate(images)}
-        annotations = list(_known_annotations(content["annotations"], index_of, findings))
+        content = read_annotations(annotation_file, schema)
+        self.file_names = _file_names(content)
         super().__init__(
-            schema=schema,
-            # Labels are the file's own category ids.
-            id2label={label: names.get(label, "N/A") for label in range(max(names) + 1)},
-            image_ids=[image["id"] for image in images],
-            sizes_hw=[_size_hw(image) for image in images],
-            annotations=parse_annotations(annotations, len(images), schema.num_keypoints, set(names)),
-            findings=findings,
+            schema=content.schema,
+            id2label=content.id2label,
+            image_ids=[int(image["id"]) for image in content.images],
+            sizes_hw=[_size_hw(image) for image in content.images],
+            instances=_instances_of(content),
             transform=transform,
             only_with_people=only_with_people,
         )
@@ -187,7 +173,7 @@ class HubPoseDataset(PoseDataset):
         only_with_people: see `PoseDataset`.
 
     Raises:
-        ValueError: if a column is missing.
+        ValueError: if a column is missing, or people cannot be used, as `read_annotations` says.
 
     Example:
 
@@ -224,15 +210,13 @@ class HubPoseDataset(PoseDataset):
         self.image_column = image_column
 
         ids = [row.get("image_id") for row in rows]
-        are_usable = len(set(ids)) == len(ids) and all(isinstance(image_id, Integral) for image_id in ids)
-        people = ((index, person) for index, row in enumerate(rows) for person in _list_people(row[people_column]))
-        named = ((index, f"annotation {person.get('id')} of row {index}", person) for index, person in people)
+        are_usable = all(map(is_id, ids)) and len(set(ids)) == len(ids)
         super().__init__(
             schema=schema,
             id2label=id2label,
             image_ids=ids if are_usable else list(range(len(rows))),
             sizes_hw=[_size_hw(row) for row in rows],
-            annotations=parse_annotations(named, len(rows), schema.num_keypoints, set(id2label)),
+            instances=_read_rows([row[people_column] for row in rows], schema.num_keypoints, set(id2label)),
             transform=transform,
             only_with_people=only_with_people,
         )
@@ -245,83 +229,41 @@ class HubPoseDataset(PoseDataset):
         return f"image {self.image_ids[image_index]} (row {image_index})"
 
 
-def _read_coco_file(path: str | os.PathLike) -> dict[str, list]:
-    """Reads a COCO file; raises `ValueError` unless it has lists of images, annotations and categories."""
-    with open(path, encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path} is not a JSON file: {error}.") from error
-    if isinstance(content, dict):
-        content.setdefault("annotations", [])  # test sets have none
-    for key in ("images", "annotations", "categories"):
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError(f"{path} is not in COCO's format: `{key}` is missing or not a list of dictionaries.")
-    for image in content["images"]:
-        if not isinstance(image.get("id"), Integral) or not isinstance(image.get("file_name"), str):
-            raise ValueError(f"{path}: every image needs an integer `id` and a `file_name`, but got {image}.")
-    return content
+def _file_names(content: CocoAnnotations) -> list[str]:
+    """Returns the name of each image's file."""
+    problems = Problems(content.source)
+    names = [image.get("file_name") for image in content.images]
+    for image, name in zip(content.images, names, strict=True):
+        if not name:
+            problems.add(f"image {image['id']}", "`file_name`", "the name of a file", name)
+    problems.raise_any()
+    return names
 
 
-def _read_categories(
-    categories: list[dict], schema: KeypointSchema | dict | str | None, path: str | os.PathLike
-) -> tuple[KeypointSchema, dict[int, str]]:
-    """Returns the schema, and the names of the categories with keypoints (of all, if none lists its keypoints)."""
-    if not categories:
-        raise ValueError(f"{path}: `categories` is empty.")
-    for category in categories:
-        if not isinstance(category.get("id"), Integral) or category["id"] < 0:
-            raise ValueError(f"{path}: every category needs an integer `id` of at least 0, but got {category}.")
-    posed = [category for category in categories if category.get("keypoints")]
-    names = {category["id"]: str(category.get("name", category["id"])) for category in posed or categories}
-    schemas = {category["id"]: KeypointSchema.from_coco_category(category) for category in posed}
-    if schema is None:
-        if len(set(schemas.values())) != 1:
-            found = "have different keypoints" if schemas else "have no `keypoints`"
-            raise ValueError(f"{path}: its categories {list(names.values())} {found}: give a `schema`.")
-        return next(iter(schemas.values())), names
-
-    schema = KeypointSchema.of(schema)
-    for category, found in schemas.items():
-        if found.num_keypoints != schema.num_keypoints:
-            raise ValueError(
-                f"{path}: category {names[category]!r} has {found.num_keypoints} keypoints, but `schema` has "
-                f"{schema.num_keypoints}."
-            )
-        if found.names != schema.names:
-            logger.warning("%s: keypoints %s are taken for %s.", path, list(found.names), list(schema.names))
-    return schema, names
-
-
-def _unique_images(images: list[dict]) -> tuple[list[dict], Findings]:
-    """Returns the images without those whose id has appeared before, and reports these."""
-    unique = {}
-    repeated = [f"image {image['id']}" for image in images if unique.setdefault(image["id"], image) is not image]
-    return list(unique.values()), {"image_id": repeated} if repeated else {}
-
-
-def _known_annotations(
-    annotations: list[dict], index_of: dict[int, int], findings: Findings
-) -> Iterator[tuple[int, str, dict]]:
-    """Yields index of the image, name and content of each annotation, and reports ids that cannot be right."""
-    seen = set()
-    for position, annotation in enumerate(annotations):
-        annotation_id = annotation.get("id")
-        name = f"annotation {annotation_id}" if annotation_id is not None else f"annotation number {position}"
-        image_id = annotation.get("image_id")
-        if annotation_id is not None and annotation_id in seen:
-            findings.setdefault("annotation_id", []).append(name)
-        seen.add(annotation_id)
-        if image_id not in index_of:
-            findings.setdefault("annotation_of_no_image", []).append(f"{name} of image {image_id}")
-        else:
-            yield index_of[image_id], f"{name} of image {image_id}", annotation
+def _instances_of(content: CocoAnnotations) -> Instances:
+    """Returns the annotations of a file, none for a test set."""
+    if content.instances is not None:
+        return content.instances
+    return parse_instances([], [], content.schema.num_keypoints, Problems())
 
 
 def _size_hw(image: Mapping[str, Any]) -> tuple[int, int] | None:
     height, width = image.get("height"), image.get("width")
     return (int(height), int(width)) if height and width else None
+
+
+def _read_rows(rows: list, num_keypoints: int, categories: set[int]) -> Instances:
+    """Reads the column of people, or raises `AnnotationError`."""
+    people, names, image_index = [], [], []
+    for index, row in enumerate(rows):
+        for number, person in enumerate(_list_people(row)):
+            people.append(person)
+            names.append(f"person {person.get('id', number)} of row {index}")
+            image_index.append(index)
+    problems = Problems("dataset")
+    instances = parse_instances(people, names, num_keypoints, problems, categories, image_index)
+    problems.raise_any()
+    return instances
 
 
 def _find_column(dataset, names: Iterable[str]) -> str:

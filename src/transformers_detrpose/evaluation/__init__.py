@@ -7,7 +7,7 @@ metric is made.
 from pathlib import Path
 
 from .coco_results import coco_records, results_writer, write_coco_results
-from .keypoint_metrics import METRICS, CocoKeypoints, CrowdPoseKeypoints, KeypointMetric, read_annotations
+from .keypoint_metrics import METRICS, CocoKeypoints, CrowdPoseKeypoints, KeypointMetric
 from .loop import evaluate_model
 
 # What `evaluate.load` takes, followed by "coco" or "crowdpose".
@@ -21,7 +21,6 @@ __all__ = [
     "KeypointMetric",
     "coco_records",
     "evaluate_model",
-    "read_annotations",
     "results_writer",
     "write_coco_results",
 ]

@@ -13,9 +13,7 @@
 """
 
 import io
-import json
 import logging
-import reprlib
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from os import PathLike
@@ -25,7 +23,9 @@ import numpy as np
 import torch
 import torch.distributed
 
-from ..keypoint_schemas import PERSON_TO_BOX_AREA, KeypointSchema
+from ..data import CocoAnnotations, read_annotations
+from ..instances import Instances, box_areas
+from ..keypoint_schemas import KeypointSchema
 from .coco_results import coco_records
 
 MAX_POSES = 20  # of each image and category: what both benchmarks look at
@@ -44,30 +44,27 @@ class KeypointMetric:
     no harm.
 
     Args:
-        annotations: Path or content of a COCO-format file: `images`, `categories` and `annotations`, whose `keypoints`
-            (x, y, visibility for each of K), `bbox` (x, y, width, height) and `area` are in pixels. If any category
-            has a skeleton (`keypoints`), those without are left aside. Where missing, `iscrowd` is 0, `area` 0.53 times
-            that of the box and `num_keypoints` the number of labelled keypoints. A file without `annotations`, as test
-            sets have, lets poses be collected but not scored.
+        annotations: Path or content of a COCO-format file, or what `data.read_annotations`, which says what it has to
+            hold, returned. A file without `annotations`, as test sets have, lets poses be collected but not scored.
         keypoint_schema: Skeleton of the model (a string names a known one, "coco" or "crowdpose"); its sigmas are those
             of the keypoint similarity.
 
     Raises:
-        ValueError: if the file is malformed or has other keypoints than the schema.
+        ValueError: if anything in the file is wrong or it has other keypoints than the schema.
     """
 
     _stats = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 
     def __init__(
-        self, annotations: str | PathLike | Mapping[str, Any], keypoint_schema: KeypointSchema | dict[str, Any] | str
+        self,
+        annotations: str | PathLike | Mapping[str, Any] | CocoAnnotations,
+        keypoint_schema: KeypointSchema | dict[str, Any] | str,
     ):
-        content = read_annotations(annotations)
-        categories = content["categories"]
-        categories = [category for category in categories if category.get("keypoints")] or categories
-        self.keypoint_schema = KeypointSchema.of(keypoint_schema)
-        self.category_ids = [category["id"] for category in categories]
-        self.images = {image["id"]: image for image in content["images"]}
-        self.has_annotations = "annotations" in content
+        content = read_annotations(annotations, keypoint_schema)
+        self.keypoint_schema = content.schema
+        self.category_ids = list(content.categories)
+        self.images = {image["id"]: image for image in content.images}
+        self.has_annotations = content.instances is not None
         try:
             self._coco_class, self._evaluator_class = self._import_library()
         except ImportError as error:
@@ -77,7 +74,7 @@ class KeypointMetric:
             {
                 "images": [{"id": image_id} for image_id in self.images],
                 "categories": [{"id": category_id} for category_id in self.category_ids],
-                "annotations": self._prepare_people(content.get("annotations", [])),
+                "annotations": self._prepare_people(content) if self.has_annotations else [],
             }
         )
         self.reset()
@@ -174,42 +171,30 @@ class KeypointMetric:
     def _index_nothing(self):
         return self._index({**self._ground_truth.dataset, "annotations": []})
 
-    def _prepare_people(self, annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Returns copies of the annotations with what the libraries read, ids counted from 1.
+    def _prepare_people(self, content: CocoAnnotations) -> list[dict[str, Any]]:
+        """Returns the annotations with what the libraries read, ids counted from 1.
 
         To the libraries, a person with the id 0 is one whom nobody has found.
         """
-        accepted = set(self.category_ids)
-        people = (annotation for annotation in annotations if annotation.get("category_id") in accepted)
-        return [{**self._prepare_person(person), "id": number} for number, person in enumerate(people, start=1)]
-
-    def _prepare_person(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
-        length = 3 * self.keypoint_schema.num_keypoints
-        keypoints = annotation.get("keypoints") or [0] * length
-        box = annotation.get("bbox")
-        where = f"annotation {annotation.get('id')} of image {annotation.get('image_id')}"
-        if len(keypoints) != length:
-            raise ValueError(
-                f"{where}: `keypoints` must be x, y, visibility for each of {self.keypoint_schema.num_keypoints} "
-                f"keypoints ({length} numbers), but it has {len(keypoints)}."
-            )
-        if box is None or len(box) != 4:
-            raise ValueError(f"{where}: `bbox` must be x, y, width, height, but got {reprlib.repr(box)}.")
-        return {
-            "image_id": annotation.get("image_id"),
-            "category_id": annotation["category_id"],
-            "keypoints": keypoints,
-            # Not counted anew: CrowdPose leaves out hidden keypoints, so people without others do not count.
-            "num_keypoints": annotation.get("num_keypoints", sum(v > 0 for v in keypoints[2::3])),
-            "bbox": box,
-            "area": self._person_area(annotation),
-            "iscrowd": int(annotation.get("iscrowd") or 0),
+        people = content.instances.completed()
+        people = people[np.isfinite(people.boxes).all(1)]  # who has neither keypoints nor a box is nowhere
+        image_ids = [content.images[index]["id"] for index in people.image_index.tolist()]
+        columns = {
+            "id": range(1, len(people) + 1),
+            "image_id": image_ids,
+            "category_id": people.category_ids.tolist(),
+            "keypoints": people.keypoints.reshape(len(people), -1).tolist(),
+            # 0 tells the libraries that the person is neither found nor missed.
+            "num_keypoints": np.where(people.is_counted, people.num_keypoints, 0).tolist(),
+            "bbox": people.boxes.tolist(),
+            "area": self._person_areas(people).tolist(),
+            "iscrowd": people.is_crowd.astype(int).tolist(),
         }
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
-    def _person_area(self, annotation: Mapping[str, Any]) -> float:
-        """Returns the area in pixels that scales the keypoint similarity."""
-        area = annotation.get("area")
-        return _box_area(annotation) if area is None else area
+    def _person_areas(self, people: Instances) -> np.ndarray:
+        """Returns the areas (n,) in square pixels that scale the keypoint similarity."""
+        return people.areas
 
     def _best_poses(self, image_id: int, poses: Mapping[str, Any]) -> Poses:
         scores = _to_array(poses["scores"], torch.float32)
@@ -259,7 +244,7 @@ class CrowdPoseKeypoints(KeypointMetric):
 
     def __init__(
         self,
-        annotations: str | PathLike | Mapping[str, Any],
+        annotations: str | PathLike | Mapping[str, Any] | CocoAnnotations,
         keypoint_schema: KeypointSchema | dict[str, Any] | str,
         crowd_thresholds: tuple[float, float] = (0.2, 0.8),
     ):
@@ -295,39 +280,12 @@ class CrowdPoseKeypoints(KeypointMetric):
             "hard": [image_id for image_id in image_ids if hard <= index[image_id]],
         }
 
-    def _person_area(self, annotation: Mapping[str, Any]) -> float:
-        return _box_area(annotation)
+    def _person_areas(self, people: Instances) -> np.ndarray:
+        return box_areas(people.boxes)
 
 
 # By the name that commands and the `evaluate` module know them by.
 METRICS = {"coco": CocoKeypoints, "crowdpose": CrowdPoseKeypoints}
-
-
-def read_annotations(annotations: str | PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the content of a COCO-format file, or the content itself if it is that already.
-
-    Raises:
-        ValueError: if it is not JSON, or lacks `images` or `categories` or their ids.
-    """
-    content, name = annotations, "annotations"
-    if not isinstance(annotations, Mapping):
-        name = annotations
-        with open(annotations, encoding="utf-8") as file:
-            try:
-                content = json.load(file)
-            except ValueError as error:
-                raise ValueError(f"{name} is not a JSON file: {error}.") from error
-    found = sorted(content) if isinstance(content, Mapping) else type(content).__name__
-    if not {"images", "categories"} <= set(found):
-        raise ValueError(f"{name}: a COCO file has `images`, `categories` and `annotations`, but got {found}.")
-    for key in ("images", "categories"):
-        if not all("id" in entry for entry in content[key]):
-            raise ValueError(f"{name}: each of the `{key}` needs an `id`.")
-    return content
-
-
-def _box_area(annotation: Mapping[str, Any]) -> float:
-    return PERSON_TO_BOX_AREA * annotation["bbox"][2] * annotation["bbox"][3]
 
 
 def _to_array(values, dtype: torch.dtype) -> np.ndarray:

@@ -1,0 +1,323 @@
+"""COCO annotations as arrays: one validation of them, and one rule for who is a person.
+
+Files, datasets and the image processor all read annotations through `parse_instances`.
+"""
+
+import reprlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from .keypoint_schemas import PERSON_TO_BOX_AREA
+
+# Coordinates beyond this many pixels are no coordinates; their squares still fit into float32.
+LARGEST_COORDINATE = 1_000_000
+# Square pixels. Whatever divides by an area below this overflows.
+SMALLEST_AREA, LARGEST_AREA = 1e-6, LARGEST_COORDINATE**2
+
+_AT_MOST = f"at most {LARGEST_COORDINATE}"
+_SHOWN_PROBLEMS = 10
+
+
+class AnnotationError(ValueError):
+    """Annotations that cannot be used; the message has one line for each of the first ten problems."""
+
+
+class Problems:
+    """Collects what is wrong with annotations, to report all of it in one error.
+
+    Args:
+        source: name of the file, or of whatever else the annotations come from; no name if empty.
+    """
+
+    def __init__(self, source: str = ""):
+        self.source = source
+        self.lines: list[str] = []
+        self.count = 0
+
+    def add(self, where: str, what: str, accepted: str, found: Any, remark: str = ""):
+        """Adds one problem.
+
+        Args:
+            where: which image, annotation or category has it.
+            what: which of its fields, in backticks.
+            accepted: what the field may hold.
+            found: what it holds.
+            remark: more about `found`.
+        """
+        self.count += 1
+        if self.count <= _SHOWN_PROBLEMS:
+            prefix = f"{self.source}: " if self.source else ""
+            self.lines.append(f"{prefix}{where}: {what} must be {accepted}, but got {reprlib.repr(found)}{remark}.")
+
+    def raise_any(self):
+        """Raises `AnnotationError` if there are any problems."""
+        if self.count > _SHOWN_PROBLEMS:
+            raise AnnotationError("\n".join([*self.lines, f"... and {self.count - _SHOWN_PROBLEMS} more problems."]))
+        if self.count:
+            raise AnnotationError("\n".join(self.lines))
+
+
+@dataclass
+class Instances:
+    """n annotations of one image or of many, in pixels.
+
+    Who is a person follows from three properties of an annotation, and nowhere from anything else:
+
+    - `is_target`: a person to learn from has a labelled keypoint and is no crowd. Others are no targets of a training.
+    - `is_counted`: a person whom the metrics expect to be found is a target whose `num_keypoints` is not 0. COCO counts
+      labelled keypoints, so that these are the targets; CrowdPose counts visible ones only. To the metrics everybody
+      else is neither found nor missed.
+    - Annotations of categories without keypoints never become instances, if other categories have keypoints.
+
+    Args:
+        names: what to call each annotation in messages, such as "annotation 5 of image 3".
+        image_index (`np.ndarray` of shape `(n,)`): int64, index of the image in the dataset.
+        category_ids (`np.ndarray` of shape `(n,)`): int64.
+        keypoints (`np.ndarray` of shape `(n, K, 3)`): float64, x, y and visibility (0 not labelled, then x = y = 0;
+            1 hidden; 2 visible).
+        boxes (`np.ndarray` of shape `(n, 4)`): float64, x, y, width, height; NaN where missing.
+        areas (`np.ndarray` of shape `(n,)`): float64; NaN where missing.
+        is_crowd (`np.ndarray` of shape `(n,)`): bool.
+        num_keypoints (`np.ndarray` of shape `(n,)`): int64, as annotated, else the number of labelled keypoints.
+    """
+
+    names: np.ndarray
+    image_index: np.ndarray
+    category_ids: np.ndarray
+    keypoints: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
+    is_crowd: np.ndarray
+    num_keypoints: np.ndarray
+
+    def __getitem__(self, index) -> "Instances":
+        return Instances(*(getattr(self, column.name)[index] for column in fields(self)))
+
+    def __len__(self) -> int:
+        return len(self.image_index)
+
+    @property
+    def is_labelled(self) -> np.ndarray:
+        """`np.ndarray` of shape `(n,)`: whether a keypoint is labelled."""
+        return (self.keypoints[..., 2] > 0).any(-1)
+
+    @property
+    def is_target(self) -> np.ndarray:
+        """`np.ndarray` of shape `(n,)`: whether this is a person to learn from."""
+        return self.is_labelled & ~self.is_crowd
+
+    @property
+    def is_counted(self) -> np.ndarray:
+        """`np.ndarray` of shape `(n,)`: whether this is a person whom the metrics expect to be found."""
+        return self.is_target & (self.num_keypoints > 0)
+
+    @property
+    def has_box(self) -> np.ndarray:
+        """`np.ndarray` of shape `(n,)`: whether there is a box that is not empty."""
+        return (self.boxes[:, 2:] > 0).all(-1)
+
+    def completed(self) -> "Instances":
+        """Returns the instances with boxes and areas where they were missing or empty, see `complete`."""
+        keypoints, boxes, areas = map(torch.from_numpy, (self.keypoints, self.boxes, self.areas))
+        boxes, areas = complete(keypoints[..., :2], keypoints[..., 2] > 0, boxes, areas)
+        return replace(self, boxes=boxes.numpy(), areas=areas.numpy())
+
+
+def complete(
+    keypoints: torch.Tensor, labelled: torch.Tensor, boxes: torch.Tensor, areas: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns boxes and areas where those given are missing or empty.
+
+    Args:
+        keypoints: (n, K, 2), x, y.
+        labelled: (n, K) bool.
+        boxes: (n, 4), x, y, width, height. Those of no size, or NaN, give way to the box of the labelled keypoints.
+        areas: (n,). Those of 0 or less, or NaN, give way to 0.53 times the area of the box.
+
+    Returns:
+        The boxes (n, 4), as they were given where no keypoint is labelled, and the areas (n,).
+    """
+    is_replaced = ~(boxes[:, 2:] > 0).all(1) & labelled.any(1)
+    if is_replaced.any():
+        top_left = keypoints.masked_fill(~labelled[..., None], float("inf")).amin(1)
+        bottom_right = keypoints.masked_fill(~labelled[..., None], -float("inf")).amax(1)
+        around = torch.cat([top_left, bottom_right - top_left], dim=1)
+        boxes = torch.where(is_replaced[:, None], around, boxes)
+    return boxes, torch.where(areas > 0, areas, box_areas(boxes))
+
+
+def box_areas(boxes):
+    """Returns the area (n,) of people in boxes (n, 4), given as x, y, width, height, where nobody has outlined them."""
+    return PERSON_TO_BOX_AREA * boxes[:, 2] * boxes[:, 3]
+
+
+def is_id(value: Any) -> bool:
+    """Returns whether a value is an integer of at most 64 bits."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def parse_instances(
+    annotations: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    num_keypoints: int,
+    problems: Problems,
+    categories: Collection[int] | None = None,
+    image_index: Sequence[int] | None = None,
+) -> Instances:
+    """Reads annotations in COCO's format, and adds everything that is wrong with them to the problems.
+
+    Args:
+        annotations: n annotations: `category_id`, and optionally `keypoints` (x, y, visibility for each of K keypoints,
+            none of them labelled if missing), `bbox` (x, y, width, height), `area`, `iscrowd` and `num_keypoints`;
+            lengths in pixels.
+        names: what to call each of them in messages.
+        num_keypoints: K.
+        problems: receives the problems.
+        categories: the `category_id`s that may appear; any of at least 0 if not given.
+        image_index: index of the image of each; 0 if not given.
+
+    Returns:
+        The instances, of which those with a problem cannot be relied upon.
+    """
+    keypoints = _read_keypoints(annotations, names, num_keypoints, problems)
+    labelled = keypoints[..., 2] > 0
+    own_counts = _column(annotations, "num_keypoints", names, problems, _is_count, "an integer of at least 0", 0)
+    has_count = np.array([annotation.get("num_keypoints") is not None for annotation in annotations], dtype=bool)
+    return Instances(
+        names=np.array(names, dtype=object),
+        image_index=np.array(image_index if image_index is not None else [0] * len(names), dtype=np.int64),
+        category_ids=_read_categories(annotations, names, categories, problems),
+        keypoints=np.where(labelled[..., None], keypoints, 0.0),
+        boxes=_read_boxes(annotations, names, problems),
+        areas=_read_areas(annotations, names, problems),
+        is_crowd=_column(annotations, "iscrowd", names, problems, _is_flag, "0 or 1", 0).astype(bool),
+        num_keypoints=np.where(has_count, own_counts, labelled.sum(-1)),
+    )
+
+
+def _read_categories(annotations, names, categories: Collection[int] | None, problems: Problems) -> np.ndarray:
+    if categories is None:
+        accepted, is_category = "an integer of at least 0", _is_count
+    else:
+        accepted = f"one of the categories with keypoints, {reprlib.repr(sorted(categories))}"
+        # Whatever is no integer need not be hashable.
+        is_category = lambda value: is_id(value) and value in categories  # noqa: E731
+    return _column(annotations, "category_id", names, problems, is_category, accepted, None)
+
+
+def _read_keypoints(annotations, names, num_keypoints: int, problems: Problems) -> np.ndarray:
+    """Returns keypoints (n, K, 3), zeros where there are none."""
+    count = 3 * num_keypoints
+    accepted = f"x, y, visibility for each of {num_keypoints} keypoints ({count} finite numbers, {_AT_MOST})"
+    values = [annotation.get("keypoints") for annotation in annotations]
+    values = [None if isinstance(value, (list, tuple)) and not value else value for value in values]
+    keypoints = _read_numbers(values, ((count,), (num_keypoints, 3)), names, "`keypoints`", accepted, problems)
+    keypoints = np.nan_to_num(keypoints).reshape(len(values), num_keypoints, 3)
+    visibility = keypoints[..., 2]
+    is_wrong = ~np.isin(visibility, (0, 1, 2))
+    for index in is_wrong.any(-1).nonzero()[0]:
+        found = visibility[index][is_wrong[index]].tolist()
+        problems.add(names[index], "visibilities in `keypoints`", "0, 1 or 2", found)
+    return keypoints
+
+
+def _read_boxes(annotations, names, problems: Problems) -> np.ndarray:
+    accepted = f"x, y, width, height (4 finite numbers, {_AT_MOST}, no negative sizes)"
+    values = [annotation.get("bbox") for annotation in annotations]
+    boxes = _read_numbers(values, ((4,),), names, "`bbox`", accepted, problems)
+    for index in (boxes[:, 2:] < 0).any(-1).nonzero()[0]:
+        problems.add(names[index], "`bbox`", accepted, values[index])
+    return boxes
+
+
+def _read_areas(annotations, names, problems: Problems) -> np.ndarray:
+    """Returns areas (n,), NaN where missing. Areas of 0 or less are accepted, for `completed` replaces them."""
+    accepted = f"a finite number of square pixels, at most {LARGEST_AREA:g}"
+    values = [None if annotation.get("area") is None else (annotation["area"],) for annotation in annotations]
+    areas = _read_numbers(values, ((1,),), names, "`area`", accepted, problems, LARGEST_AREA)[:, 0]
+    for index in ((areas > 0) & (areas < SMALLEST_AREA)).nonzero()[0]:
+        problems.add(names[index], "`area`", f"0 or at least {SMALLEST_AREA:g} square pixels", areas[index])
+    return areas
+
+
+def _read_numbers(
+    values: list,
+    shapes: tuple[tuple[int, ...], ...],
+    names: Sequence[str],
+    what: str,
+    accepted: str,
+    problems: Problems,
+    largest: float = LARGEST_COORDINATE,
+) -> np.ndarray:
+    """Returns lists of numbers as float64 (n, m), m the length of the first shape; NaN where missing or unusable."""
+    rows = np.full((len(values), shapes[0][0]), np.nan)
+    is_given = np.array([value is not None for value in values], dtype=bool)
+    given = [value for value in values if value is not None]
+    rows[is_given] = _as_rows(given, shapes)
+    is_wrong = is_given & ~(np.abs(rows) <= largest).all(-1)  # NaN is not less than anything
+    for index in is_wrong.nonzero()[0]:
+        problems.add(names[index], what, accepted, *_describe(values[index], largest))
+    rows[is_wrong] = np.nan
+    return rows
+
+
+def _as_rows(values: list, shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
+    """Returns the lists as rows of float64 (n, m), NaN where a list is not one of numbers in one of the shapes."""
+    length = shapes[0][0]
+    try:
+        # Almost always all is well, and a single conversion is fast. It must not see strings, which it would convert.
+        is_plain = {length}.issuperset(map(len, values)) and {int, float}.issuperset(
+            map(type, chain.from_iterable(values))
+        )
+        if is_plain:
+            return np.array(values, dtype=np.float64).reshape(len(values), length)
+    except (TypeError, OverflowError):  # no lists, or integers that no float can hold
+        pass
+    return np.array([_as_row(value, shapes) for value in values]).reshape(len(values), length)
+
+
+def _as_row(value: Any, shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        array = np.empty(0)
+    if array.shape not in shapes or array.dtype.kind not in "iuf":
+        return np.full(shapes[0], np.nan)
+    return array.reshape(-1).astype(np.float64)
+
+
+def _describe(value: Any, largest: float) -> tuple[Any, str]:
+    """Returns what was found instead of numbers, and what is wrong with it where that does not show."""
+    if isinstance(value, tuple):
+        return value[0], ""  # an area
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return value, ""
+    for index, number in enumerate(value):
+        if isinstance(number, Real) and not abs(number) <= largest:
+            return value, f" ({number} at index {index})"
+    return value, f" ({len(value)} values)"
+
+
+def _column(annotations, field: str, names, problems: Problems, is_accepted, accepted: str, default) -> np.ndarray:
+    """Returns an integer field of all annotations (n,), `default` where it is missing, 0 where it is unusable."""
+    values = [annotation.get(field) for annotation in annotations]
+    values = [default if value is None else value for value in values]
+    for index, value in enumerate(values):
+        if not is_accepted(value):
+            problems.add(names[index], f"`{field}`", accepted, value)
+            values[index] = 0
+    return np.array(values, dtype=np.int64)
+
+
+def _is_count(value: Any) -> bool:
+    return is_id(value) and value >= 0
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, (bool, Integral)) and value in (0, 1)
