@@ -242,7 +242,7 @@ def _read_areas(annotations, names, problems: Problems) -> np.ndarray:
     values = [None if annotation.get("area") is None else (annotation["area"],) for annotation in annotations]
     areas = _read_numbers(values, ((1,),), names, "`area`", accepted, problems, LARGEST_AREA)[:, 0]
     for index in ((areas > 0) & (areas < SMALLEST_AREA)).nonzero()[0]:
-        problems.add(names[index], "`area`", f"0 or at least {SMALLEST_AREA:g} square pixels", areas[index])
+        problems.add(names[index], "`area`", f"0 or at least {SMALLEST_AREA:g} square pixels", float(areas[index]))
     return areas
 
 

@@ -1,7 +1,5 @@
 """Datasets: what a sample holds, for COCO-format files and datasets of the Hub."""
 
-import json
-
 import pytest
 import torch
 from PIL import Image
@@ -9,7 +7,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from drawn_people import CATEGORY, SCHEMA, draw_person
-from transformers_detrpose.data import CocoPoseDataset, HubPoseDataset, check_dataset, read_coco_categories
+from transformers_detrpose.data import (
+    CocoPoseDataset,
+    HubPoseDataset,
+    check_dataset,
+    read_annotations,
+    read_coco_categories,
+)
 from transformers_detrpose.keypoint_schemas import COCO_PERSON, KeypointSchema
 from transformers_detrpose.labels import prepare_coco_labels
 
@@ -84,7 +88,7 @@ def test_a_schema_may_be_given(folder, caplog):
     assert "['left_hand', 'right_hand', 'head'] are taken for ['a', 'b', 'c']" in caplog.text
     folder.categories = [{"id": 1, "name": "person"}]
     assert CocoPoseDataset(*folder.arguments, schema="coco").schema == COCO_PERSON
-    with pytest.raises(ValueError, match="categories \\['person'\\] have no `keypoints`: give a `schema`"):
+    with pytest.raises(ValueError, match="no entry of `categories` has `keypoints`: give a `schema`"):
         CocoPoseDataset(*folder.arguments)
 
 
@@ -100,22 +104,25 @@ def test_a_transform_of_torchvision_is_applied(folder):
     assert sample["keypoints"][0, 0].tolist() == [21, 12]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "is not a JSON file"),
-        ("[]", "`images` is missing or not a list of dictionaries"),
-        (json.dumps({"images": [], "annotations": {}, "categories": []}), "`annotations` is missing or not a list"),
-        (json.dumps({"images": [{"id": 1}], "annotations": [], "categories": []}), "needs an integer `id` and a `file"),
-        (json.dumps({"images": [], "annotations": [], "categories": [{"id": "a"}]}), "category needs an integer `id`"),
-        (json.dumps({"images": [], "annotations": [], "categories": []}), "`categories` is empty"),
-    ],
-)
-def test_files_in_another_format_are_refused(tmp_path, content, message):
-    file = tmp_path / "annotations.json"
-    file.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        CocoPoseDataset(tmp_path, file)
+@pytest.mark.parametrize("file_name", [None, ""])
+def test_images_without_a_file_are_refused(folder, file_name):
+    folder.add_image(file_name=file_name)
+    folder.images[0]["file_name"] = file_name
+    with pytest.raises(ValueError, match="annotations.json: image 1: `file_name` must be the name of a file, but got"):
+        CocoPoseDataset(*folder.arguments)
+
+
+def test_a_file_that_has_been_read_is_taken_as_it_is(folder):
+    for _ in range(3):
+        folder.add_person((64, 48), KEYPOINTS)
+    images, file = folder.arguments
+    content = read_annotations(file)
+    file.unlink()
+    dataset = CocoPoseDataset(images, content.first_images(2))
+    assert dataset.image_ids == [1, 2] and len(dataset[1]["area"]) == 1
+    assert CocoPoseDataset(images, content.first_images(None), schema=SCHEMA).image_ids == [1, 2, 3]
+    with pytest.raises(ValueError, match="the file has 3 keypoints, but `schema` has 17"):
+        CocoPoseDataset(images, content, schema="coco")
 
 
 def test_missing_paths_are_named(folder, tmp_path):
@@ -186,10 +193,12 @@ def test_hub_datasets_know_their_classes_and_ids(hub):
     person = {"keypoints": hub.Sequence(hub.Sequence(hub.Value("float32"))), "bbox": hub.Sequence(hub.Value("float32"))}
     person |= {"category": hub.ClassLabel(names=["child", "adult"]), "area": hub.Value("float32")}
     features = hub.Features({"image": hub.Image(), "objects": hub.Sequence(person), "image_id": hub.Value("int64")})
-    dataset = HubPoseDataset(hub.Dataset.from_dict(rows, features=features), "crowdpose")
+    source = hub.Dataset.from_dict(rows, features=features)
+    dataset = HubPoseDataset(source, SCHEMA)
     assert dataset.id2label == {0: "child", 1: "adult"} and dataset.image_ids == [7, 8]
-    with pytest.raises(ValueError, match=r"keypoint of the schema: 2 \(annotation None of row 0"):
-        check_dataset(dataset, progress=False)  # 3 keypoints, not CrowdPose's 14
+    with pytest.raises(ValueError, match=r"dataset: person 0 of row 0: `keypoints` .* 14 keypoints") as caught:
+        HubPoseDataset(source, "crowdpose")  # 3 keypoints, not CrowdPose's 14
+    assert len(str(caught.value).splitlines()) == 2
 
 
 def test_hub_datasets_without_the_columns_are_refused(hub):

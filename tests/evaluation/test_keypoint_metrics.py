@@ -219,6 +219,22 @@ class TestByHand:
         assert scores["AP"] == pytest.approx(1)
         assert scores["AR"] == 1
 
+    @pytest.mark.parametrize("metric_class", [CocoKeypoints, CrowdPoseKeypoints])
+    @pytest.mark.parametrize("box", [None, [0, 0, 0, 0]])
+    def test_missing_boxes_and_areas(self, metric_class, box):
+        # As in training: the box is that of the labelled keypoints, 40 x 50 pixels, and the area 0.53 times that.
+        distance = math.sqrt(-2 * 0.53 * 40 * 50 * (2 * 0.05) ** 2 * math.log(0.72))
+        schema = KeypointSchema(names=("a", "b"), sigmas=(0.05, 0.05))
+        corners = np.array([[100, 100], [140, 150]])
+        content = dataset(person(corners, bbox=box, area=None), crowd_index=[0.5])
+        scores = compute(metric_class(content, schema), poses(corners + [distance, 0]))
+        assert scores["AP"] == pytest.approx(0.5)  # 0.50, 0.55, 0.60, 0.65 and 0.70 of ten thresholds
+
+    def test_who_has_neither_keypoints_nor_a_box_is_nowhere(self):
+        nowhere = person(TRIANGLE * 0, visibility=0, bbox=None, area=None, num_keypoints=3)
+        scores = compute(CocoKeypoints(dataset(person(TRIANGLE), nowhere), SCHEMA), poses(TRIANGLE))
+        assert scores["AP"] == pytest.approx(1) and scores["AR"] == 1
+
     def test_categories_without_skeleton_are_left_aside(self):
         box = {"id": 1, "image_id": 1, "category_id": 2, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
         content = dataset(person(TRIANGLE), box, categories=(1, 2))
@@ -381,9 +397,22 @@ class TestInterface:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"annotations": [person(TRIANGLE[:2], id=7)]}, "annotation 7 of image 1.*9 numbers.*it has 6"),
-            ({"annotations": [person(TRIANGLE, bbox=None, id=7)]}, "annotation 7 of image 1: `bbox`.*None"),
-            ({"images": [{"file_name": "1.png"}]}, "each of the `images` needs an `id`"),
+            ({"annotations": [person(TRIANGLE[:2], id=7)]}, r"annotation 7 of image 1.*9 finite numbers.*\(6 values"),
+            ({"annotations": [person(TRIANGLE, bbox=[1, 2, 3], id=7)]}, "annotation 7 of image 1: `bbox`.*3 values"),
+            ({"images": [{"file_name": "1.png"}]}, "image number 0: `id` must be an integer, but got None"),
+            (
+                {"annotations": [person(TRIANGLE, id=7), person(TRIANGLE, id=7)]},
+                "`id` must be .* no other",
+            ),
+            (
+                {"annotations": [person(TRIANGLE, image_id=2)]},
+                "`image_id` must be the `id` of one .*got 2",
+            ),
+            # NaN would count as a perfect match.
+            ({"annotations": [person(TRIANGLE, area=math.nan)]}, "`area` must be a finite number"),
+            ({"annotations": [person(TRIANGLE * math.nan, bbox=None)]}, "`keypoints` must be .* finite"),
+            ({"annotations": [person(TRIANGLE, bbox=[0, 0, math.inf, 1])]}, r"`bbox` must be .* \(inf at index 2\)"),
+            ({"annotations": [person(TRIANGLE, visibility=7)]}, "visibilities .* 0, 1 or 2, but got .7.0"),
         ],
     )
     def test_malformed_annotations(self, change, message):

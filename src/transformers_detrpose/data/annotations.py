@@ -75,7 +75,7 @@ def read_annotations(
     if isinstance(annotations, CocoAnnotations):
         if schema is None:
             return annotations
-        _check_order(annotations.source, "the annotations", annotations.schema, schema)
+        _check_order(annotations.source, "the file", annotations.schema, schema)
         return replace(annotations, schema=schema)
 
     content, source = _load(annotations)

@@ -183,7 +183,7 @@ class KeypointMetric:
             "id": range(1, len(people) + 1),
             "image_id": image_ids,
             "category_id": people.category_ids.tolist(),
-            "keypoints": people.keypoints.reshape(len(people), -1).tolist(),
+            "keypoints": people.keypoints.reshape(len(people), 3 * self.keypoint_schema.num_keypoints).tolist(),
             # 0 tells the libraries that the person is neither found nor missed.
             "num_keypoints": np.where(people.is_counted, people.num_keypoints, 0).tolist(),
             "bbox": people.boxes.tolist(),
