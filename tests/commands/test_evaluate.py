@@ -251,11 +251,15 @@ class TestErrors:
             del entry[key]
         else:
             entry[key] = value
+        for person in content.get("annotations", ()):
+            person["category_id"] = content["categories"][0]["id"]
         assert message in error(content)
 
     def test_broken_image(self, error, content, tmp_path):
         (tmp_path / "0.png").write_bytes(b"not an image")
-        line = error({**content, "images": content["images"][:1]}, images=tmp_path)
+        line = error(
+            {**content, "images": content["images"][:1], "annotations": content["annotations"][:1]}, images=tmp_path
+        )
         assert "cannot read image 10 (0.png): cannot identify" in line
 
     def test_error_in_a_process_of_the_data_loader(self):
