@@ -24,8 +24,8 @@ _AT_MOST = f"at most {LARGEST_COORDINATE}"
 _SHOWN_PROBLEMS = 10
 
 
-class AnnotationError(ValueError):
-    """Annotations that cannot be used; the message has one line for each of the first ten problems."""
+class DataError(ValueError):
+    """Annotations or images that cannot be used; the message has a line for each problem, or for each of the first."""
 
 
 class Problems:
@@ -56,11 +56,11 @@ class Problems:
             self.lines.append(f"{prefix}{where}: {what} must be {accepted}, but got {reprlib.repr(found)}{remark}.")
 
     def raise_any(self):
-        """Raises `AnnotationError` if there are any problems."""
+        """Raises `DataError` if there are any problems."""
         if self.count > _SHOWN_PROBLEMS:
-            raise AnnotationError("\n".join([*self.lines, f"... and {self.count - _SHOWN_PROBLEMS} more problems."]))
+            raise DataError("\n".join([*self.lines, f"... and {self.count - _SHOWN_PROBLEMS} more problems."]))
         if self.count:
-            raise AnnotationError("\n".join(self.lines))
+            raise DataError("\n".join(self.lines))
 
 
 @dataclass
@@ -159,7 +159,9 @@ def box_areas(boxes):
 
 def is_id(value: Any) -> bool:
     """Returns whether a value is an integer of at most 64 bits."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    # Asking for an abstract class takes long, and ids are many.
+    is_integer = type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
+    return is_integer and -(2**63) <= value < 2**63
 
 
 def parse_instances(
@@ -320,4 +322,4 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_flag(value: Any) -> bool:
-    return isinstance(value, (bool, Integral)) and value in (0, 1)
+    return isinstance(value, (int, Integral)) and value in (0, 1)

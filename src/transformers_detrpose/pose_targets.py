@@ -12,6 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 # Labels are fractions of the image; whatever is larger than this is in pixels.
 _LARGEST_FRACTION = 10.0
+# The similarity of keypoints divides by the area; its gradient would be NaN for the smallest floats.
+_SMALLEST_AREA = 1e-20
 
 
 @dataclass
@@ -147,7 +149,7 @@ def _check_values(labels: list[Mapping[str, torch.Tensor]], num_labels: int) -> 
     is_class = (class_labels >= 0) & (class_labels < num_labels)
     is_fraction = points.abs() <= _LARGEST_FRACTION
     is_visibility = (visibility == 0) | (visibility == 1) | (visibility == 2)
-    is_area = (area > 0) & (area <= _LARGEST_FRACTION) | ~labelled
+    is_area = (area >= _SMALLEST_AREA) & (area <= _LARGEST_FRACTION) | ~labelled
     checks = (
         ("class_labels", f"class ids from 0 to {num_labels - 1}", class_labels, is_class),
         ("keypoints", "x, y as fractions of the image, not pixels", points, is_fraction),

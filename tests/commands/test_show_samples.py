@@ -54,3 +54,27 @@ def test_mistakes_are_told_in_one_line(command, paths, tmp_path, capsys, options
     assert command([*paths, "--output", str(tmp_path / "out"), *options]) == 1
     error = capsys.readouterr().err.strip()
     assert message in error and len(error.splitlines()) == 1
+
+
+def test_every_problem_of_the_annotations_is_shown(command, paths, tmp_path, capsys):
+    file = tmp_path / "annotations.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = [{**content["annotations"][0], "id": number, "area": "large"} for number in range(12)]
+    file.write_text(json.dumps(content))
+    assert command([*paths, "--output", str(tmp_path / "out")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"detrpose show-samples: error: {file}: annotation 0 of image 0: `area` must be")
+    assert len(lines) == 11 and lines[-1] == "... and 2 more problems."
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_problem_of_the_images_is_shown(command, paths, tmp_path, capsys):
+    (tmp_path / "images" / "3.png").unlink()
+    assert command([*paths, "--output", str(tmp_path / "out")]) == 1
+    assert "image files that do not exist: 1 (image 3 (3.png))" in capsys.readouterr().err
+
+
+def test_nothing_is_overwritten(command, paths, tmp_path, capsys):
+    assert command([*paths, "--output", str(tmp_path / "images")]) == 1
+    assert "images exists already" in capsys.readouterr().err
+    assert len(list((tmp_path / "images").iterdir())) == 5

@@ -8,7 +8,7 @@ import pytest
 
 from drawn_people import SCHEMA
 from transformers_detrpose import KeypointSchema
-from transformers_detrpose.data import AnnotationError, CocoPoseDataset, read_annotations, read_coco_categories
+from transformers_detrpose.data import CocoPoseDataset, DataError, read_annotations, read_coco_categories
 from transformers_detrpose.evaluation import CocoKeypoints
 from transformers_detrpose.keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON
 
@@ -135,7 +135,7 @@ def test_refused_alike_by_training_and_evaluation(write, tmp_path, change, messa
     key, index, fields = change
     path = write(changed(key, index, **fields))
     for read in (lambda: CocoPoseDataset(tmp_path, path), lambda: CocoKeypoints(path, SCHEMA)):
-        with pytest.raises(AnnotationError, match=f"train.json: .*{message}"):
+        with pytest.raises(DataError, match=f"train.json: .*{message}"):
             read()
 
 
@@ -143,7 +143,7 @@ def test_ten_problems_are_listed_and_the_rest_counted(write):
     content = copy.deepcopy(CONTENT)
     content["annotations"] = [{**CONTENT["annotations"][0], "id": number, "area": NAN} for number in range(20)]
     content["images"][1]["height"] = "tall"
-    with pytest.raises(AnnotationError) as caught:
+    with pytest.raises(DataError) as caught:
         read_annotations(write(content))
     *problems, rest = str(caught.value).splitlines()
     assert len(problems) == 10 and all("train.json: " in line for line in problems)
@@ -171,7 +171,7 @@ def test_ten_problems_are_listed_and_the_rest_counted(write):
     ],
 )
 def test_files_in_another_format_are_refused(write, content, message):
-    with pytest.raises(AnnotationError, match="train.json: .*" + message):
+    with pytest.raises(DataError, match="train.json: .*" + message):
         read_annotations(write(content))
 
 
@@ -183,11 +183,11 @@ class TestSchemaOfTheModel:
 
     def test_the_same_names_in_another_order(self):
         swapped = KeypointSchema(names=("right_hand", "left_hand", "head"))
-        with pytest.raises(AnnotationError, match=r"'person' has .* \['left_hand'.* another order: \['right"):
+        with pytest.raises(DataError, match=r"'person' has .* \['left_hand'.* another order: \['right"):
             read_annotations(CONTENT, swapped)
 
     def test_another_number(self):
-        with pytest.raises(AnnotationError, match="category 'person' has 3 keypoints, but `schema` has 17"):
+        with pytest.raises(DataError, match="category 'person' has 3 keypoints, but `schema` has 17"):
             read_annotations(CONTENT, "coco")
 
     def test_categories_without_keypoints_of_any(self):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..instances import DataError
 from ..loading import first_line
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
@@ -35,6 +36,8 @@ def run_command(name: str, command: Callable[[argparse.Namespace], None], argume
     try:
         command(arguments)
         return 0
+    except DataError as error:
+        message = str(error)  # a line for each problem
     except (CommandError, ValueError, OSError) as error:
         message = first_line(error)
     except torch.cuda.OutOfMemoryError as error:

@@ -1,6 +1,6 @@
 """COCO-format datasets, augmentation and batches, for training and evaluation. Needs torchvision 0.23 or newer."""
 
-from ..instances import AnnotationError
+from ..instances import DataError
 from ..labels import to_labels
 from .annotations import CocoAnnotations, read_annotations, read_coco_categories
 from .augmentation import (
@@ -23,10 +23,10 @@ from .checks import DatasetReport, check_dataset
 from .pose_datasets import CocoPoseDataset, HubPoseDataset, PoseDataset
 
 __all__ = [
-    "AnnotationError",
     "Augmentation",
     "CocoAnnotations",
     "CocoPoseDataset",
+    "DataError",
     "DatasetReport",
     "EvaluationSamples",
     "HubPoseDataset",

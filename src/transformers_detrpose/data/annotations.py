@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
-from ..instances import LARGEST_COORDINATE, AnnotationError, Instances, Problems, is_id, parse_instances
+from ..instances import LARGEST_COORDINATE, DataError, Instances, Problems, is_id, parse_instances
 from ..keypoint_schemas import KeypointSchema
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def read_annotations(
 
     Raises:
         OSError: if the file cannot be opened.
-        AnnotationError: a `ValueError`, if anything is wrong. It names file, annotation, field, what was found and what
+        DataError: a `ValueError`, if anything is wrong. It names file, annotation, field, what was found and what
             would be accepted, in a line for each of the first ten problems.
     """
     schema = None if schema is None else KeypointSchema.of(schema)
@@ -120,7 +120,7 @@ def _load(annotations: str | os.PathLike | Mapping[str, Any]) -> tuple[Any, str]
         try:
             return json.load(file), source
         except (ValueError, RecursionError) as error:
-            raise AnnotationError(f"{source}: not a JSON file, or too deeply nested ({error}).") from error
+            raise DataError(f"{source}: not a JSON file, or too deeply nested ({error}).") from error
 
 
 def _entries(content: Any, key: str, source: str) -> Sequence[Mapping[str, Any]]:
@@ -129,9 +129,7 @@ def _entries(content: Any, key: str, source: str) -> Sequence[Mapping[str, Any]]
     if isinstance(entries, (list, tuple)) and all(isinstance(entry, Mapping) for entry in entries):
         return entries
     found = f"has {reprlib.repr(list(content))}" if isinstance(content, Mapping) else f"is a {type(content).__name__}"
-    raise AnnotationError(
-        f"{source}: not a COCO file, for `{key}` is missing or not a list of dictionaries; it {found}."
-    )
+    raise DataError(f"{source}: not a COCO file, for `{key}` is missing or not a list of dictionaries; it {found}.")
 
 
 def _read_categories(
@@ -144,15 +142,15 @@ def _read_categories(
     try:
         found = {category["id"]: KeypointSchema.from_coco_category(category) for category in posed}
     except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{source}: {error}") from error
+        raise DataError(f"{source}: {error}") from error
     if schema is not None:
         for category_id, own in found.items():
             _check_order(source, f"category {names[category_id]!r}", own, schema)
         return names, schema
     if not found:
-        raise AnnotationError(f"{source}: no entry of `categories` has `keypoints`: give a `schema`.")
+        raise DataError(f"{source}: no entry of `categories` has `keypoints`: give a `schema`.")
     if len(set(found.values())) > 1:
-        raise AnnotationError(
+        raise DataError(
             f"{source}: categories {reprlib.repr(sorted(names.values()))} have different keypoints; one model predicts "
             "one skeleton, so use one file per skeleton."
         )
@@ -160,7 +158,7 @@ def _read_categories(
 
 
 def _check_categories(categories: Sequence[Mapping[str, Any]], source: str):
-    """Raises `AnnotationError` unless every category has an id of its own, and a name."""
+    """Raises `DataError` unless every category has an id of its own, and a name."""
     problems, seen = Problems(source), set()
     for number, category in enumerate(categories):
         where, category_id = f"category number {number}", category.get("id")
@@ -176,16 +174,16 @@ def _check_categories(categories: Sequence[Mapping[str, Any]], source: str):
 
 
 def _check_order(source: str, what: str, found: KeypointSchema, schema: KeypointSchema):
-    """Raises `AnnotationError` if keypoints of a file cannot be those of a schema; warns if their names differ."""
+    """Raises `DataError` if keypoints of a file cannot be those of a schema; warns if their names differ."""
     if found.num_keypoints != schema.num_keypoints:
-        raise AnnotationError(
+        raise DataError(
             f"{source}: {what} has {found.num_keypoints} keypoints, but `schema` has {schema.num_keypoints}."
         )
     moved = [
         name for name in found.names if name in schema.names and found.names.index(name) != schema.names.index(name)
     ]
     if moved:
-        raise AnnotationError(
+        raise DataError(
             f"{source}: {what} has the keypoints {list(found.names)}, but `schema` has them in another order: "
             f"{list(schema.names)}."
         )

@@ -10,6 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..images import load_rgb_image
+from ..instances import DataError
 from .people import fit_to_image
 from .pose_datasets import PoseDataset
 
@@ -116,7 +117,7 @@ def check_dataset(
         The report. Its repairs are logged as a warning.
 
     Raises:
-        ValueError: if something has to be repaired by hand; the message is the whole report.
+        DataError: a `ValueError`, if something has to be repaired by hand; the message is the whole report.
     """
     if images not in ("header", "decode", None):
         raise ValueError(f"`images` must be 'header', 'decode' or None, but got {images!r}.")
@@ -127,7 +128,7 @@ def check_dataset(
     num_people = _check_people(dataset, sizes_hw, findings)
     report = DatasetReport(len(sizes_hw), num_people, {kind: findings[kind] for kind in DEFECTS if kind in findings})
     if report.refused:
-        raise ValueError(f"the dataset cannot be used as it is: {report}")
+        raise DataError(f"the dataset cannot be used as it is: {report}")
     if report.repaired:
         logger.warning("the dataset has been repaired: %s", report)
     return report

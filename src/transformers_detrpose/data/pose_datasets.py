@@ -124,7 +124,7 @@ class CocoPoseDataset(PoseDataset):
 
     Raises:
         FileNotFoundError: if the folder or the file does not exist.
-        AnnotationError: a `ValueError`, if anything in the file is wrong, or its keypoints are not those of the schema.
+        DataError: a `ValueError`, if anything in the file is wrong, or its keypoints are not those of the schema.
     """
 
     def __init__(
@@ -253,7 +253,7 @@ def _size_hw(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _read_rows(rows: list, num_keypoints: int, categories: set[int]) -> Instances:
-    """Reads the column of people, or raises `AnnotationError`."""
+    """Reads the column of people, or raises `DataError`."""
     people, names, image_index = [], [], []
     for index, row in enumerate(rows):
         for number, person in enumerate(_list_people(row)):
