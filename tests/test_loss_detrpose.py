@@ -572,6 +572,7 @@ def with_value(key, index, value):
         (with_value("keypoints", (1, 0, 2), 3.0), r"labels\[2\]\['keypoints'\].*0, 1 or 2, but person 1 has 3"),
         (with_value("keypoints", (1, 0, 2), float("nan")), r"labels\[2\]\['keypoints'\].*0, 1 or 2.* has nan"),
         (with_value("area", 1, 0.0), r"labels\[2\]\['area'\].*above 0.*person 1 has 0.0"),
+        (with_value("area", 1, 1e-45), r"labels\[2\]\['area'\].*above 0.*person 1 has 1\.4.*e-45"),
         (with_value("area", 0, float("nan")), r"labels\[2\]\['area'\].*person 0 has nan"),
         (with_value("area", 0, 5000.0), r"labels\[2\]\['area'\].*not pixels, but person 0 has 5000"),
     ],

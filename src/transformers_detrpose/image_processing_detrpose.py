@@ -115,12 +115,13 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             annotations: One dictionary per image with `image_id` (an integer) and `annotations`, a list of COCO
                 annotations: `keypoints` (x, y, visibility for each of K keypoints), `category_id`, `bbox` (x, y,
                 width, height), optionally `area` (0.53 times the area of `bbox` if missing) and `iscrowd`; lengths in
-                pixels. Crowds and people without a labelled keypoint are left out.
+                pixels. Crowds and people without a labelled keypoint are left out; keypoints more than a pixel outside
+                the image count as not labelled.
             kwargs: `return_tensors="pt"` and any setting of the class, for this call only.
 
         Returns:
             `BatchFeature` with `pixel_values` of shape (batch, 3, height, width) and, with annotations, `labels`: per
-            image a dictionary as `labels.prepare_coco_labels` returns it.
+            image a dictionary as `labels.to_labels` returns it.
 
         Raises:
             ValueError: if an image is not usable or an annotation is malformed; the message names the image, the

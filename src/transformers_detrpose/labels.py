@@ -174,6 +174,9 @@ def _check_target(target: Any, index: int):
 
 
 def _count_keypoints(targets: list[Mapping[str, Any]]) -> int:
-    """Returns K according to the first annotation of a batch that has keypoints; 0 if none has."""
-    given = (a["keypoints"] for t in targets for a in t["annotations"] if a.get("keypoints") is not None)
-    return np.array(next(given, ()), dtype=object).size // 3
+    """Returns K, at least 1, according to the first annotation of a batch that has keypoints; 0 if none has."""
+    for target in targets:
+        for annotation in target["annotations"]:
+            if annotation.get("keypoints") is not None:
+                return max(1, np.array(annotation["keypoints"], dtype=object).size // 3)
+    return 0
