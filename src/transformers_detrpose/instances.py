@@ -205,11 +205,12 @@ def parse_instances(
 
 def _read_categories(annotations, names, categories: Collection[int] | None, problems: Problems) -> np.ndarray:
     if categories is None:
-        accepted, is_category = "an integer of at least 0", _is_count
-    else:
-        accepted = f"one of the categories with keypoints, {reprlib.repr(sorted(categories))}"
-        # Whatever is no integer need not be hashable.
-        is_category = lambda value: is_id(value) and value in categories  # noqa: E731
+        return _column(annotations, "category_id", names, problems, _is_count, "an integer of at least 0", None)
+
+    def is_category(value: Any) -> bool:
+        return is_id(value) and value in categories  # what is no integer need not be hashable
+
+    accepted = f"one of the categories with keypoints, {reprlib.repr(sorted(categories))}"
     return _column(annotations, "category_id", names, problems, is_category, accepted, None)
 
 

@@ -230,6 +230,13 @@ class TestByHand:
         scores = compute(metric_class(content, schema), poses(corners + [distance, 0]))
         assert scores["AP"] == pytest.approx(0.5)  # 0.50, 0.55, 0.60, 0.65 and 0.70 of ten thresholds
 
+    def test_who_covers_nothing_is_ignored(self):
+        # One keypoint, no box and no area: a training leaves such people out as well.
+        nothing = person([[500, 500]], bbox=None, area=None)
+        content = dataset(person([[10, 10]]), nothing)
+        scores = compute(CocoKeypoints(content, POINT), poses([[10, 10]], [[700, 700]]))
+        assert scores["AP"] == pytest.approx(1) and scores["AR"] == 1
+
     def test_who_has_neither_keypoints_nor_a_box_is_nowhere(self):
         nowhere = person(TRIANGLE * 0, visibility=0, bbox=None, area=None, num_keypoints=3)
         scores = compute(CocoKeypoints(dataset(person(TRIANGLE), nowhere), SCHEMA), poses(TRIANGLE))

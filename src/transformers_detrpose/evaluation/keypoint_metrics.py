@@ -178,6 +178,8 @@ class KeypointMetric:
         """
         people = content.instances.completed()
         people = people[np.isfinite(people.boxes).all(1)]  # who has neither keypoints nor a box is nowhere
+        # Nobody who covers nothing could be found; they are no targets of a training either.
+        is_counted = people.is_counted & (people.areas > 0)
         image_ids = [content.images[index]["id"] for index in people.image_index.tolist()]
         columns = {
             "id": range(1, len(people) + 1),
@@ -185,7 +187,7 @@ class KeypointMetric:
             "category_id": people.category_ids.tolist(),
             "keypoints": people.keypoints.reshape(len(people), 3 * self.keypoint_schema.num_keypoints).tolist(),
             # 0 tells the libraries that the person is neither found nor missed.
-            "num_keypoints": np.where(people.is_counted, people.num_keypoints, 0).tolist(),
+            "num_keypoints": np.where(is_counted, people.num_keypoints, 0).tolist(),
             "bbox": people.boxes.tolist(),
             "area": self._person_areas(people).tolist(),
             "iscrowd": people.is_crowd.astype(int).tolist(),
