@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,8 +40,8 @@ def write_samples(
         for pixel_values, labels in islice(_samples(batches), num_samples):
             pictures.append(draw_labels(pixel_values, labels, schema))
             name = f"{len(pictures) - 1:04d}_{labels['image_id'].item()}.jpg"
-            pictures[-1].save(Path(unfinished) / name, quality=95)
-        draw_overview(pictures).save(Path(unfinished) / "overview.jpg", quality=90)
+            pictures[-1].save(unfinished / name, quality=95)
+        draw_overview(pictures).save(unfinished / "overview.jpg", quality=90)
     return len(pictures)
 
 

@@ -1,4 +1,9 @@
-"""COCO-format datasets, augmentation and batches, for training and evaluation. Needs torchvision 0.23 or newer."""
+"""Annotations, datasets, augmentation and batches, for training and evaluation.
+
+`read_annotations` reads and validates files in COCO's format, for everything that needs one; `CocoPoseDataset` and
+`HubPoseDataset` give images with their people; `check_dataset` looks at all images before a training;
+`train_dataloader` and `evaluation_dataloader` make batches for the model.
+"""
 
 from ..instances import DataError
 from ..labels import to_labels
