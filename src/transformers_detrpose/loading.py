@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
 
 from .configuration_detrpose import VARIANTS, DETRPoseConfig
 from .image_processing_detrpose import DETRPoseImageProcessor
@@ -75,9 +75,48 @@ def load_image_processor(name: str, **changes: Any) -> DETRPoseImageProcessor:
     if name in VARIANTS:
         return DETRPoseImageProcessor(keypoint_schema=DETRPoseConfig.from_variant(name).keypoint_schema, **changes)
     try:
-        return AutoImageProcessor.from_pretrained(name, **changes)
+        # Not by the Auto class, which on transformers 4.57 warns of a "slow image processor" for every name without
+        # "Fast" at its end.
+        return DETRPoseImageProcessor.from_pretrained(name, **changes)
     except Exception as error:
         raise ValueError(f"cannot load the image processor of {name}: {first_line(error)}") from error
+
+
+def load_pose_estimator(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """Returns what finds poses at its fastest: a fused model, or ONNX Runtime for a folder with an exported model.
+
+    Either has `config`, `device` and `dtype`, and is called with `pixel_values` of that device and type.
+
+    Args:
+        name: see `load_config`; a folder that holds model.onnx, in whatever precision, is an exported model.
+        device: where to run it; a CPU or a CUDA device for exported models.
+        dtype: of the weights. An exported model has the precision that it was exported in.
+
+    Returns:
+        A [`DETRPoseForPoseEstimation`] or an [`~deployment.ORTDETRPoseForPoseEstimation`].
+
+    Raises:
+        ValueError: if there is no such model, or it cannot be loaded or used in this way.
+    """
+    if not (Path(name) / "model.onnx").is_file():
+        return load_model(name).fuse().to(device, dtype)
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name} is an exported model, which runs on cpu or cuda, not on {device.type}.")
+    try:
+        from .deployment import ORTDETRPoseForPoseEstimation
+    except ImportError as error:
+        raise ValueError(f"{name} is an exported model: {error}") from error
+    if device.type == "cuda":
+        provider, options = "CUDAExecutionProvider", {"device_id": device.index or 0}
+    else:
+        provider, options = "CPUExecutionProvider", {}
+    model = ORTDETRPoseForPoseEstimation.from_pretrained(name, provider, options)
+    if model.has_poses:
+        raise ValueError(f"{name} was exported with poses, but its raw outputs are needed: export it without them.")
+    if dtype not in (torch.float32, model.dtype):
+        raise ValueError(f"{name} was exported in {model.dtype}, so it cannot run in {dtype}.")
+    return model
 
 
 def first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable
@@ -44,6 +45,12 @@ def run_command(name: str, command: Callable[[argparse.Namespace], None], argume
     return 1
 
 
+def show_log():
+    """Shows what the library logs about its progress, without time and level, on standard error."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("transformers_detrpose").setLevel(logging.INFO)
+
+
 def count(text: str) -> int:
     """Reads a whole number of at least 1, as the type of an argument."""
     if not text.isdecimal() or int(text) < 1:
@@ -77,3 +84,15 @@ def field_value(text: str) -> tuple[str, Any]:
         return field, json.loads(value)
     except json.JSONDecodeError:
         return field, value
+
+
+def check_device(name: str) -> torch.device:
+    """Returns a device that PyTorch can use here.
+
+    Raises:
+        CommandError: if it cannot.
+    """
+    try:
+        return torch.empty(1, device=name).device
+    except Exception as error:  # RuntimeError, AssertionError, NotImplementedError: the devices differ
+        raise CommandError(f"cannot use --device {name}: {first_line(error)}") from error

@@ -11,7 +11,7 @@ import torch
 
 from ... import DETRPoseForPoseEstimation, DETRPoseForPoseEstimationOutput
 from ...commands.build_tensorrt import EngineRunner, build_engine, load_tensorrt
-from ..graph import DETRPoseGraph, output_names
+from ..graph import DETRPoseGraph, output_shapes
 
 OPSET = 18
 TORCH_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
@@ -183,7 +183,7 @@ def openvino(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
             network = core.compile_model(core.read_model(file), "CPU", config)
         except RuntimeError as error:  # a list of source lines, and what is wrong at its end
             raise Unavailable(f"OpenVINO cannot take the graph: {str(error).strip().splitlines()[-1]}") from error
-    names = output_names(model.config)
+    names = output_shapes(model.config)
 
     def run(pixel_values: torch.Tensor) -> DETRPoseForPoseEstimationOutput:
         results = network(pixel_values.float().numpy()).to_tuple()
@@ -209,7 +209,7 @@ def export_onnx(
     """
     if setting.precision == "bfloat16":
         raise Unavailable("ONNX files are made in float32 and float16 only")
-    graph = DETRPoseGraph(model, without_grid_sample=without_grid_sample).to(setting.dtype)
+    graph = DETRPoseGraph(model, target="tensorrt" if without_grid_sample else "onnxruntime").to(setting.dtype)
     pixel_values = torch.rand(setting.batch_size, 3, setting.size, setting.size, dtype=setting.dtype)
     names = {"input_names": ["pixel_values"], "output_names": list(graph.output_names)}
     file, stride = folder / "model.onnx", model.config.feature_strides[-1]
