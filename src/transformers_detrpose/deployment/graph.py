@@ -7,6 +7,7 @@ from ..configuration_detrpose import DETRPoseConfig
 from ..image_processing_detrpose import MINIMUM_SIDE_PIXELS, select_poses
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 
+MODEL_FILE = "model.onnx"
 POSE_OUTPUTS = ("scores", "labels", "keypoints", "keypoint_scores", "boxes")
 
 

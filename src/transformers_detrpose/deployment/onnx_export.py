@@ -12,13 +12,12 @@ from ..configuration_detrpose import DETRPoseConfig
 from ..files import whole_folder
 from ..image_processing_detrpose import DETRPoseImageProcessor
 from ..modeling_detrpose import DETRPoseForPoseEstimation
-from .graph import DETRPoseGraph, output_shapes
+from .graph import MODEL_FILE, DETRPoseGraph, output_shapes
 from .simplify import simplify
 from .validation import ExportError, format_differences, validate_onnx
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILE = "model.onnx"
 DEFAULT_OPSET = 18
 # GridSample came with opset 16, and layer normalization with 17.
 OPSETS = range(17, 21)

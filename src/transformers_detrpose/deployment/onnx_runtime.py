@@ -15,9 +15,8 @@ from transformers.utils import ModelOutput, cached_file
 from ..configuration_detrpose import DETRPoseConfig
 from ..loading import first_line, load_config
 from ..modeling_detrpose import DETRPoseForPoseEstimationOutput
-from .graph import output_shapes
+from .graph import MODEL_FILE, output_shapes
 
-MODEL_FILE = "model.onnx"
 _TORCH_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(int64)": torch.int64}
 _NUMPY_TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")

@@ -73,7 +73,7 @@ def freeze_reshapes(model: onnx.ModelProto, size_hw: tuple[int, int], stride: in
 
     PyTorch's exporter computes every shape with a dynamic dimension by half a dozen nodes, although a constant shape
     may have -1 in one place. Which dimensions are dynamic is found out by running the graph with another batch size,
-    and with another image size. This removes 97 of N's 684 nodes and 144 of L's 1,240.
+    and with another image size. This removes 48 of N's 630 nodes and 80 of L's 1,174.
     """
     constants = {constant.name for constant in model.graph.initializer}
     graph_outputs = {output.name for output in model.graph.output}
