@@ -1,6 +1,5 @@
 """The command that builds TensorRT engines: real engines ahead of time, and verification with stand-ins for a GPU."""
 
-import importlib
 from types import SimpleNamespace
 
 import numpy as np

@@ -54,9 +54,7 @@ def check_graph(file: Path, precision: str | None = None, allow_grid_sample: boo
     outputs = {output.name: type_names(output.type.tensor_type.elem_type) for output in graph.output}
     halves = [name for name, kind in outputs.items() if kind == "FLOAT16"]
     if halves:
-        raise ValueError(
-            f"{file} computes {', '.join(halves)} in float16, too coarse for poses: export the model anew"
-        )
+        raise ValueError(f"{file} computes {', '.join(halves)} in float16, too coarse for poses: export the model anew")
     num_grid_samples = sum(node.op_type == "GridSample" for node in graph.node)
     if num_grid_samples and not allow_grid_sample:
         raise ValueError(
