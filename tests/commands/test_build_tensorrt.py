@@ -19,7 +19,8 @@ onnx = pytest.importorskip("onnx", reason="needs onnx")
 
 from transformers_detrpose.commands import build_tensorrt  # noqa: E402
 from transformers_detrpose.deployment import tensorrt  # noqa: E402
-from transformers_detrpose.deployment.benchmarking.backends import Setting, export_onnx  # noqa: E402
+from transformers_detrpose.deployment.benchmarking.backends import Setting, write_model  # noqa: E402
+from transformers_detrpose.deployment.comparison import least_similarity  # noqa: E402
 
 
 def has_tensorrt_rtx() -> bool:
@@ -48,11 +49,11 @@ def exported(model, tmp_path_factory):
     """Returns a function that exports the tiny model, once in each way."""
     files = {}
 
-    def export(precision="float32", without_grid_sample=True):
-        key = precision, without_grid_sample
+    def export(precision="float32", target="tensorrt"):
+        key = precision, target
         if key not in files:
             setting = Setting(precision, batch_size=2, size=SIZE, device=torch.device("cpu"))
-            files[key] = export_onnx(model, setting, tmp_path_factory.mktemp("onnx"), without_grid_sample)
+            files[key] = write_model(model, setting, tmp_path_factory.mktemp("onnx"), target)
         return files[key]
 
     return export
@@ -97,7 +98,7 @@ def test_engine_of_the_smallest_published_size(tmp_path):
     """What TensorRT cannot take must not become part of the model."""
     model = DETRPoseForPoseEstimation(DETRPoseConfig.from_variant("n")).eval()
     setting = Setting("float32", batch_size=1, size=320, device=torch.device("cpu"))
-    file = export_onnx(model, setting, tmp_path, without_grid_sample=True)
+    file = write_model(model, setting, tmp_path, "tensorrt")
     trt = tensorrt.load_tensorrt("tensorrt-rtx")
     assert len(tensorrt.build_engine(trt, file, compute_capabilities=[89])) > 10_000_000
 
@@ -127,14 +128,14 @@ def test_open_shape(shape, expected):
 
 
 def test_grid_sample_is_refused(exported, command, capsys):
-    code, output = command(exported(without_grid_sample=False))
+    code, output = command(exported(target="onnxruntime"))
     assert code == 1 and not output.exists()
     assert "GridSample nodes, whose results are wrong since TensorRT 10.14" in capsys.readouterr().err
 
 
 @needs_tensorrt_rtx
 def test_grid_sample_when_allowed(exported, command):
-    assert command(exported(without_grid_sample=False), "--allow-grid-sample", "--unverified")[0] == 0
+    assert command(exported(target="onnxruntime"), "--allow-grid-sample", "--unverified")[0] == 0
 
 
 @pytest.mark.parametrize(("precision", "wanted"), [("float32", "fp16"), ("float16", "fp32")])

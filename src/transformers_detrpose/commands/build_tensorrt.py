@@ -87,7 +87,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, **required, metavar="FILE", help="where the engine goes")
     parser.add_argument("--precision", choices=PRECISIONS, help="what the ONNX file must be; as it is if not given")
     parser.add_argument(
-        "--min-batch", type=count, default=1, help="fewest images at once, of a file that leaves it open"
+        "--min-batch", type=count, default=1, help="fewest images at once, where the file leaves it open"
     )
     parser.add_argument("--opt-batch", type=count, default=1, help="number of images at once to be fastest for")
     parser.add_argument("--max-batch", type=count, default=8, help="most images at once")
