@@ -27,8 +27,7 @@ def load_config(name: str, **changes: Any) -> DETRPoseConfig:
         raise ValueError(f"a DETRPose configuration has no field {unknown[0]}.")
     if name in VARIANTS:
         return DETRPoseConfig.from_variant(name, changes.pop("keypoint_schema", "coco"), **changes)
-    if not Path(name).is_dir() and name.count("/") != 1:
-        raise ValueError(f"there is no model {name}: no such folder, nor one of {', '.join(VARIANTS)}.")
+    _check_name(name)
     try:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # transformers and the Hub raise their own kinds
@@ -74,6 +73,7 @@ def load_image_processor(name: str, **changes: Any) -> DETRPoseImageProcessor:
     """
     if name in VARIANTS:
         return DETRPoseImageProcessor(keypoint_schema=DETRPoseConfig.from_variant(name).keypoint_schema, **changes)
+    _check_name(name)
     try:
         # Not by the Auto class, which on transformers 4.57 warns of a "slow image processor" for every name without
         # "Fast" at its end.
@@ -117,6 +117,12 @@ def load_pose_estimator(name: str, device: str | torch.device = "cpu", dtype: to
     if dtype not in (torch.float32, model.dtype):
         raise ValueError(f"{name} was exported in {model.dtype}, so it cannot run in {dtype}.")
     return model
+
+
+def _check_name(name: str):
+    """Raises `ValueError` for what can be no name of a model; the Hub would be asked for it again and again."""
+    if not Path(name).is_dir() and name.count("/") != 1:
+        raise ValueError(f"there is no model {name}: no such folder, nor one of {', '.join(VARIANTS)}.")
 
 
 def first_line(error: BaseException) -> str:

@@ -293,7 +293,10 @@ def test_with_a_gpu_verification_is_the_rule(with_gpu, exported, command, capsys
 
 
 def test_what_verification_needs(with_gpu, exported, command, tmp_path, pictures, capsys):
-    for model, images, message in (("missing", pictures[0], "cannot load"), ("m", "missing.png", "no such file")):
+    for model, images, message in (
+        ("missing", pictures[0], "there is no model missing"),
+        ("m", "missing.png", "no such file"),
+    ):
         assert command(exported(), "--verify-model", model, "--verify-images", images)[0] == 1
         assert message in capsys.readouterr().err
 

@@ -10,13 +10,18 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxslim")
 
 import numpy as np  # noqa: E402
-from onnx import TensorProto, helper  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from transformers_detrpose.commands import quantize as quantize_onnx  # noqa: E402
 from transformers_detrpose.commands.generate_people import generate_picture  # noqa: E402
 from transformers_detrpose.deployment import export_onnx  # noqa: E402
-from transformers_detrpose.deployment.graph import POSE_OUTPUTS  # noqa: E402
-from transformers_detrpose.loading import load_image_processor, load_model, load_pose_estimator  # noqa: E402
+from transformers_detrpose.deployment.graph import output_shapes  # noqa: E402
+from transformers_detrpose.loading import (  # noqa: E402
+    load_config,
+    load_image_processor,
+    load_model,
+    load_pose_estimator,
+)
 
 DEMONSTRATION_MODEL = Path(quantize_onnx.__file__).parents[1] / "demonstration_model"
 SIZE = 192
@@ -98,14 +103,10 @@ def test_a_folder_without_images(command, capsys, tmp_path):
 def make_graph(**inputs):
     """Returns a graph with the outputs of the demonstration model, whose inputs have other types or names."""
     infos = [helper.make_tensor_value_info(name, kind, ["batch", 1]) for name, kind in inputs.items()]
-    if "target_sizes" in inputs:
-        ranks = dict(zip(POSE_OUTPUTS, (2, 2, 4, 3, 3), strict=True))
-    else:
-        ranks = {"logits": 3, "pred_keypoints": 4, "pred_keypoint_std": 4}
     outputs, nodes = [], []
-    for name, rank in ranks.items():
-        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank))
-        value = helper.make_tensor(f"{name}_value", TensorProto.FLOAT, [1] * rank, [0.0])
+    for name, shape in output_shapes(load_config(str(DEMONSTRATION_MODEL)), "target_sizes" in inputs).items():
+        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *shape]))
+        value = numpy_helper.from_array(np.zeros((1, *shape), dtype=np.float32))
         nodes.append(helper.make_node("Constant", [], [name], value=value))
     graph = helper.make_graph(nodes, "graph", infos, outputs)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)

@@ -11,8 +11,6 @@ are like those the model will see. The copy is used as the exported folder is. N
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..deployment.graph import MODEL_FILE
 from ..deployment.quantization import quantize_onnx
 from ..files import check_new_folder
@@ -23,7 +21,7 @@ def quantize(args: argparse.Namespace):
     """Does what the command line asks."""
     check_new_folder(args.output)  # before anything slow
     files = find_images([args.images], "--images")[: args.max_images]
-    quantize_onnx(args.onnx, tqdm(files, desc="calibrating", unit="image"), args.output)
+    quantize_onnx(args.onnx, files, args.output)
     before, after = ((folder / MODEL_FILE).stat().st_size / 1e6 for folder in (args.onnx, args.output))
     print(f"{args.output / MODEL_FILE}: {after:.1f} MB, before {before:.1f} MB")
 

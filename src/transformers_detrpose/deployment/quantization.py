@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from tqdm import tqdm
 
 from ..files import whole_folder
 from ..image_processing_detrpose import DETRPoseImageProcessor
@@ -32,7 +33,7 @@ class CalibrationImages(CalibrationDataReader):
     """
 
     def __init__(self, files: Iterable[Path], processor: DETRPoseImageProcessor):
-        self.files, self.processor = iter(files), processor
+        self.files, self.processor = iter(tqdm(files, desc="calibrating", unit="image")), processor
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Returns the inputs of the next run, or None after the last."""
@@ -64,7 +65,7 @@ def quantize_onnx(source: str | os.PathLike, images: Iterable[Path], output: str
     """
     source = Path(source)
     check_source(source)
-    calibration = CalibrationImages(images, load_image_processor(str(source)))
+    processor = load_image_processor(str(source))
     with whole_folder(output) as folder, tempfile.TemporaryDirectory() as scratch, only_errors():
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.onnx*"), dirs_exist_ok=True)
         prepared = Path(scratch) / MODEL_FILE
@@ -73,7 +74,7 @@ def quantize_onnx(source: str | os.PathLike, images: Iterable[Path], output: str
         quantize_static(
             prepared,
             folder / MODEL_FILE,
-            calibration,
+            CalibrationImages(images, processor),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=OPERATORS,
             per_channel=True,

@@ -101,6 +101,9 @@ def run_in_onnx_runtime(model: DETRPoseForPoseEstimation, setting: Setting, prov
         from ..onnx_runtime import ORTDETRPoseForPoseEstimation
     except ImportError as error:
         raise Unavailable("onnxruntime is not installed") from error
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise Unavailable(f"this onnxruntime has no {provider}, only {', '.join(available)}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
