@@ -1,6 +1,8 @@
 """Converts an official DETRPose checkpoint into a folder that `from_pretrained` loads."""
 
-from transformers_detrpose.commands.convert import main
+import sys
+
+from detrpose_cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["convert", *sys.argv[1:]]))

@@ -1,6 +1,8 @@
-"""Starts a DETRPose model from a D-FINE detector: its backbone and encoder, with a fresh pose decoder."""
+"""Starts a DETRPose model from a D-FINE detector: its backbone and encoder, with an untrained pose decoder."""
 
-from transformers_detrpose.commands.convert_dfine import main
+import sys
+
+from detrpose_cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["convert-dfine", *sys.argv[1:]]))

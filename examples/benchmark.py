@@ -1,6 +1,8 @@
 """Measures how fast a model is: in PyTorch, ONNX Runtime, TensorRT and OpenVINO, alone and from files to poses."""
 
-from transformers_detrpose.commands.benchmark import main
+import sys
+
+from detrpose_cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["benchmark", *sys.argv[1:]]))

@@ -1,6 +1,8 @@
 """Measures what a training step takes, and whether the data loader keeps up with it."""
 
-from transformers_detrpose.commands.benchmark_training import main
+import sys
+
+from detrpose_cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["benchmark-training", *sys.argv[1:]]))

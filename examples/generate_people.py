@@ -1,6 +1,8 @@
 """Draws pictures of made-up people with exactly known poses: a COCO keypoint dataset without any download."""
 
-from transformers_detrpose.commands.generate_people import main
+import sys
+
+from detrpose_cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["generate-people", *sys.argv[1:]]))

@@ -1,6 +1,8 @@
 """Counts parameters and floating-point operations of the published models, as they are deployed."""
 
-from transformers_detrpose.commands.sizes import main
+import sys
+
+from detrpose_cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["sizes", *sys.argv[1:]]))

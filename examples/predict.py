@@ -1,6 +1,8 @@
 """Predicts poses in images, videos and camera pictures, draws them and writes them as JSON."""
 
-from transformers_detrpose.commands.predict import main
+import sys
+
+from detrpose_cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["predict", *sys.argv[1:]]))

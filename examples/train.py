@@ -285,6 +285,7 @@ def train(args: argparse.Namespace):
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
+        prog="detrpose train",
         description="Trains DETRPose on a dataset in COCO's keypoint format.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -1,5 +1,6 @@
 """What several test files share: converted reference cases."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import reference
-from transformers_detrpose.commands import convert
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub; read when huggingface_hub is imported
+
+import reference  # noqa: E402
+from transformers_detrpose.commands import convert  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,17 @@
 import contextlib
-import importlib.util
 import io
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, ResNetConfig
 
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, KeypointSchema
+from transformers_detrpose.commands import sizes
 from transformers_detrpose.configuration_detrpose import VARIANTS
 from transformers_detrpose.keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, SCHEMAS
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 # Published for COCO: millions of parameters as deployed; GFLOPs of the official model, counted as model_sizes.py does.
 PARAMETERS = {"n": 4.07, "s": 11.51, "m": 20.76, "l": 32.75, "x": 73.34}
 GFLOPS = {"n": 8.91, "s": 31.55, "m": 65.16, "l": 103.86, "x": 232.04}
@@ -79,11 +77,8 @@ def test_fields_in_place_of_the_variant_s():
 
 
 def test_model_sizes():
-    spec = importlib.util.spec_from_file_location("model_sizes", EXAMPLES / "model_sizes.py")
-    model_sizes = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(model_sizes)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert model_sizes.main(["--datasets", "coco"]) == 0
+        assert sizes.main(["--datasets", "coco"]) == 0
 
     heading, line, *rows = printed.getvalue().splitlines()
     assert heading.count("|") == line.count("|")

@@ -91,10 +91,18 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def check_new_folder(path: str | os.PathLike):
-    """Raises `FileExistsError` if `path` exists already and is not an empty folder."""
+    """Checks that a folder can be made, before the work that fills it.
+
+    Raises:
+        FileExistsError: if `path` exists already and is not an empty folder.
+        NotADirectoryError: if it would lie in a file.
+    """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists already: remove it or choose another output.")
+    for parent in path.parents:
+        if parent.is_file():
+            raise NotADirectoryError(f"{path} cannot be made, because {parent} is a file: choose another output.")
 
 
 def same_file(path: str | os.PathLike, other: str | os.PathLike) -> bool:

@@ -28,6 +28,9 @@ def load_config(name: str, **changes: Any) -> DETRPoseConfig:
     if name in VARIANTS:
         return DETRPoseConfig.from_variant(name, changes.pop("keypoint_schema", "coco"), **changes)
     _check_name(name)
+    # transformers 4 would guess the kind of model from the folder's name.
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ValueError(f"cannot load the configuration of {name}: the folder has no config.json.")
     try:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # transformers and the Hub raise their own kinds

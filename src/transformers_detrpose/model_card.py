@@ -14,8 +14,8 @@ tags:
 
 # {title}
 
-DETRPose finds every person in a picture and their keypoints in one pass: no person detector, no suppression of
-duplicates, no grouping ([paper](https://arxiv.org/abs/2506.13027),
+DETRPose finds every person in a picture and their keypoints in one pass: no person detector, no non-maximum
+suppression, no grouping ([paper](https://arxiv.org/abs/2506.13027),
 [official code](https://github.com/SebastianJanampa/DETRPose)).
 
 {origin}
@@ -34,8 +34,8 @@ Classes: {classes}.
 
 {num_keypoints} keypoints per instance, in this order: {keypoints}.
 
-At most {num_queries} instances per picture. A keypoint's score is its expected similarity to the truth under the
-predicted distribution of its position; it does not say whether the keypoint is hidden.
+At most {num_queries} instances per picture. A keypoint's score is the similarity to the truth that is expected
+under the predicted distribution of its position; it does not say whether the keypoint is hidden.
 {metrics}"""
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-# The processes that draw import the command by its name.
-from transformers_detrpose.commands import generate_people as command  # noqa: E402
+from transformers_detrpose.commands import generate_people
 from transformers_detrpose.keypoint_schemas import COCO_PERSON, read_coco_categories
-from transformers_detrpose.synthetic.figures import build_figure, move_figure, paint_figure, paint_part_map  # noqa: E402
-from transformers_detrpose.synthetic.looks import Look  # noqa: E402
-from transformers_detrpose.synthetic.poses import (  # noqa: E402
+from transformers_detrpose.synthetic import dataset as dataset_module
+from transformers_detrpose.synthetic import pictures as drawing
+from transformers_detrpose.synthetic.figures import build_figure, move_figure, paint_figure, paint_part_map
+from transformers_detrpose.synthetic.looks import Look
+from transformers_detrpose.synthetic.poses import (
     ARM_RANGES,
     LEG_RANGES,
     Body,
@@ -26,7 +27,7 @@ from transformers_detrpose.synthetic.poses import (  # noqa: E402
     sample_body,
     sample_pose,
 )
-from transformers_detrpose.synthetic.shapes import Style  # noqa: E402
+from transformers_detrpose.synthetic.shapes import Style
 
 INDEX = {name: index for index, name in enumerate(COCO_PERSON.names)}
 HEAD = COCO_PERSON.names[:5]
@@ -40,11 +41,11 @@ def joints_of(pose):
 
 def place(pose, center=(200, 250), look=LOOK, height=400):
     figure = build_figure(find_joints(pose, Body()), Body(), look, height, Style())
-    return command.place_figure(move_figure(figure, np.array(center)), CANVAS)
+    return drawing.place_figure(move_figure(figure, np.array(center)), CANVAS)
 
 
 def visibility(person):
-    return dict(zip(COCO_PERSON.names, command.label_keypoints(person)[:, 2].astype(int).tolist(), strict=True))
+    return dict(zip(COCO_PERSON.names, drawing.label_keypoints(person)[:, 2].astype(int).tolist(), strict=True))
 
 
 def named(names, *values):
@@ -53,14 +54,14 @@ def named(names, *values):
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [command.generate_picture(3, index, 160) for index in range(60)]
+    return [drawing.generate_picture(3, index, 160) for index in range(60)]
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("people") / "new" / "set"
     options = "--train 12 --val 4 --size 96 --seed 5 --workers 1 --max-people 3".split()
-    assert command.main(["--output", str(folder), *options]) == 0
+    assert generate_people.main(["--output", str(folder), *options]) == 0
     return folder
 
 
@@ -168,28 +169,28 @@ class TestVisibility:
         person = place(self.STANDING)
         waist = person.figure.keypoints[INDEX["left_hip"], 1] - 10
         wall = np.array([[-5, waist], [405, waist], [405, 505], [-5, 505]])
-        (hidden,) = command.cover([person], command.shapes_mask([(wall, (0, 0, 0))], CANVAS))
+        (hidden,) = drawing.cover([person], drawing.shapes_mask([(wall, (0, 0, 0))], CANVAS))
         seen = visibility(hidden)
         for name, (_, y) in zip(COCO_PERSON.names, person.figure.keypoints, strict=True):
             assert seen[name] == (1 if y >= waist else 2), name
-        np.testing.assert_array_equal(command.label_keypoints(hidden)[:, :2], command.label_keypoints(person)[:, :2])
-        assert command.annotate(hidden)["area"] == command.annotate(person)["area"]
+        np.testing.assert_array_equal(drawing.label_keypoints(hidden)[:, :2], drawing.label_keypoints(person)[:, :2])
+        assert drawing.annotate(hidden)["area"] == drawing.annotate(person)["area"]
 
     def test_a_figure_hides_another(self):
         behind, front = place(self.STANDING), place(self.STANDING, center=(205, 250))
-        (behind,) = command.cover([behind], front.part_map > 0)
+        (behind,) = drawing.cover([behind], front.part_map > 0)
         assert 2 not in visibility(behind).values() and set(visibility(front).values()) == {2}
-        assert not command.is_recognisable(behind)
+        assert not drawing.is_recognisable(behind)
 
     def test_outside_the_picture(self):
         person = place(self.STANDING, center=(0, 250))  # the right half is beyond the left border
-        labels = command.label_keypoints(person)
+        labels = drawing.label_keypoints(person)
         for name, (x, y, v) in zip(COCO_PERSON.names, labels, strict=True):
             if name.startswith("right"):
                 assert (x, y, v) == (0, 0, 0)
             elif name.startswith("left"):
                 assert v == 2 and 0 < x < 200 and 0 < y < 250
-        annotation = command.annotate(person)
+        annotation = drawing.annotate(person)
         assert annotation["num_keypoints"] == np.count_nonzero(labels[:, 2])
         assert annotation["bbox"][0] == 0
 
@@ -217,7 +218,7 @@ class TestBoxAndArea:
             paintings.append(np.asarray(image))
         painted = (paintings[0] == paintings[1]).all(axis=-1)  # where no background is left
         rows, columns = (np.flatnonzero(painted.any(axis=axis)) for axis in (1, 0))
-        annotation = command.annotate(person)
+        annotation = drawing.annotate(person)
         assert annotation["area"] == painted.sum() / 4
         x, y, width, height = annotation["bbox"]
         assert (2 * x, 2 * y) == (columns[0], rows[0])
@@ -225,8 +226,8 @@ class TestBoxAndArea:
 
     def test_positions_in_the_picture(self):
         # Canvas pixels 0 and 1 are the picture's pixel 0, whose middle is 0.5.
-        assert command.to_picture(np.array([0, 0.5, 1, 399])).tolist() == [0.25, 0.5, 0.75, 199.75]
-        assert command.to_picture(np.array([399.4999])) < 200
+        assert drawing.to_picture(np.array([0, 0.5, 1, 399])).tolist() == [0.25, 0.5, 0.75, 199.75]
+        assert drawing.to_picture(np.array([399.4999])) < 200
 
 
 class TestPictures:
@@ -240,7 +241,7 @@ class TestPictures:
     def test_everybody_can_be_seen(self, pictures):
         for _, annotations in pictures:
             for annotation in annotations:
-                assert np.count_nonzero(np.array(annotation["keypoints"][2::3]) == 2) >= command.LEAST_SEEN_KEYPOINTS
+                assert np.count_nonzero(np.array(annotation["keypoints"][2::3]) == 2) >= drawing.LEAST_SEEN_KEYPOINTS
 
     def test_they_are_varied(self, pictures):
         counts = [len(annotations) for _, annotations in pictures]
@@ -252,31 +253,31 @@ class TestPictures:
         assert 0.25 < seen_faces.mean() < 0.75
 
     def test_the_seed_and_the_index_say_all(self, pictures):
-        image, annotations = command.generate_picture(3, 7, 160)
+        image, annotations = drawing.generate_picture(3, 7, 160)
         assert np.array_equal(image, pictures[7][0]) and annotations == pictures[7][1]
-        assert not np.array_equal(image, command.generate_picture(4, 7, 160)[0])
+        assert not np.array_equal(image, drawing.generate_picture(4, 7, 160)[0])
         assert not np.array_equal(image, pictures[8][0])
 
     def test_any_shape(self):
-        image, annotations = command.generate_picture(0, 0, (96, 144))
+        image, annotations = drawing.generate_picture(0, 0, (96, 144))
         assert image.size == (144, 96)
         for annotation in annotations:
             check_annotation(annotation, 144, 96)
 
     def test_nobody(self):
-        assert all(command.generate_picture(0, index, 64, max_people=0)[1] == [] for index in range(5))
+        assert all(drawing.generate_picture(0, index, 64, max_people=0)[1] == [] for index in range(5))
 
     def test_least_height(self):
         upright = [
             annotation["bbox"][3]
             for index in range(40)
-            for annotation in command.generate_picture(0, index, 128, max_people=2, min_height=0.9)[1]
+            for annotation in drawing.generate_picture(0, index, 128, max_people=2, min_height=0.9)[1]
         ]
         assert max(upright) > 0.8 * 128 and sum(height > 0.5 * 128 for height in upright) > len(upright) / 2
 
     def test_plain_pictures_have_one_color_around_the_figures(self):
         for index in range(5):
-            picture, annotations = command.generate_picture(0, index, 96, max_people=1, plain=True)
+            picture, annotations = drawing.generate_picture(0, index, 96, max_people=1, plain=True)
             pixels, around = np.asarray(picture), np.ones((96, 96), dtype=bool)
             for x, y, width, height in (annotation["bbox"] for annotation in annotations):
                 around[int(y) : int(y + height) + 2, int(x) : int(x + width) + 2] = False
@@ -289,7 +290,7 @@ class TestPictures:
         assert np.mean([each["left_shoulder"][0] > each["right_shoulder"][0] for each in joints]) > 0.95
 
     def test_crowd(self):
-        assert len(command.generate_picture(0, 1, 128, max_people=60)[1]) <= 60
+        assert len(drawing.generate_picture(0, 1, 128, max_people=60)[1]) <= 60
 
 
 class TestDataset:
@@ -304,7 +305,7 @@ class TestDataset:
                     assert picture.format == "JPEG" and picture.size == (image["width"], image["height"]) == (96, 96)
 
     def test_the_number_of_workers_and_of_pictures_changes_nothing(self, dataset, tmp_path):
-        command.write_dataset(tmp_path / "a", train=9, val=4, size=96, seed=5, workers=2, max_people=3)
+        dataset_module.write_dataset(tmp_path / "a", train=9, val=4, size=96, seed=5, workers=2, max_people=3)
         assert (tmp_path / "a" / "val.json").read_bytes() == (dataset / "val.json").read_bytes()
         pictures = sorted((tmp_path / "a").rglob("*.jpg"))
         assert len(pictures) == 13
@@ -341,14 +342,14 @@ class TestDataset:
     def test_nothing_is_overwritten(self, dataset, capsys):
         before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
         for output in (dataset, dataset / "train.json"):
-            assert command.main(["--output", str(output), "--train", "1", "--val", "0"]) == 1
+            assert generate_people.main(["--output", str(output), "--train", "1", "--val", "0"]) == 1
             (line,) = capsys.readouterr().err.splitlines()
             assert "exists already" in line and str(output) in line
         assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
 
     def test_an_empty_folder_is_filled(self, tmp_path):
         (tmp_path / "empty").mkdir()
-        command.write_dataset(tmp_path / "empty", train=0, val=1, size=64)
+        dataset_module.write_dataset(tmp_path / "empty", train=0, val=1, size=64)
         assert len(list((tmp_path / "empty" / "val").iterdir())) == 1
         assert json.loads((tmp_path / "empty" / "train.json").read_text())["images"] == []
 
@@ -357,8 +358,8 @@ class TestDataset:
         def fail(*args, **kwargs):
             raise error
 
-        monkeypatch.setattr(command, "generate_picture", fail)
-        assert command.main(["--output", str(tmp_path / "a"), "--train", "2", "--workers", "1"]) == code
+        monkeypatch.setattr(dataset_module, "generate_picture", fail)
+        assert generate_people.main(["--output", str(tmp_path / "a"), "--train", "2", "--workers", "1"]) == code
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
@@ -366,13 +367,13 @@ class TestDataset:
     )
     def test_bad_arguments(self, tmp_path, capsys, option, value):
         with pytest.raises(SystemExit) as exit:
-            command.main(["--output", str(tmp_path / "a"), option, value])
+            generate_people.main(["--output", str(tmp_path / "a"), option, value])
         assert exit.value.code == 2
         assert f"argument {option}: {value} is not a whole number of at least" in capsys.readouterr().err
 
     def test_help_names_defaults(self, capsys):
         with pytest.raises(SystemExit) as exit:
-            command.main(["--help"])
+            generate_people.main(["--help"])
         assert exit.value.code == 0
         assert "(default: 320)" in " ".join(capsys.readouterr().out.split())
 

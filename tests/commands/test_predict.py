@@ -1,29 +1,28 @@
 """The prediction command, end to end on a tiny random model and images and videos made here."""
 
-import importlib.util
 import json
 import os
-from pathlib import Path
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import supervision as sv
 import torch
+from huggingface_hub import constants
 from PIL import Image
+from safetensors.torch import save
 
+import reference
 from saved_model import NUM_QUERIES, tiny_config
 from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor
-from transformers_detrpose.commands.generate_people import generate_picture
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "predict.py"
-
-
-@pytest.fixture(scope="module")
-def predict():
-    spec = importlib.util.spec_from_file_location("predict", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from transformers_detrpose.commands import predict
+from transformers_detrpose.conversion import published
+from transformers_detrpose.conversion.checkpoints import published_tensors
+from transformers_detrpose.images import load_rgb_image
+from transformers_detrpose.prediction import image_files, models, paths, videos
+from transformers_detrpose.synthetic.pictures import generate_picture
+from weights_server import serve_weights
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def model_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def command(predict, model_dir, tmp_path):
+def command(model_dir, tmp_path):
     """Runs the command with the tiny model, every pose kept, and `tmp_path / "out"` for the output."""
 
     def run(*inputs, output=tmp_path / "out", options=()):
@@ -155,6 +154,22 @@ class TestImages:
         for together, alone in zip(in_batches, read_records(out), strict=True):
             assert together["keypoints"] == pytest.approx(alone["keypoints"], abs=1e-2)
 
+    def test_interrupted(self, command, monkeypatch, tmp_path, out):
+        """What was done before Ctrl-C is written whole."""
+        seen = []
+
+        def interrupt_at_the_third(path):
+            seen.append(path)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return load_rgb_image(path)
+
+        monkeypatch.setattr(image_files, "load_rgb_image", interrupt_at_the_third)
+        for index in range(4):
+            save_image(tmp_path / "in" / f"{index}.png")
+        assert command(tmp_path / "in", options=["--batch-size", "1"]) == 130
+        assert [record["image_id"] for record in read_records(out)] == np.repeat([0, 1], NUM_QUERIES).tolist()
+
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_half_precision(self, command, tmp_path, out, dtype):
         assert command(save_image(tmp_path / "a.png"), options=["--dtype", dtype]) == 0
@@ -201,8 +216,8 @@ class TestNames:
             (["x/1.jpg", "y/001.jpg"], ["x/1.jpg", "y/001.jpg"]),  # one number for two images
         ],
     )
-    def test_image_ids(self, predict, names, ids):
-        assert list(predict.image_ids(names).values()) == ids
+    def test_image_ids(self, names, ids):
+        assert list(paths.image_ids(names).values()) == ids
 
     def test_output_within_the_input(self, command, tmp_path):
         save_image(tmp_path / "in" / "1.png")
@@ -249,40 +264,43 @@ class TestVideos:
         (tmp_path / "in" / "a.mp4").write_bytes(content)
         save_video(tmp_path / "in" / "b.mp4")
         assert command(tmp_path / "in") == 1
-        errors = [line for line in capfd.readouterr().err.splitlines() if "predict.py" in line]
-        assert errors == [f"predict.py: cannot read video {tmp_path / 'in' / 'a.mp4'}"]
+        errors = [line for line in capfd.readouterr().err.splitlines() if "read" in line]
+        assert errors == [
+            f"cannot read video {tmp_path / 'in' / 'a.mp4'}",
+            "detrpose predict: error: 1 of 2 inputs could not be read",
+        ]
         assert len(read_lines(out / "b.mp4.jsonl")) == 5
         assert not (out / "a.mp4").exists()
 
-    def test_fewer_frames_than_announced(self, command, predict, monkeypatch, tmp_path, out, capsys):
+    def test_fewer_frames_than_announced(self, command, monkeypatch, tmp_path, out, capsys):
         path = save_video(tmp_path / "a.mp4")
-        monkeypatch.setattr(predict.sv.VideoInfo, "from_video_path", lambda source: sv.VideoInfo(64, 48, 12.5, 20))
+        monkeypatch.setattr(videos.sv.VideoInfo, "from_video_path", lambda source: sv.VideoInfo(64, 48, 12.5, 20))
         assert command(path) == 0
         assert len(read_lines(out / "a.mp4.jsonl")) == 5
         assert "should have 20 frames, but only 5" in capsys.readouterr().err
 
-    def test_interrupted(self, command, predict, monkeypatch, tmp_path, out):
-        frames_until_interrupt(predict, monkeypatch, 3)
+    def test_interrupted(self, command, monkeypatch, tmp_path, out):
+        frames_until_interrupt(monkeypatch, 3)
         path = save_video(tmp_path / "a.mp4")
         assert command(path, options=["--batch-size", "1"]) == 130
         assert len(read_lines(out / "a.mp4.jsonl")) == 3
 
 
-def frames_until_interrupt(predict, monkeypatch, num_frames):
+def frames_until_interrupt(monkeypatch, num_frames):
     def frames(source, prefetch):
         yield from [np.zeros((48, 64, 3), dtype=np.uint8)] * num_frames
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict.sv, "get_video_frames_generator", frames)
+    monkeypatch.setattr(videos.sv, "get_video_frames_generator", frames)
 
 
 class TestCamera:
     @pytest.fixture
-    def camera(self, predict, monkeypatch):
+    def camera(self, monkeypatch):
         """A camera that gives grey frames until Ctrl-C comes after the fifth, and does not tell its frame rate."""
-        monkeypatch.setattr(predict, "find_spec", lambda name: True)
-        monkeypatch.setattr(predict.sv.VideoInfo, "from_video_path", lambda source: sv.VideoInfo(64, 48, 0.0, -1))
-        frames_until_interrupt(predict, monkeypatch, 5)
+        monkeypatch.setattr(videos, "find_spec", lambda name: True)
+        monkeypatch.setattr(videos.sv.VideoInfo, "from_video_path", lambda source: sv.VideoInfo(64, 48, 0.0, -1))
+        frames_until_interrupt(monkeypatch, 5)
 
     def test_ends_with_ctrl_c(self, command, camera, monkeypatch, out, tmp_path):
         monkeypatch.chdir(tmp_path)
@@ -297,35 +315,87 @@ class TestCamera:
         assert command("1", options=["--max-frames", "2"]) == 0
         assert len(read_lines(out / "camera1.mp4.jsonl")) == 2
 
-    def test_needs_opencv(self, command, predict, monkeypatch, tmp_path, capsys):
+    def test_needs_opencv(self, command, monkeypatch, tmp_path, capsys):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(predict, "find_spec", lambda name: None)
+        monkeypatch.setattr(videos, "find_spec", lambda name: None)
         assert command("0") == 1
-        assert "cameras need OpenCV (pip install opencv-python)" in capsys.readouterr().err
+        assert 'cannot read camera 0: pip install "transformers-detrpose[video]"' in capsys.readouterr().err
 
-    def test_a_file_with_such_a_name_is_a_file(self, predict, monkeypatch, tmp_path):
+    def test_a_file_with_such_a_name_is_a_file(self, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
         save_image(tmp_path / "a.png").rename(tmp_path / "0")
-        assert predict.find_inputs(["0", "1"], tmp_path / "out") == ({"0": tmp_path / "0"}, {"camera1.mp4": 1})
+        assert paths.find_inputs(["0", "1"], tmp_path / "out") == ({"0": tmp_path / "0"}, {"camera1.mp4": 1})
 
 
-def test_the_demonstration_finds_the_figures_of_the_sample_picture(predict, out, capsys):
-    """What the README's first command does; the labels are those that the picture was generated with."""
-    assert predict.main(["--output", str(out), "--device", "cpu"]) == 0
-    assert "convert_detrpose.py" in capsys.readouterr().out
-    assert (out / predict.SAMPLE_PICTURE.name).stat().st_size > 10_000
-    found = json.loads((out / "predictions.json").read_text())
-    picture, expected = generate_picture(7, 16, 640, max_people=2, min_height=0.6, plain=True, upright=True)
-    difference = np.asarray(picture, dtype=float) - np.asarray(Image.open(predict.SAMPLE_PICTURE))
-    assert np.abs(difference).mean() < 2  # that of storing it as JPEG
-    assert len(found) == len(expected) == 2
-    for annotation in expected:
-        truth = np.array(annotation["keypoints"]).reshape(-1, 3)[:, :2]
-        poses = [np.array(pose["keypoints"]).reshape(-1, 3)[:, :2] for pose in found]
-        errors = [np.median(np.linalg.norm(pose - truth, axis=1)) for pose in poses]
-        assert min(errors) < 0.05 * np.sqrt(annotation["area"])
-    folder = predict.DEMONSTRATION_MODEL
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
+class TestWithoutModel:
+    @pytest.fixture(autouse=True)
+    def empty_cache(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "cache"))
+
+    def test_the_demonstration_model_finds_the_figures_of_the_sample_picture(self, out, capsys):
+        """What the README's first command does without network; the labels are those of the generated picture."""
+        assert predict.main(["--output", str(out), "--device", "cpu"]) == 0
+        (note,) = [line for line in capsys.readouterr().err.splitlines() if "demonstration model" in line]
+        assert "HF_HUB_OFFLINE" in note
+        assert (out / models.SAMPLE_PICTURE.name).stat().st_size > 10_000
+        found = json.loads((out / "predictions.json").read_text())
+        picture, expected = generate_picture(7, 16, 640, max_people=2, min_height=0.6, plain=True, upright=True)
+        difference = np.asarray(picture, dtype=float) - np.asarray(Image.open(models.SAMPLE_PICTURE))
+        assert np.abs(difference).mean() < 2  # that of storing it as JPEG
+        assert len(found) == len(expected) == 2
+        for annotation in expected:
+            truth = np.array(annotation["keypoints"]).reshape(-1, 3)[:, :2]
+            poses = [np.array(pose["keypoints"]).reshape(-1, 3)[:, :2] for pose in found]
+            errors = [np.median(np.linalg.norm(pose - truth, axis=1)) for pose in poses]
+            assert min(errors) < 0.05 * np.sqrt(annotation["area"])
+        assert sum(path.stat().st_size for path in models.DEMONSTRATION_MODEL.iterdir()) < 10e6
+
+    @pytest.mark.parametrize("damage", ["cut off", "missing"])
+    def test_the_demonstration_model_replaces_a_broken_download(self, monkeypatch, tmp_path, out, capsys, damage):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with serve_weights() as server:
+            monkeypatch.setattr(published, "published_urls", lambda variant, dataset: [f"{server.url}/weights.pth"])
+            if damage == "cut off":
+                server.files = {"/weights.pth": bytes(1000)}
+                server.cut_off = {"/weights.pth"}
+            assert predict.main(["--output", str(out), "--device", "cpu"]) == 0
+        (note,) = [line for line in capsys.readouterr().err.splitlines() if "demonstration model" in line]
+        assert "/weights.pth" in note and ("500 of 1000 bytes" if damage == "cut off" else "404") in note
+        assert len(read_records(out)) == 2
+        assert not (tmp_path / "cache").exists()
+
+    def test_published_weights_are_downloaded(self, tmp_path, out):
+        """As a user does it: the command in a process of its own, which finds the Hub where HF_ENDPOINT says."""
+        weights = "/SebasJanampa/DETRPose_N_COCO/resolve/main/model.safetensors"
+        options = ["--input", str(save_image(tmp_path / "1.png")), "--output", str(out), "--threshold", "0"]
+        with serve_weights() as server:
+            server.files = {weights: save(official_coco_n())}
+            settings = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+            process = subprocess.run(
+                [sys.executable, "-m", "transformers_detrpose", "predict", "--device", "cpu", *options],
+                env={**os.environ, **settings, "no_proxy": "127.0.0.1"},
+                capture_output=True,
+                text=True,
+            )
+            assert process.returncode == 0, process.stderr
+            assert [request for request in server.requests if request.startswith("GET")] == [f"GET {weights}"]
+        (note,) = [line for line in process.stderr.splitlines() if "DETRPose-N" in line]
+        (folder,) = (tmp_path / "home" / "assets" / "transformers-detrpose").iterdir()
+        assert note == f"Using the published DETRPose-N, converted and kept in {folder}"
+        assert "652 tensors" not in process.stderr  # what converting has to say is for those who convert
+        assert len(read_records(out)) == 60
+
+
+def official_coco_n():
+    """Returns a checkpoint of DETRPose-N for COCO in the official layout: that for CrowdPose with other shapes."""
+    tensors = reference.load_case("detrpose-n-crowdpose").state_dict()
+    expected = published_tensors("n", "coco")
+    for name, tensor in tensors.items():
+        ours = reference.our_names(name)[0]
+        if ours in expected and "in_proj" not in name and tensor.shape != expected[ours].shape:
+            tensors[name] = torch.from_numpy(reference.make_tensor(name, list(expected[ours].shape)))
+    return tensors
 
 
 class TestErrors:
@@ -354,9 +424,10 @@ class TestErrors:
             (["empty"], [], "no images or videos in"),
             (["in"], ["--output", "file"], "--output file is a file, not a folder"),
             (["in"], ["--output", "in"], "the result for 1.png would overwrite"),
-            (["in"], ["--model", "missing"], "--model missing: no such folder"),
-            (["in"], ["--model", "/missing/too/"], "--model /missing/too/: no such folder"),
-            (["in"], ["--model", "empty"], "cannot load --model empty"),
+            (["in"], ["--model", "missing"], "there is no model missing: no such folder"),
+            (["in"], ["--model", "/missing/too/"], "there is no model /missing/too/: no such folder"),
+            (["in"], ["--model", "empty"], "cannot load the configuration of empty"),
+            (["in"], ["--model", "n"], "HF_HUB_OFFLINE"),
             (["in"], ["--device", "teapot"], "--device teapot:"),
         ],
     )
@@ -369,7 +440,7 @@ class TestErrors:
         assert command(*inputs, options=options) == 1
         printed = capsys.readouterr()
         assert printed.out == ""
-        assert printed.err.count("\n") == 1 and printed.err.startswith("predict.py: error: ")
+        assert printed.err.count("\n") == 1 and printed.err.startswith("detrpose predict: error: ")
         assert message in printed.err
         assert (tmp_path / "in" / "1.png").read_bytes() == before
 
@@ -379,7 +450,7 @@ class TestErrors:
         SuperPointForKeypointDetection(SuperPointConfig()).save_pretrained(tmp_path / "other")
         SuperPointImageProcessor().save_pretrained(tmp_path / "other")
         assert command(save_image(tmp_path / "a.png"), options=["--model", str(tmp_path / "other")]) == 1
-        assert "is a superpoint model, not a DETRPose model" in capsys.readouterr().err
+        assert "is a superpoint model, not a detrpose model" in capsys.readouterr().err
 
     @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
     def test_links_do_not_hide_what_would_be_overwritten(self, command, tmp_path):
@@ -398,7 +469,7 @@ class TestErrors:
             (["--model", "m", "--input", "a.png", "--output", "out", "--dtype", "int8"], "--dtype"),
         ],
     )
-    def test_wrong_arguments(self, predict, capsys, arguments, message):
+    def test_wrong_arguments(self, capsys, arguments, message):
         with pytest.raises(SystemExit) as caught:
             predict.main(arguments)
         assert caught.value.code == 2

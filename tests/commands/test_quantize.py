@@ -13,7 +13,6 @@ import numpy as np  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from transformers_detrpose.commands import quantize as quantize_onnx  # noqa: E402
-from transformers_detrpose.commands.generate_people import generate_picture  # noqa: E402
 from transformers_detrpose.deployment import export_onnx  # noqa: E402
 from transformers_detrpose.deployment.graph import output_shapes  # noqa: E402
 from transformers_detrpose.loading import (  # noqa: E402
@@ -22,6 +21,7 @@ from transformers_detrpose.loading import (  # noqa: E402
     load_model,
     load_pose_estimator,
 )
+from transformers_detrpose.synthetic.pictures import generate_picture  # noqa: E402
 
 DEMONSTRATION_MODEL = Path(quantize_onnx.__file__).parents[1] / "demonstration_model"
 SIZE = 192

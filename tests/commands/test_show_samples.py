@@ -1,21 +1,16 @@
 """The command that draws samples."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "show_samples.py"
+from transformers_detrpose.commands import show_samples
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def command():
-    spec = importlib.util.spec_from_file_location("show_samples", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return show_samples.main
 
 
 @pytest.fixture

@@ -88,6 +88,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     whole = number(0, kind=int)
     parser = argparse.ArgumentParser(
+        prog="detrpose benchmark-training",
         description="Measures what a training step takes, and whether the data loader keeps up with it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

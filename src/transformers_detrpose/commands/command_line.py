@@ -46,10 +46,19 @@ def run_command(name: str, command: Callable[[argparse.Namespace], None], argume
     return 1
 
 
+class _ProgressHandler(logging.Handler):
+    """Writes messages to standard error without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord):
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def show_log():
-    """Shows what the library logs about its progress, without time and level, on standard error."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("transformers_detrpose").setLevel(logging.INFO)
+    """Shows what the library logs about its work on standard error, the message alone."""
+    logger = logging.getLogger("transformers_detrpose")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(_ProgressHandler())
 
 
 def count(text: str) -> int:

@@ -1,8 +1,8 @@
 """Measures a model's average precision and recall on COCO, CrowdPose or your own dataset in COCO's format.
 
     detrpose evaluate --model detrpose-l --images val2017 --annotations person_keypoints_val2017.json
-    accelerate launch examples/evaluate.py --model detrpose-l-crowdpose --images images --annotations test.json \\
-        --metric crowdpose
+    accelerate launch -m transformers_detrpose evaluate --model detrpose-l-crowdpose --images images \\
+        --annotations test.json --metric crowdpose
 
 `accelerate launch` spreads the images over all GPUs. `--results` writes the poses in COCO's results format, the best 20
 of each image and category, for a test server or for other tools; from a test set, whose file has no annotations, there
@@ -113,6 +113,7 @@ def report(arguments: argparse.Namespace, metric: KeypointMetric, predictions: M
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
+        prog="detrpose evaluate",
         description="Measures a model's average precision and recall on a dataset in COCO's format.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

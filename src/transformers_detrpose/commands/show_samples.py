@@ -1,6 +1,6 @@
 """Draws samples as a model gets them in training, so that you can see whether images and labels agree.
 
-    python examples/show_samples.py --images train2017 --annotations person_keypoints_train2017.json --output samples
+    detrpose show-samples --images train2017 --annotations person_keypoints_train2017.json --output samples
 
 Every person has lines of one colour. Points on their left side are red, on their right side green, and others white;
 those that are labelled but hidden are hollow. Faces show best whether mirroring is right: where a person looks at you,
@@ -86,7 +86,9 @@ def overview(pictures: list[Image.Image]) -> Image.Image:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="detrpose show-samples",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     required = {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--images", metavar="DIR", help="folder of images", **required)

@@ -1,1 +1,1 @@
-"""The parts of `generate_people.py`: poses, figures drawn in them, and the scenery around them."""
+"""Generates people: articulated figures in sampled poses, the scenery around them, pictures and datasets of them."""

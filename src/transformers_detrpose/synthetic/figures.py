@@ -1,4 +1,4 @@
-"""Jointed figures: a posed body and its clothes become flat shapes, ordered from far to near.
+"""Articulated figures: a posed body and its clothes as flat shapes, ordered from far to near.
 
 Depths and thicknesses are fractions of the figure's height, as in `poses.py`.
 """
@@ -83,7 +83,7 @@ def move_figure(figure: Figure, offset: np.ndarray) -> Figure:
 
 
 def paint_part_map(draw: ImageDraw.ImageDraw, figure: Figure):
-    """Paints every part of a figure in its number, the index in `parts` plus 1, on a canvas of mode L."""
+    """Paints every part of a figure with its number (its index in `parts` plus 1) on a canvas of mode L."""
     for index, part in enumerate(figure.parts):
         paint_shapes(draw, [(polygon, index + 1) for polygon, _ in part.layers])
 
@@ -162,7 +162,7 @@ def _arm_parts(side: str, skeleton: Skeleton, body: Body, look: Look, view: View
     lower = _limb(
         view, elbow, wrist, (0.025 * thick, 0.018 * thick), look, look.sleeve - 1, look.shirt, look.shirt_stripe
     )
-    # Arms hang beside the body's thickest places, so they win against a trunk of the same depth.
+    # Arms hang beside the body's thickest places, so they are drawn over a trunk of the same depth.
     return [
         Part(f"{side}_upper_arm", 0.5 * (shoulder + elbow)[2] - 0.035, upper),
         Part(f"{side}_forearm", 0.5 * (elbow + wrist)[2] - 0.045, lower),

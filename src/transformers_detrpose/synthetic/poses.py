@@ -1,4 +1,4 @@
-"""Poses of a jointed figure: random angles within human ranges, and where they put the joints in space.
+"""Poses of an articulated figure: random angles within human ranges, and where they put the joints in space.
 
 Lengths are fractions of the figure's height and angles are degrees. Space has x to the viewer's right, y down and z
 away from the viewer. An upright figure that faces the viewer looks along -z, and its left is at positive x.
@@ -107,7 +107,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A posed body in space, with the middle of its hips in the origin.
+    """A posed body in space, with the middle of its hips at the origin.
 
     Args:
         joints: Position (3,) of each COCO keypoint and of `neck`, `waist`, `hips`, `head`, `left_hand`, `left_heel`,
@@ -122,7 +122,7 @@ class Skeleton:
 
 
 def rotation(axis: str, degrees: float) -> np.ndarray:
-    """Returns the matrix (3, 3) that turns about one axis: x turns y to z, y turns z to x, z turns x to y."""
+    """Returns the rotation matrix (3, 3) about one axis: x turns y to z, y turns z to x, z turns x to y."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     if axis == "x":
         return np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
@@ -203,7 +203,7 @@ def sample_body(rng: np.random.Generator) -> Body:
     )
     names = ("torso", "upper_arm", "forearm", "thigh", "shank")
     lengths = {name: getattr(body, name) * rng.uniform(0.93, 1.07) for name in names}
-    # The whole keeps the height 1, so a large head leaves less for the rest.
+    # The total height stays 1, so a large head leaves less for the rest.
     left = 1 - body.head - body.neck - FEET_HEIGHT
     factor = left / (lengths["torso"] + lengths["thigh"] + lengths["shank"])
     return replace(body, **{name: factor * length for name, length in lengths.items()})
@@ -357,7 +357,7 @@ def _lie(rng: np.random.Generator, pose: Pose) -> Pose:
 
 
 def _move_freely(rng: np.random.Generator, pose: Pose) -> Pose:
-    """Anything between dancing and gymnastics."""
+    """A random pose, from dancing to gymnastics."""
     arms = tuple(Limb(*(rng.uniform(0.7 * low, 0.9 * high) for low, high in ARM_RANGES.values())) for _ in "lr")
     legs = tuple(Limb(*(rng.uniform(0.6 * low, 0.6 * high) for low, high in LEG_RANGES.values())) for _ in "lr")
     return replace(pose, arms=arms, legs=legs, lean=rng.normal(10, 15), spine_side=rng.normal(0, 14))

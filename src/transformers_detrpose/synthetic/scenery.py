@@ -22,7 +22,7 @@ def paint_background(rng: np.random.Generator, size: tuple[int, int]) -> Image.I
 
 
 def sample_clutter(rng: np.random.Generator, size: tuple[int, int], style: Style) -> Shapes:
-    """Returns random things for behind the figures, some of them like limbs or heads."""
+    """Returns random things that stand behind the figures, some of them similar to limbs or heads."""
     height, width = size
     shapes = []
     for _ in range(rng.choice([0, rng.integers(1, 6), rng.integers(4, 16)], p=[0.15, 0.5, 0.35])):
@@ -57,7 +57,7 @@ def sample_occluder(rng: np.random.Generator, box_xyxy: np.ndarray, style: Style
 
 
 def finish(rng: np.random.Generator, canvas: Image.Image, factor: int) -> Image.Image:
-    """Returns the canvas made smaller by a factor, and as a camera sees it: with blur, noise and another exposure."""
+    """Returns the canvas reduced by a factor, as a camera sees it: with blur, noise and another exposure."""
     image = canvas.reduce(factor)
     if rng.random() < 0.35:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1)))

@@ -1,4 +1,4 @@
-"""Flat shapes that look round: polygons in a few shades, and the view that brings points in space into the picture.
+"""Flat shapes that look round: polygons in a few shades, and the perspective projection of points in space.
 
 Polygons are arrays (n, 2) of x, y in pixels of the canvas.
 """
@@ -20,7 +20,7 @@ ARC = np.linspace(-1, 1, 8)  # steps along a half turn or so
 
 @dataclass(frozen=True)
 class Style:
-    """How shapes are drawn, the same for all of a picture.
+    """How shapes are drawn; the same throughout a picture.
 
     Args:
         light: Where the light comes from, x and y of a vector in the picture not longer than 1.
@@ -50,7 +50,7 @@ class Part:
 
 @dataclass(frozen=True)
 class View:
-    """Turns points in space to pixels.
+    """Projects points in space to pixels.
 
     Args:
         height: Height of the standing figure in pixels.
@@ -80,7 +80,7 @@ class View:
 
 
 def shade(color: Color, factor: float) -> Color:
-    """Returns a colour made darker (below 1) or lighter (above 1)."""
+    """Returns a darker (factor below 1) or lighter (above 1) colour."""
     return tuple(int(min(255.0, max(0.0, channel * factor))) for channel in color)
 
 
@@ -120,7 +120,7 @@ def shaded_capsule(
     style: Style,
     outline: float,
 ) -> Shapes:
-    """Returns a capsule with outline (a width in pixels), a dark and a lit side."""
+    """Returns a capsule with an outline (a width in pixels), a dark and a lit side."""
     layers = [(capsule(start, end, start_radius, end_radius), shade(color, 1 - 0.4 * style.shading))]
     if outline:
         layers.insert(0, (capsule(start, end, start_radius + outline, end_radius + outline), shade(color, 0.35)))
@@ -149,7 +149,7 @@ def hull(points: np.ndarray) -> np.ndarray:
 
 
 def shaded_blob(polygon: np.ndarray, color: Color, style: Style, outline: float) -> Shapes:
-    """Returns a convex polygon with outline (a width in pixels), a dark and a lit side."""
+    """Returns a convex polygon with an outline (a width in pixels), a dark and a lit side."""
     center = polygon.mean(axis=0)
     arms = polygon - center
     lengths = np.hypot(*arms.T)[:, None]
@@ -161,6 +161,6 @@ def shaded_blob(polygon: np.ndarray, color: Color, style: Style, outline: float)
 
 
 def paint_shapes(draw: ImageDraw.ImageDraw, shapes: list[tuple[np.ndarray, Color | int]]):
-    """Paints polygons, the first ones lowest."""
+    """Paints polygons in order, the last one on top."""
     for polygon, color in shapes:
         draw.polygon(polygon.ravel().tolist(), fill=color)

@@ -1,0 +1,50 @@
+"""Writes converted models as folders for `from_pretrained`."""
+
+import logging
+import os
+
+from huggingface_hub import create_repo, upload_folder
+
+from ..files import whole_folder
+from ..image_processing_detrpose import DETRPoseImageProcessor
+from ..loading import first_line
+from ..model_card import model_card
+from ..modeling_detrpose import DETRPoseForPoseEstimation
+
+logger = logging.getLogger(__name__)
+
+
+def save_converted(
+    model: DETRPoseForPoseEstimation,
+    output: str | os.PathLike,
+    origin: str,
+    repo_id: str | None = None,
+    replace: bool = False,
+):
+    """Writes weights, configuration, image processor, code and model card, and pushes them if asked.
+
+    Args:
+        model: The converted model.
+        output: Folder to write, whole or not at all.
+        origin: Where the weights come from, a sentence for the card.
+        repo_id: Hub repository to upload the folder to; created where it does not exist.
+        replace: Whether a folder that is there already is replaced.
+
+    Raises:
+        FileExistsError: if `output` exists already and is not an empty folder, unless `replace`.
+        OSError: if writing or pushing fails.
+    """
+    with whole_folder(output, replace) as folder:
+        model.save_pretrained(folder)
+        DETRPoseImageProcessor(keypoint_schema=model.config.keypoint_schema).save_pretrained(folder)
+        card = model_card(model.config, repo_id or str(output), origin)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    logger.info("wrote %s", output)
+    if repo_id is None:
+        return
+    try:
+        create_repo(repo_id, exist_ok=True)
+        upload_folder(repo_id=repo_id, folder_path=output, commit_message="Upload DETRPose")
+    except Exception as error:  # the Hub and the network raise their own kinds
+        raise OSError(f"{output} is written, but pushing to {repo_id} failed: {first_line(error)}") from error
+    logger.info("pushed to %s", repo_id)

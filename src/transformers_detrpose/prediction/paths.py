@@ -1,0 +1,83 @@
+"""Finding inputs, and where what is written for each of them goes."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".mp4", ".png", ".webp"}
+
+
+def find_inputs(inputs: list[str], output: Path) -> tuple[dict[str, Path], dict[str, Path | int]]:
+    """Finds all images and videos behind the given paths and camera indices.
+
+    Args:
+        inputs: Paths of files and folders, and camera indices.
+        output: Absolute path of the output folder.
+
+    Returns:
+        The images and the videos, each as a dictionary from the name to the path or camera index. Names are relative to
+        the deepest folder that holds all inputs.
+
+    Raises:
+        OSError: if a path does not exist.
+        ValueError: if nothing is found, or an input would be overwritten.
+    """
+    cameras = [text for text in inputs if text.isdecimal() and not Path(text).exists()]
+    paths = [Path(os.path.abspath(text)) for text in inputs if text not in cameras]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    files = dict.fromkeys(file for path in paths for file in _find_files(path, output))
+    if not files and not cameras:
+        raise ValueError(f"no images or videos in {' '.join(inputs)}")
+
+    folder = os.path.commonpath([path if path.is_dir() else path.parent for path in paths]) if paths else ""
+    named = {file.relative_to(folder).as_posix(): file for file in files}
+    _check_written_paths(named, output)
+    videos = {name: file for name, file in named.items() if file.suffix.lower() in VIDEO_SUFFIXES}
+    images = {name: file for name, file in named.items() if name not in videos}
+    return images, {**videos, **{f"camera{index}.mp4": int(index) for index in cameras}}
+
+
+def _find_files(path: Path, output: Path) -> list[Path]:
+    """Returns a file as it is, and of a folder all images and videos in and below it, sorted by path.
+
+    Args:
+        path: Absolute path of a file or folder.
+        output: Absolute path of the output folder, whose pictures from an earlier run are not inputs.
+    """
+    if not path.is_dir():
+        return [path]
+    files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    shown = (file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts))
+    return sorted(file for file in shown if file.is_file() and (output == path or output not in file.parents))
+
+
+def written_path(output: Path, name: str) -> Path:
+    """Returns where the drawn picture or video of an input goes."""
+    suffix = Path(name).suffix.lower()
+    if suffix in WRITTEN_SUFFIXES:
+        return output / name
+    return output / f"{name}{'.mp4' if suffix in VIDEO_SUFFIXES else '.png'}"
+
+
+def _check_written_paths(named: dict[str, Path], output: Path):
+    """Raises `ValueError` if a picture or video would be written over an input or over another one."""
+    taken = {os.path.realpath(path) for path in named.values()}
+    for name in named:
+        path = os.path.realpath(written_path(output, name))
+        if path in taken:
+            raise ValueError(f"the result for {name} would overwrite {path}: choose another output")
+        taken.add(path)
+
+
+def image_ids(names: Iterable[str]) -> dict[str, int | str]:
+    """Returns the `image_id` of each file name: its number if all are different plain numbers, else the name."""
+    numbers = {name: Path(name).stem for name in names}
+    if all(number.isdecimal() for number in numbers.values()):
+        numbers = {name: int(number) for name, number in numbers.items()}
+        if len(set(numbers.values())) == len(numbers):
+            return numbers
+    return {name: name for name in numbers}

@@ -1,0 +1,97 @@
+"""Writes generated pictures as a dataset in COCO's format."""
+
+import json
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..files import whole_folder
+from ..keypoint_schemas import COCO_PERSON
+from .pictures import MIN_HEIGHT, generate_picture
+
+SMALLEST_SIZE = 64  # pixels
+FIRST_VAL_INDEX = 10_000_000  # so that more training pictures never change the validation pictures
+
+
+def write_dataset(
+    output: Path,
+    train: int,
+    val: int,
+    size: int = 320,
+    seed: int = 0,
+    workers: int = 1,
+    max_people: int = 6,
+    min_height: float = MIN_HEIGHT,
+    plain: bool = False,
+    upright: bool = False,
+):
+    """Writes the pictures and annotations of a training and a validation set.
+
+    Args:
+        output: Folder to make. It appears when all is done, so that it is never seen half full.
+        train, val: Number of pictures.
+        size: Height and width of the pictures in pixels.
+        seed: Number of the dataset, at least 0.
+        workers: Processes that draw.
+        max_people: Most figures in a picture.
+        min_height: Least height of a figure, as fraction of the picture's.
+        plain: Whether there is nothing but figures.
+        upright: Whether all figures stand or walk and face the viewer.
+
+    Raises:
+        FileExistsError: if `output` is a file, or a folder with something in it.
+    """
+    look = {"size": size, "max_people": max_people, "min_height": min_height, "plain": plain, "upright": upright}
+    with whole_folder(output) as folder:
+        for split, indices in (("train", range(train)), ("val", range(FIRST_VAL_INDEX, FIRST_VAL_INDEX + val))):
+            (folder / split).mkdir()
+            draw_one = partial(_write_picture, folder=folder / split, seed=seed, **look)
+            records = list(tqdm(_map(draw_one, indices, workers), split, total=len(indices), unit="picture"))
+            content = coco_content(records, f"Synthetic people, seed {seed}")
+            (folder / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def coco_content(records: list[tuple[dict, list[dict]]], description: str) -> dict[str, Any]:
+    """Returns the content of a COCO file of images, each with its annotations."""
+    category = {
+        "id": 1,
+        "name": "person",
+        "supercategory": "person",
+        "keypoints": list(COCO_PERSON.names),
+        "skeleton": [[start + 1, end + 1] for start, end in COCO_PERSON.edges],
+    }
+    return {
+        "info": {"description": description, "version": "1.0"},
+        "licenses": [],
+        "images": [image for image, _ in records],
+        "annotations": [annotation for _, annotations in records for annotation in annotations],
+        "categories": [category],
+    }
+
+
+def _write_picture(index: int, folder: Path, seed: int, **look) -> tuple[dict, list[dict]]:
+    """Writes one picture; returns its entry in `images` and its annotations."""
+    picture, annotations = generate_picture(seed, index, **look)
+    name = f"{index:08d}.jpg"
+    quality = int(np.random.default_rng([seed, index, 1]).integers(65, 96))
+    picture.save(folder / name, quality=quality)
+    return {"id": index, "file_name": name, "width": picture.width, "height": picture.height}, annotations
+
+
+def _map(function: Callable, items: range, workers: int) -> Iterator:
+    """Yields a function's results in order, from several processes if asked for."""
+    if workers == 1:
+        yield from map(function, items)
+        return
+    with multiprocessing.Pool(workers, initializer=_ignore_interrupts) as pool:
+        yield from pool.imap(function, items, chunksize=8)
+
+
+def _ignore_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends its workers

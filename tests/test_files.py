@@ -1,0 +1,116 @@
+"""Writing files and folders whole or not at all."""
+
+import os
+
+import pytest
+
+from transformers_detrpose.files import check_new_folder, same_file, whole_file, whole_folder
+
+
+@pytest.fixture(params=[OSError("disk full"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def failure(request):
+    return request.param
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestFile:
+    def test_it_appears_when_it_is_complete(self, tmp_path):
+        path = tmp_path / "new" / "a.json"
+        with whole_file(path) as unfinished:
+            unfinished.write_text("half")
+            assert not path.exists()
+            assert unfinished.suffix == ".json"
+        assert path.read_text() == "half"
+        assert names(path.parent) == ["a.json"]
+
+    def test_it_replaces_another(self, tmp_path):
+        path = tmp_path / "a"
+        path.write_text("old")
+        with whole_file(path) as unfinished:
+            unfinished.write_text("new")
+            assert path.read_text() == "old"
+        assert path.read_text() == "new"
+
+    def test_a_failure_changes_nothing(self, tmp_path, failure):
+        path = tmp_path / "a"
+        path.write_text("old")
+        with pytest.raises(type(failure)), whole_file(path) as unfinished:
+            unfinished.write_text("half")
+            raise failure
+        assert path.read_text() == "old"
+        assert names(tmp_path) == ["a"]
+
+    def test_a_folder_is_not_replaced(self, tmp_path):
+        with pytest.raises(IsADirectoryError, match="is a folder"), whole_file(tmp_path):
+            pass
+
+
+class TestFolder:
+    @pytest.mark.parametrize("exists", [False, True])
+    def test_it_appears_when_it_is_complete(self, tmp_path, exists):
+        path = tmp_path / "new" / "folder"
+        if exists:
+            path.mkdir(parents=True)  # an empty folder is as good as none
+        with whole_folder(path) as unfinished:
+            (unfinished / "a").write_text("a")
+            assert not path.exists() or not names(path)
+        assert names(path) == ["a"]
+        assert names(path.parent) == ["folder"]
+
+    def test_a_failure_leaves_nothing(self, tmp_path, failure):
+        with pytest.raises(type(failure)), whole_folder(tmp_path / "folder") as unfinished:
+            (unfinished / "a").write_text("a")
+            raise failure
+        assert not names(tmp_path)
+
+    def test_what_is_there_is_kept(self, tmp_path):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "mine").touch()
+        (tmp_path / "file").touch()
+        for path in (tmp_path / "folder", tmp_path / "file"):
+            with pytest.raises(FileExistsError, match=f"{path.name} exists already"), whole_folder(path):
+                pytest.fail("there is nothing to fill")
+        assert names(tmp_path / "folder") == ["mine"]
+
+    def test_it_replaces_another_if_asked(self, tmp_path, failure):
+        path = tmp_path / "folder"
+        path.mkdir()
+        (path / "old").touch()
+        with pytest.raises(type(failure)), whole_folder(path, replace=True):
+            raise failure
+        assert names(path) == ["old"]
+        with whole_folder(path, replace=True) as unfinished:
+            (unfinished / "new").touch()
+            assert names(path) == ["old"]
+        assert names(path) == ["new"]
+        assert names(tmp_path) == ["folder"]
+
+    def test_a_relative_path_is_one_of_the_folder_it_was_given_in(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with whole_folder("folder") as unfinished:
+            (unfinished / "a").touch()
+        assert names(tmp_path / "folder") == ["a"]
+
+
+def test_new_folders(tmp_path):
+    check_new_folder(tmp_path / "missing")
+    check_new_folder(tmp_path)
+    (tmp_path / "a").touch()
+    for path in (tmp_path, tmp_path / "a"):
+        with pytest.raises(FileExistsError):
+            check_new_folder(path)
+    for path in (tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"):
+        with pytest.raises(NotADirectoryError, match="a is a file"):
+            check_new_folder(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+def test_same_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    assert same_file(tmp_path / "link" / "new", tmp_path / "folder" / "new")
+    assert same_file(tmp_path / "folder" / ".." / "a", tmp_path / "a")
+    assert not same_file(tmp_path / "a", tmp_path / "b")
