@@ -7,6 +7,7 @@ import importlib
 
 _MODULES = {
     "DETRPoseGraph": "graph",
+    "DETRPosePoses": "onnx_runtime",
     "DETRPoseOnnxConfig": "optimum_onnx",
     "ExportError": "validation",
     "ORTDETRPoseForPoseEstimation": "onnx_runtime",
