@@ -1,5 +1,6 @@
 """Writing files and folders whole or not at all."""
 
+import errno
 import os
 
 import pytest
@@ -114,3 +115,15 @@ def test_same_file(tmp_path):
     assert same_file(tmp_path / "link" / "new", tmp_path / "folder" / "new")
     assert same_file(tmp_path / "folder" / ".." / "a", tmp_path / "a")
     assert not same_file(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_a_full_disk_is_told_with_the_path(tmp_path, whole):
+    with pytest.raises(OSError, match="No space left on device: '.*result'"), whole(tmp_path / "result"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_stay_as_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match="other"), whole_file(tmp_path / "result"):
+        open(tmp_path / "other")

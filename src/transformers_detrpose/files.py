@@ -28,7 +28,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, but a file shall be written there.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
+    with _naming(path), tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
         unfinished = Path(beside) / path.name
         yield unfinished
         os.replace(unfinished, path)
@@ -56,7 +56,7 @@ def whole_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Pat
         check_new_folder(path)
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
+    with _naming(path), tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
         unfinished = Path(beside) / path.name
         unfinished.mkdir()
         yield unfinished
@@ -77,6 +77,17 @@ def restore_folder(path: str | os.PathLike):
         if not path.exists() and (beside / "replaced").is_dir():
             os.rename(beside / path.name if (beside / path.name).is_dir() else beside / "replaced", path)
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Adds the path to errors of the system that come without one, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_new_folder(path: str | os.PathLike):

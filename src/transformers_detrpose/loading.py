@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
 
 from .configuration_detrpose import VARIANTS, DETRPoseConfig
 from .image_processing_detrpose import DETRPoseImageProcessor
@@ -27,8 +27,7 @@ def load_config(name: str, **changes: Any) -> DETRPoseConfig:
         raise ValueError(f"a DETRPose configuration has no field {unknown[0]}.")
     if name in VARIANTS:
         return DETRPoseConfig.from_variant(name, changes.pop("keypoint_schema", "coco"), **changes)
-    if not Path(name).is_dir() and name.count("/") != 1:
-        raise ValueError(f"there is no model {name}: no such folder, nor one of {', '.join(VARIANTS)}.")
+    _check_name(name)
     # transformers 4 would guess the kind of model from the folder's name.
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"cannot load the configuration of {name}: the folder has no config.json.")
@@ -77,15 +76,56 @@ def load_image_processor(name: str, **changes: Any) -> DETRPoseImageProcessor:
     """
     if name in VARIANTS:
         return DETRPoseImageProcessor(keypoint_schema=DETRPoseConfig.from_variant(name).keypoint_schema, **changes)
+    _check_name(name)
     try:
-        return AutoImageProcessor.from_pretrained(name, **changes)
+        # Not by the Auto class, which on transformers 4.57 warns of a "slow image processor" for every name without
+        # "Fast" at its end.
+        return DETRPoseImageProcessor.from_pretrained(name, **changes)
     except Exception as error:
         raise ValueError(f"cannot load the image processor of {name}: {first_line(error)}") from error
 
 
 def load_pose_estimator(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """Returns what finds poses at its fastest: a fused model."""
-    return load_model(name).fuse().to(device, dtype)
+    """Returns what finds poses at its fastest: a fused model, or ONNX Runtime for a folder with an exported model.
+
+    Either has `config`, `device` and `dtype`, and is called with `pixel_values` of that device and type.
+
+    Args:
+        name: see `load_config`; a folder that holds model.onnx, in whatever precision, is an exported model.
+        device: where to run it; a CPU or a CUDA device for exported models.
+        dtype: of the weights. An exported model has the precision that it was exported in.
+
+    Returns:
+        A [`DETRPoseForPoseEstimation`] or an [`~deployment.ORTDETRPoseForPoseEstimation`].
+
+    Raises:
+        ValueError: if there is no such model, or it cannot be loaded or used in this way.
+    """
+    if not (Path(name) / "model.onnx").is_file():
+        return load_model(name).fuse().to(device, dtype)
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name} is an exported model, which runs on cpu or cuda, not on {device.type}.")
+    try:
+        from .deployment import ORTDETRPoseForPoseEstimation
+    except ImportError as error:
+        raise ValueError(f"{name} is an exported model: {error}") from error
+    if device.type == "cuda":
+        provider, options = "CUDAExecutionProvider", {"device_id": device.index or 0}
+    else:
+        provider, options = "CPUExecutionProvider", {}
+    model = ORTDETRPoseForPoseEstimation.from_pretrained(name, provider, options)
+    if model.has_poses:
+        raise ValueError(f"{name} was exported with poses, but its raw outputs are needed: export it without them.")
+    if dtype not in (torch.float32, model.dtype):
+        raise ValueError(f"{name} was exported in {model.dtype}, so it cannot run in {dtype}.")
+    return model
+
+
+def _check_name(name: str):
+    """Raises `ValueError` for what can be no name of a model; the Hub would be asked for it again and again."""
+    if not Path(name).is_dir() and name.count("/") != 1:
+        raise ValueError(f"there is no model {name}: no such folder, nor one of {', '.join(VARIANTS)}.")
 
 
 def first_line(error: BaseException) -> str:

@@ -17,7 +17,15 @@ from transformers_detrpose.deployment.benchmarking.backends import (
     onnx_runtime,
     openvino,
 )
-from transformers_detrpose.deployment.benchmarking.measuring import Stopwatch, Timing, describe_machine, format_table
+from transformers_detrpose.deployment.benchmarking.benchmark import Benchmark
+from transformers_detrpose.deployment.benchmarking.measuring import (
+    Laps,
+    Timing,
+    describe_machine,
+    format_table,
+    time_runs,
+)
+from transformers_detrpose.loading import load_image_processor, load_model
 
 CPU = torch.device("cpu")
 
@@ -37,7 +45,7 @@ def command(model_dir):
     """Runs the command with the tiny model on the CPU, briefly."""
 
     def run(*options):
-        given = ["--model", model_dir, "--device", "cpu", "--runs", 3, "--warmup", 1, *options]
+        given = ["--model", model_dir, "--device", "cpu", "--rounds", 3, "--runs", 1, "--pause", 0, *options]
         return benchmark.main([str(option) for option in given])
 
     return run
@@ -91,13 +99,13 @@ def test_what_is_written(command, tmp_path, capsys):
     content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert content["size"] == SIZE and content["parameters"] > 1000 and content["operations_per_image"] > 1000
     assert content["machine"]["versions"]["torch"] == torch.__version__
-    first, second, *skipped = content["rows"]
+    first, skipped, second, also_skipped = content["rows"]
     assert (first["backend"], first["batch_size"], second["batch_size"]) == ("fused", 1, 2)
     assert set(first["model"]) == {"median", "low", "high", "runs"} and first["model"]["runs"] == 3
     assert list(first["parts"]) == ["decode", "prepare", "model", "post_process"]
     assert first["end_to_end"]["median"] >= max(part["low"] for part in first["parts"].values())
     assert second["images_per_second"] == pytest.approx(2000 / second["model"]["median"], rel=1e-3)
-    assert [row["skipped"] for row in skipped] == ["needs a CUDA device"] * 2
+    assert skipped["skipped"] == also_skipped["skipped"] == "needs a CUDA device"
     printed = capsys.readouterr().out
     assert "| fused   | float32   | 2 " in printed and "skipped: tensorrt float32, batch 1: needs a CUDA" in printed
 
@@ -124,11 +132,14 @@ def test_a_backend_that_fails_does_not_end_the_others(command, capsys, monkeypat
     assert "skipped: pytorch float32, batch 1: out of luck\n" in printed and "| fused " in printed
 
 
-def test_agreement(model_dir, monkeypatch, capsys):
+@pytest.fixture
+def job(model_dir):
+    model, processor = load_model(str(model_dir)), load_image_processor(str(model_dir))
+    return Benchmark(model, processor, [benchmark.PICTURE], CPU, rounds=2, runs=1, pause=0, threshold=0)
+
+
+def test_agreement(job):
     """1 for the same poses, less for others, none where no pose scores enough."""
-    monkeypatch.setattr(benchmark, "THRESHOLD", 0.0)
-    args = benchmark.parse_arguments(["--model", str(model_dir), "--device", "cpu", "--runs", "1"])
-    job = benchmark.Benchmark(args)
     setting = Setting("float32", 2, SIZE, CPU)
 
     def shifted(pixel_values):
@@ -139,12 +150,47 @@ def test_agreement(model_dir, monkeypatch, capsys):
     with torch.inference_mode():
         assert job.agreement(job.reference, setting) == pytest.approx(1)
         assert job.agreement(shifted, setting) < 0.99
-        monkeypatch.setattr(benchmark, "THRESHOLD", 1.0)
+        job.threshold = 1.0
         assert job.agreement(job.reference, setting) is None
 
 
+def test_backends_take_turns(job, monkeypatch):
+    calls = []
+
+    def backend(name):
+        def run(pixel_values):
+            calls.append(name)
+            return job.reference(pixel_values)
+
+        return lambda model, setting: run
+
+    for name in ("pytorch", "fused"):
+        monkeypatch.setitem(BACKENDS, name, backend(name))
+    rows = job.measure(["pytorch", "fused"], "float32", 1)
+    turns = [name for index, name in enumerate(calls) if index == 0 or calls[index - 1] != name]
+    # One to prepare, two rounds, and one for the agreement.
+    assert turns == ["pytorch", "fused"] * 4
+    assert [row["model"].runs for row in rows] == [2, 2]
+
+
+def test_a_backend_that_breaks_down_later_is_left_out(job, monkeypatch):
+    def backend(model, setting):
+        results = [job.reference]
+
+        def run(pixel_values):
+            if not results:
+                raise RuntimeError("worn out")
+            return results.pop()(pixel_values)
+
+        return run
+
+    monkeypatch.setitem(BACKENDS, "pytorch", backend)
+    broken, intact = job.measure(["pytorch", "fused"], "float32", 1)
+    assert broken["skipped"] == "worn out" and intact["model"].median > 0
+
+
 def test_variants_and_sizes(capsys):
-    options = ["--model", "n", "--size", "64", "--backends", "fused", "--runs", "1", "--warmup", "1"]
+    options = ["--model", "n", "--size", "64", "--backends", "fused", "--rounds", "1", "--runs", "1"]
     assert benchmark.main([*options, "--device", "cpu"]) == 0
     assert "n at 64x64, 4.0" in capsys.readouterr().out
 
@@ -152,10 +198,10 @@ def test_variants_and_sizes(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "missing"], "--model missing: no such folder, nor one of n, s, m, l, x"),
-        (["--model", "."], "cannot load --model ."),
+        (["--model", "missing"], "there is no model missing: no such folder, nor one of n, s, m, l, x"),
+        (["--model", "."], "cannot load the configuration of ."),
         (["--images", "missing.png"], "--images missing.png: no such file"),
-        (["--images", "file.txt"], "--images file.txt: not a picture"),
+        (["--images", "file.txt"], "--images file.txt: not an image"),
         (["--output", "file.txt"], "--output file.txt is a file, not a folder"),
         (["--device", "teapot"], "cannot use --device teapot"),
     ],
@@ -165,7 +211,7 @@ def test_mistakes_are_told_in_one_line(command, tmp_path, monkeypatch, capsys, o
     (tmp_path / "file.txt").write_text("not a picture")
     assert command(*options) == 1
     error = capsys.readouterr().err
-    assert error.startswith("benchmark.py: error: ") and message in error and error.count("\n") == 1
+    assert error.startswith("detrpose benchmark: error: ") and message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("options", [["--backends", "teapot"], ["--batch-sizes", "0"], ["--precisions", "int8"]])
@@ -185,13 +231,20 @@ def test_timing_has_quartiles():
     assert Timing.of([0.002]) == Timing(2, 2, 2, 1)
 
 
-def test_stopwatch_splits_runs():
-    watch = Stopwatch(CPU)
+def test_laps_split_runs():
+    laps = Laps()
     for _ in range(2):
-        watch.start()
-        watch.lap("first")
-        watch.lap("second")
-    assert {name: timing.runs for name, timing in watch.timings().items()} == {"first": 2, "second": 2}
+        laps.start()
+        laps.end("first")
+        laps.end("second")
+    assert {name: timing.runs for name, timing in laps.timings().items()} == {"first": 2, "second": 2}
+    assert laps.total().median == pytest.approx(sum(map(sum, laps.seconds.values())) * 1000 / 2)
+
+
+def test_runs_are_warmed_up_and_keep_the_threads():
+    threads, seen = torch.get_num_threads(), []
+    assert time_runs(lambda: seen.append(torch.get_num_threads()), 3) > 0
+    assert seen == [threads] * 5 and torch.get_num_threads() == threads
 
 
 def test_machine_and_table():

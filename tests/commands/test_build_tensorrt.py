@@ -1,6 +1,5 @@
 """The command that builds TensorRT engines: real engines ahead of time, and verification with stand-ins for a GPU."""
 
-import importlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,14 +18,16 @@ from transformers_detrpose import (
 onnx = pytest.importorskip("onnx", reason="needs onnx")
 
 from transformers_detrpose.commands import build_tensorrt  # noqa: E402
-from transformers_detrpose.deployment.benchmarking.backends import Setting, export_onnx  # noqa: E402
+from transformers_detrpose.deployment import tensorrt  # noqa: E402
+from transformers_detrpose.deployment.benchmarking.backends import Setting, write_model  # noqa: E402
+from transformers_detrpose.deployment.comparison import least_similarity  # noqa: E402
 
 
 def has_tensorrt_rtx() -> bool:
     try:
-        build_tensorrt.load_tensorrt("tensorrt-rtx")
+        tensorrt.load_tensorrt("tensorrt-rtx")
         return True
-    except build_tensorrt.CommandError:
+    except ValueError:
         return False
 
 
@@ -48,11 +49,11 @@ def exported(model, tmp_path_factory):
     """Returns a function that exports the tiny model, once in each way."""
     files = {}
 
-    def export(precision="float32", without_grid_sample=True):
-        key = precision, without_grid_sample
+    def export(precision="float32", target="tensorrt"):
+        key = precision, target
         if key not in files:
             setting = Setting(precision, batch_size=2, size=SIZE, device=torch.device("cpu"))
-            files[key] = export_onnx(model, setting, tmp_path_factory.mktemp("onnx"), without_grid_sample)
+            files[key] = write_model(model, setting, tmp_path_factory.mktemp("onnx"), target)
         return files[key]
 
     return export
@@ -97,9 +98,9 @@ def test_engine_of_the_smallest_published_size(tmp_path):
     """What TensorRT cannot take must not become part of the model."""
     model = DETRPoseForPoseEstimation(DETRPoseConfig.from_variant("n")).eval()
     setting = Setting("float32", batch_size=1, size=320, device=torch.device("cpu"))
-    file = export_onnx(model, setting, tmp_path, without_grid_sample=True)
-    trt = build_tensorrt.load_tensorrt("tensorrt-rtx")
-    assert len(build_tensorrt.build_engine(trt, file, compute_capabilities=[89])) > 10_000_000
+    file = write_model(model, setting, tmp_path, "tensorrt")
+    trt = tensorrt.load_tensorrt("tensorrt-rtx")
+    assert len(tensorrt.build_engine(trt, file, compute_capabilities=[89])) > 10_000_000
 
 
 @needs_tensorrt_rtx
@@ -120,27 +121,27 @@ def test_open_shapes_and_several_gpus(tmp_path, command, capsys):
     ],
 )
 def test_open_shape(shape, expected):
-    assert build_tensorrt.open_shape(shape, batch_size=5, size=640) == expected
+    assert tensorrt.open_shape(shape, batch_size=5, size=640) == expected
 
 
 # ---------------------------------------------------------------- refusing
 
 
 def test_grid_sample_is_refused(exported, command, capsys):
-    code, output = command(exported(without_grid_sample=False))
+    code, output = command(exported(target="onnxruntime"))
     assert code == 1 and not output.exists()
     assert "GridSample nodes, whose results are wrong since TensorRT 10.14" in capsys.readouterr().err
 
 
 @needs_tensorrt_rtx
 def test_grid_sample_when_allowed(exported, command):
-    assert command(exported(without_grid_sample=False), "--allow-grid-sample", "--unverified")[0] == 0
+    assert command(exported(target="onnxruntime"), "--allow-grid-sample", "--unverified")[0] == 0
 
 
 @pytest.mark.parametrize(("precision", "wanted"), [("float32", "fp16"), ("float16", "fp32")])
 def test_another_precision_is_refused(exported, command, capsys, precision, wanted):
     assert command(exported(precision), "--precision", wanted)[0] == 1
-    assert f"--precision {wanted}: the weights of" in capsys.readouterr().err
+    assert f", not {wanted}: export it as {wanted}" in capsys.readouterr().err
 
 
 def test_coarse_outputs_are_refused(tmp_path, command, capsys):
@@ -160,7 +161,7 @@ def test_graph_that_tensorrt_cannot_take(tmp_path, command, capsys):
 @needs_tensorrt_rtx
 def test_unknown_gpu(tmp_path, command, capsys):
     assert command(save_graph(tmp_path / "a.onnx"), "--compute-capabilities", 12, "--unverified")[0] == 1
-    assert "--compute-capabilities 12: " in capsys.readouterr().err
+    assert "compute capability 12: " in capsys.readouterr().err
 
 
 def test_broken_files(tmp_path, command, capsys):
@@ -175,7 +176,7 @@ def test_library_that_is_missing(tmp_path, command, capsys, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(importlib, "import_module", missing)
+    monkeypatch.setattr(tensorrt.importlib, "import_module", missing)
     assert command(save_graph(tmp_path / "a.onnx"), "--library", "tensorrt", "--unverified")[0] == 1
     assert "tensorrt is not installed" in capsys.readouterr().err
 
@@ -227,7 +228,7 @@ def altered(model, **changes):
 )
 def test_similarity_of_poses(model, model_dir, pictures, changes, is_same):
     processor = DETRPoseImageProcessor.from_pretrained(model_dir)
-    least, count = build_tensorrt.least_similarity(model, processor, altered(model, **changes), pictures, 0.0)
+    least, count = least_similarity(model, processor, altered(model, **changes), pictures, 0.0)
     assert count >= 6
     assert (least >= 0.999) is is_same
 
@@ -239,7 +240,7 @@ def test_missing_and_additional_poses_are_seen(model, model_dir, pictures):
     unsure = altered(model, logits=lambda x: x - 20)
     for first, second in ((unsure, sure), (sure, unsure)):
         first.device, first.config = model.device, model.config
-        least, count = build_tensorrt.least_similarity(first, processor, second, pictures, 0.5)
+        least, count = least_similarity(first, processor, second, pictures, 0.5)
         assert count == 6 and least < 0.9
 
 
@@ -292,7 +293,10 @@ def test_with_a_gpu_verification_is_the_rule(with_gpu, exported, command, capsys
 
 
 def test_what_verification_needs(with_gpu, exported, command, tmp_path, pictures, capsys):
-    for model, images, message in (("missing", pictures[0], "cannot load"), ("m", "missing.png", "no such file")):
+    for model, images, message in (
+        ("missing", pictures[0], "there is no model missing"),
+        ("m", "missing.png", "no such file"),
+    ):
         assert command(exported(), "--verify-model", model, "--verify-images", images)[0] == 1
         assert message in capsys.readouterr().err
 
@@ -353,7 +357,7 @@ class FakeTensorRT:
 def runner(monkeypatch):
     stream = SimpleNamespace(cuda_stream=7, synchronize=lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    return build_tensorrt.EngineRunner(FakeTensorRT(), b"engine", torch.device("cpu"))
+    return tensorrt.EngineRunner(FakeTensorRT(), b"engine", torch.device("cpu"))
 
 
 def test_engine_writes_into_its_outputs(runner):
@@ -364,16 +368,16 @@ def test_engine_writes_into_its_outputs(runner):
 
 
 def test_engine_of_another_batch(runner):
-    with pytest.raises(build_tensorrt.CommandError, match="does not take images of the shape"):
+    with pytest.raises(ValueError, match="does not take images of the shape"):
         runner(torch.zeros(3, 3, 64, 64))
 
 
 def test_engine_that_does_not_load():
-    with pytest.raises(build_tensorrt.CommandError, match="does not load"):
-        build_tensorrt.EngineRunner(FakeTensorRT(), b"other", torch.device("cpu"))
+    with pytest.raises(ValueError, match="does not load"):
+        tensorrt.EngineRunner(FakeTensorRT(), b"other", torch.device("cpu"))
 
 
 def test_engine_with_other_outputs(monkeypatch):
     monkeypatch.setattr(FakeTensorRT, "shapes", {"pixel_values": None, "scores": (2, 3), "labels": (2, 3)})
-    with pytest.raises(build_tensorrt.CommandError, match="logits and pred_keypoints"):
-        build_tensorrt.EngineRunner(FakeTensorRT(), b"engine", torch.device("cpu"))
+    with pytest.raises(ValueError, match="logits and pred_keypoints"):
+        tensorrt.EngineRunner(FakeTensorRT(), b"engine", torch.device("cpu"))

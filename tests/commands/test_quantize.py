@@ -6,14 +6,21 @@ from pathlib import Path
 import pytest
 
 onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxslim")
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from transformers_detrpose import DETRPoseForPoseEstimation  # noqa: E402
 from transformers_detrpose.commands import quantize as quantize_onnx  # noqa: E402
-from transformers_detrpose.deployment.benchmarking.backends import Setting, export_onnx  # noqa: E402
+from transformers_detrpose.deployment import export_onnx  # noqa: E402
+from transformers_detrpose.deployment.graph import output_shapes  # noqa: E402
+from transformers_detrpose.loading import (  # noqa: E402
+    load_config,
+    load_image_processor,
+    load_model,
+    load_pose_estimator,
+)
 from transformers_detrpose.synthetic.pictures import generate_picture  # noqa: E402
 
 DEMONSTRATION_MODEL = Path(quantize_onnx.__file__).parents[1] / "demonstration_model"
@@ -22,10 +29,8 @@ SIZE = 192
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx")
-    model = DETRPoseForPoseEstimation.from_pretrained(DEMONSTRATION_MODEL, dtype=torch.float32).eval()
-    export_onnx(model, Setting("float32", 1, SIZE, torch.device("cpu")), folder)
-    shutil.copy(DEMONSTRATION_MODEL / "preprocessor_config.json", folder)
+    name, folder = str(DEMONSTRATION_MODEL), tmp_path_factory.mktemp("onnx")
+    export_onnx(load_model(name), load_image_processor(name), folder)
     return folder
 
 
@@ -56,13 +61,13 @@ def test_finds_nearly_the_same_poses(command, exported, tmp_path):
     small = tmp_path / "small"
     assert {path.name for path in exported.iterdir()} == {path.name for path in small.iterdir()}
     assert (small / "model.onnx").stat().st_size < 0.5 * (exported / "model.onnx").stat().st_size
-    sessions = [onnxruntime.InferenceSession(folder / "model.onnx") for folder in (exported, small)]
+    models = [load_pose_estimator(str(folder)) for folder in (exported, small)]
     differences = []
     for index in range(10, 20):
         pixels = np.asarray(draw(index), dtype=np.float32).transpose(2, 0, 1)[None] / 255
-        results = [session.run(["logits", "pred_keypoints"], {"pixel_values": pixels}) for session in sessions]
-        before, after = (keypoints[0, logits[0, :, 1].argmax()] for logits, keypoints in results)
-        if results[0][0].max() > 0:  # somebody is there
+        results = [model(pixels) for model in models]
+        before, after = (outputs.pred_keypoints[0, outputs.logits[0, :, 1].argmax()] for outputs in results)
+        if results[0].logits.max() > 0:  # somebody is there
             differences.append(np.abs(after - before).mean())
     assert len(differences) > 4 and 0 < np.median(differences) < 0.02
 
@@ -71,7 +76,7 @@ def test_finds_nearly_the_same_poses(command, exported, tmp_path):
     ("changes", "message"),
     [
         ({"onnx": "missing"}, "not a folder with a model.onnx"),
-        ({"images": "missing"}, "has no pictures"),
+        ({"images": "missing"}, "no such file or folder"),
         ({"output": "."}, "exists already"),
     ],
 )
@@ -89,16 +94,43 @@ def test_a_picture_that_cannot_be_read_leaves_nothing(command, images, capsys, t
     assert {path.name for path in tmp_path.iterdir()} == {"images"}
 
 
+def test_a_folder_without_images(command, capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert command(images=tmp_path / "empty") == 1
+    assert "has no images (.bmp, " in capsys.readouterr().err
+
+
+def make_graph(**inputs):
+    """Returns a graph with the outputs of the demonstration model, whose inputs have other types or names."""
+    infos = [helper.make_tensor_value_info(name, kind, ["batch", 1]) for name, kind in inputs.items()]
+    outputs, nodes = [], []
+    for name, shape in output_shapes(load_config(str(DEMONSTRATION_MODEL)), "target_sizes" in inputs).items():
+        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *shape]))
+        value = numpy_helper.from_array(np.zeros((1, *shape), dtype=np.float32))
+        nodes.append(helper.make_node("Constant", [], [name], value=value))
+    graph = helper.make_graph(nodes, "graph", infos, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"pixel_values": onnx.TensorProto.FLOAT16}, "not in float32"),
-        ({"pixel_values": onnx.TensorProto.FLOAT, "target_sizes": onnx.TensorProto.INT64}, "pixel_values alone"),
+        ({"pixel_values": TensorProto.FLOAT16}, "model.onnx is not in float32"),
+        ({"pixel_values": TensorProto.FLOAT, "target_sizes": TensorProto.INT64}, "does not take pixel_values alone"),
+        ({"input_ids": TensorProto.FLOAT}, "model.onnx is no exported DETRPose: it takes input_ids"),
     ],
 )
-def test_other_graphs_are_refused(command, capsys, tmp_path, inputs, message):
-    infos = [onnx.helper.make_tensor_value_info(name, kind, [1]) for name, kind in inputs.items()]
-    (tmp_path / "other").mkdir()
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", infos, [])), tmp_path / "other" / "model.onnx")
-    assert command(onnx=tmp_path / "other") == 1
+def test_other_graphs_are_refused(command, exported, capsys, tmp_path, inputs, message):
+    other = shutil.copytree(exported, tmp_path / "other")
+    onnx.save(make_graph(**inputs), other / "model.onnx")
+    assert command(onnx=other) == 1
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_damaged_graph_is_refused(command, exported, capsys, tmp_path):
+    other = shutil.copytree(exported, tmp_path / "other")
+    (other / "model.onnx").write_bytes((other / "model.onnx").read_bytes()[:10000])
+    assert command(onnx=other) == 1
+    error = capsys.readouterr().err
+    assert "other/model.onnx" in error and error.count("\n") == 1

@@ -1,5 +1,8 @@
 """A model for the export tests: tiny, with random weights and with an image size that is not square."""
 
+import copy
+from functools import cache
+
 import pytest
 import torch
 
@@ -43,6 +46,21 @@ def model_dir(model, processor, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def export(model, processor, tmp_path_factory):
+    """Returns a function that exports the model, once in each way, to a folder that tests must not change."""
+
+    @cache
+    def run(variant="default", dtype=torch.float32):
+        from transformers_detrpose.deployment import export_onnx
+
+        folder = tmp_path_factory.mktemp("export") / variant
+        export_onnx(copy.deepcopy(model).to(dtype), processor, folder, variant)
+        return folder
+
+    return run
+
+
 @pytest.fixture
 def images():
     """Returns a function that makes a batch of noise, (batch, 3, height, width)."""
@@ -51,3 +69,13 @@ def images():
         return torch.rand(batch_size, 3, height, width, generator=torch.Generator().manual_seed(batch_size))
 
     return make
+
+
+NETWORK_OUTPUTS = ("logits", "pred_keypoints", "pred_keypoint_std")
+
+
+def assert_same(found, expected, names=NETWORK_OUTPUTS, atol=1e-4):
+    """Compares outputs by name, arrays or tensors."""
+    assert tuple(found) == names
+    for name in names:
+        torch.testing.assert_close(torch.as_tensor(found[name]), expected[name], atol=atol, rtol=0)

@@ -8,19 +8,20 @@ import torch
 from conftest import make_model
 
 import transformers_detrpose.deployment
+from transformers_detrpose import DETRPoseForPoseEstimation
 from transformers_detrpose.deployment import DETRPoseGraph
 from transformers_detrpose.deployment.graph import POSE_OUTPUTS
 
 
-@pytest.mark.parametrize("without_grid_sample", [False, True])
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
 @torch.no_grad()
-def test_outputs_of_the_network(model, images, without_grid_sample):
-    graph = DETRPoseGraph(model, without_grid_sample=without_grid_sample)
+def test_outputs_of_the_network(model, images, target):
+    graph = DETRPoseGraph(model, target=target)
     outputs, expected = graph(images(2)), model(images(2))
     assert tuple(outputs) == graph.output_names == ("logits", "pred_keypoints", "pred_keypoint_std")
     for name, values in outputs.items():
         torch.testing.assert_close(values, expected[name], atol=1e-5, rtol=0)
-    assert not model.is_fused
+    assert type(model) is DETRPoseForPoseEstimation
 
 
 @pytest.mark.parametrize("use_fdr_heads", [True, False])
@@ -50,13 +51,21 @@ def test_importing_loads_no_exporter():
     assert process.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("name", ["ORTDETRPoseForPoseEstimation", "register_with_optimum", "validate_onnx"])
-def test_missing_extra(monkeypatch, name):
-    for module in ("validation", "optimum_onnx", "ort_model"):
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("ORTDETRPoseForPoseEstimation", "onnx"),
+        ("export_onnx", "onnx"),
+        ("known_to_optimum", "optimum"),
+        ("validate_onnx", "onnx"),
+    ],
+)
+def test_missing_extra(monkeypatch, name, extra):
+    for module in ("validation", "simplify", "onnx_export", "optimum_onnx", "onnx_runtime"):
         monkeypatch.delitem(sys.modules, f"transformers_detrpose.deployment.{module}", raising=False)
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setitem(sys.modules, "optimum.onnxruntime", None)
-    with pytest.raises(ImportError, match=rf'{name} needs `pip install "transformers-detrpose\[onnx\]"`'):
+    for module in ("onnxruntime", "optimum.exporters.onnx"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf'{name} needs `pip install "transformers-detrpose\[{extra}\]"`'):
         getattr(transformers_detrpose.deployment, name)
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,3 +109,23 @@ def check_device(name: str) -> torch.device:
         return torch.empty(1, device=name).device
     except Exception as error:  # RuntimeError, AssertionError, NotImplementedError: the devices differ
         raise CommandError(f"cannot use --device {name}: {first_line(error)}") from error
+
+
+def find_images(paths: list[Path], option: str) -> list[Path]:
+    """Returns the image files among paths and in folders, those below them included.
+
+    Args:
+        paths: files and folders.
+        option: what they were given by, for error messages.
+
+    Raises:
+        CommandError: if a path does not exist, or there are no images.
+    """
+    for path in paths:
+        if not path.exists():
+            raise CommandError(f"{option} {path}: no such file or folder")
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise CommandError(f"{option} {' '.join(map(str, paths))} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return images

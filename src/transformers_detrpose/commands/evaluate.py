@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from ..data import CocoAnnotations, CocoPoseDataset, evaluation_dataloader, read_annotations
 from ..evaluation import METRICS, KeypointMetric, evaluate_model, write_coco_results
 from ..files import whole_file
-from ..loading import load_image_processor, load_model
+from ..loading import load_image_processor, load_pose_estimator
 from .command_line import CommandError, count, run_command
 
 
@@ -77,7 +77,7 @@ def evaluate(arguments: argparse.Namespace):
     """Does what the command line asks and prints the table."""
     accelerator = Accelerator()
     check_paths(arguments)
-    model = load_model(arguments.model, dtype=getattr(torch, arguments.dtype)).fuse().to(accelerator.device)
+    model = load_pose_estimator(arguments.model, accelerator.device, getattr(torch, arguments.dtype))
     image_processor = load_image_processor(arguments.model)
     annotations = read_annotations(arguments.annotations, model.config.keypoint_schema)
     annotations = annotations.first_images(arguments.max_images)

@@ -1,4 +1,4 @@
-"""DETRPose in ONNX: `optimum-cli export onnx`, and the exported model in ONNX Runtime.
+"""Deployed DETRPose: its graph, ONNX files, ONNX Runtime, 8-bit and TensorRT copies.
 
 What needs Optimum or ONNX Runtime is imported when it is first asked for.
 """
@@ -7,12 +7,14 @@ import importlib
 
 _MODULES = {
     "DETRPoseGraph": "graph",
+    "DETRPosePoses": "onnx_runtime",
     "DETRPoseOnnxConfig": "optimum_onnx",
     "ExportError": "validation",
     "ORTDETRPoseForPoseEstimation": "onnx_runtime",
-    "register_with_optimum": "optimum_onnx",
-    "run_export": "optimum_onnx",
+    "export_onnx": "onnx_export",
     "fuse": "fusing",
+    "known_to_optimum": "optimum_onnx",
+    "quantize_onnx": "quantization",
     "validate_onnx": "validation",
 }
 
@@ -25,5 +27,7 @@ def __getattr__(name: str):
     try:
         module = importlib.import_module(f".{_MODULES[name]}", __name__)
     except ImportError as error:
-        raise ImportError(f'{name} needs `pip install "transformers-detrpose[onnx]"`: {error}.') from error
+        extra = "optimum" if _MODULES[name] == "optimum_onnx" else "onnx"
+        message = f'{name} needs `pip install "transformers-detrpose[{extra}]"`: {error}.'
+        raise ImportError(message, name=error.name) from error
     return getattr(module, name)

@@ -7,6 +7,7 @@ from ..configuration_detrpose import DETRPoseConfig
 from ..image_processing_detrpose import MINIMUM_SIDE_PIXELS, select_poses
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 
+MODEL_FILE = "model.onnx"
 POSE_OUTPUTS = ("scores", "labels", "keypoints", "keypoint_scores", "boxes")
 
 
@@ -16,8 +17,8 @@ class DETRPoseGraph(nn.Module):
     Args:
         model: the model to export; it stays as it is.
         post_process: whether the graph ends with poses in pixels and not with the outputs of the network.
-        without_grid_sample: whether feature maps are read by gathers and arithmetic and not by GridSample, which some
-            versions of TensorRT compute wrongly.
+        target: what will execute the graph, see [`fuse`]: "onnxruntime", or "tensorrt", for which feature maps are read
+            by gathers and arithmetic and not by GridSample, which some versions of TensorRT compute wrongly.
 
     Example:
 
@@ -27,9 +28,9 @@ class DETRPoseGraph(nn.Module):
     ```
     """
 
-    def __init__(self, model: DETRPoseForPoseEstimation, post_process: bool = False, without_grid_sample: bool = False):
+    def __init__(self, model: DETRPoseForPoseEstimation, post_process: bool = False, target: str = "onnxruntime"):
         super().__init__()
-        self.model = model.fuse("tensorrt" if without_grid_sample else "onnxruntime")
+        self.model = model.fuse(target)
         self.post_process = post_process
 
     @property
@@ -40,18 +41,21 @@ class DETRPoseGraph(nn.Module):
     @property
     def output_names(self) -> tuple[str, ...]:
         """The names of the outputs, in order."""
-        return output_names(self.config, self.post_process)
+        return tuple(output_shapes(self.config, self.post_process))
 
     def forward(self, pixel_values: torch.Tensor, target_sizes: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Finds the poses in a batch of images; see [`compute_outputs`]."""
         return compute_outputs(self.model, pixel_values, target_sizes, self.post_process)
 
 
-def output_names(config: DETRPoseConfig, post_process: bool = False) -> tuple[str, ...]:
-    """Returns the names of a graph's outputs, in order."""
+def output_shapes(config: DETRPoseConfig, post_process: bool = False) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a graph's outputs, without the batch, by their names and in order."""
+    queries, keypoints = config.num_queries, config.keypoint_schema.num_keypoints
     if post_process:
-        return POSE_OUTPUTS
-    return ("logits", "pred_keypoints", "pred_keypoint_std") if config.use_fdr_heads else ("logits", "pred_keypoints")
+        shapes = ((), (), (keypoints, 2), (keypoints,), (4,))
+        return {name: (queries, *shape) for name, shape in zip(POSE_OUTPUTS, shapes, strict=True)}
+    shapes = {"logits": (queries, config.num_labels), "pred_keypoints": (queries, keypoints, 2)}
+    return {**shapes, "pred_keypoint_std": (queries, keypoints, 2)} if config.use_fdr_heads else shapes
 
 
 def compute_outputs(
@@ -74,7 +78,7 @@ def compute_outputs(
         that `POSE_OUTPUTS` names.
     """
     outputs = model(pixel_values, return_dict=True)
-    outputs = {name: outputs[name] for name in output_names(model.config)}
+    outputs = {name: outputs[name] for name in output_shapes(model.config)}
     if not post_process:
         return outputs
     sigmas = torch.tensor(model.config.keypoint_schema.sigmas, device=pixel_values.device)

@@ -1,18 +1,25 @@
 """An exported DETRPose in ONNX Runtime, with the interface of the PyTorch model."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
-from optimum.onnxruntime import ORTModelForCustomTasks
-from transformers import AutoModelForKeypointDetection
-from transformers.utils import ModelOutput
+from torch import nn
+from transformers.utils import ModelOutput, cached_file
 
+from ..configuration_detrpose import DETRPoseConfig
+from ..loading import first_line, load_config
 from ..modeling_detrpose import DETRPoseForPoseEstimationOutput
-from .graph import POSE_OUTPUTS
-from .optimum_onnx import register_with_optimum
+from .graph import MODEL_FILE, output_shapes
 
-register_with_optimum()
+_TORCH_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(int64)": torch.int64}
+_NUMPY_TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
+_GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
 @dataclass
@@ -35,12 +42,19 @@ class DETRPosePoses(ModelOutput):
     boxes: torch.FloatTensor | None = None
 
 
-class ORTDETRPoseForPoseEstimation(ORTModelForCustomTasks):
-    """DETRPose executed by ONNX Runtime.
+class ORTDETRPoseForPoseEstimation(nn.Module):
+    """DETRPose executed by ONNX Runtime, for folders that `detrpose export onnx` or `optimum-cli export onnx` wrote.
 
-    Load it from a folder that `optimum-cli export onnx` wrote, with `provider="CPUExecutionProvider"` (the default),
-    `"CUDAExecutionProvider"` or `"TensorrtExecutionProvider"` and, optionally, `provider_options`. A folder without an
-    ONNX file is exported on the fly.
+    It is a module without parameters, because transformers' pipelines expect one. It stays on the device of its
+    execution provider, to which its inputs are copied.
+
+    Args:
+        session: the session of ONNX Runtime.
+        config: the configuration of the model.
+        path: the ONNX file, for error messages.
+
+    Raises:
+        ValueError: if the graph does not belong to a DETRPose of this configuration.
 
     Example:
 
@@ -54,8 +68,69 @@ class ORTDETRPoseForPoseEstimation(ORTModelForCustomTasks):
     ```
     """
 
-    auto_model_class = AutoModelForKeypointDetection
     main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, session: onnxruntime.InferenceSession, config: DETRPoseConfig, path: str | os.PathLike):
+        super().__init__()
+        self.session, self.config, self.path = session, config, Path(path)
+        self.provider = session.get_providers()[0]
+        self.input_shapes = {node.name: node.shape for node in session.get_inputs()}
+        self.has_poses = "target_sizes" in self.input_shapes
+        self.output_shapes = output_shapes(config, self.has_poses)
+        self._check_graph()
+        self._types = {x.name: _TORCH_TYPES[x.type] for x in (*session.get_inputs(), *session.get_outputs())}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        provider: str = "CPUExecutionProvider",
+        provider_options: Mapping[str, Any] | None = None,
+        session_options: onnxruntime.SessionOptions | None = None,
+    ) -> "ORTDETRPoseForPoseEstimation":
+        """Loads an exported model.
+
+        Args:
+            name: a folder, or a Hub id ("owner/name").
+            provider: what executes the graph, such as "CPUExecutionProvider" or "CUDAExecutionProvider".
+            provider_options: of the execution provider, such as `{"device_id": 1}`.
+            session_options: of the session, such as the number of threads.
+
+        Raises:
+            ValueError: if there is no such model, or this installation of ONNX Runtime cannot execute it.
+            OSError: if there is no ONNX file.
+        """
+        available = onnxruntime.get_available_providers()
+        if provider not in available:
+            raise ValueError(f"this installation of ONNX Runtime has no {provider}, only {', '.join(available)}.")
+        config, path = load_config(str(name)), cached_file(str(name), MODEL_FILE)
+        try:
+            session = onnxruntime.InferenceSession(
+                path, session_options, providers=[(provider, dict(provider_options or {}))]
+            )
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            raise ValueError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
+        if session.get_providers()[0] != provider:
+            raise ValueError(f"ONNX Runtime could not start its {provider}: are the libraries that it needs installed?")
+        return cls(session, config, path)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the graph is executed."""
+        if self.provider not in _GPU_PROVIDERS:
+            return torch.device("cpu")
+        options = self.session.get_provider_options()[self.provider]
+        return torch.device("cuda", int(options.get("device_id", 0)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the images."""
+        return self._types["pixel_values"]
+
+    def can_generate(self) -> bool:
+        """Tells transformers' pipelines that this is no generative model."""
+        return False
 
     def forward(
         self,
@@ -66,19 +141,86 @@ class ORTDETRPoseForPoseEstimation(ORTModelForCustomTasks):
 
         Args:
             pixel_values: (batch, 3, height, width), RGB in [0, 1]; of the model's size unless it was exported for any.
-            target_sizes: (batch, 2), height and width of each image in pixels, for a model exported as "poses".
+            target_sizes: (batch, 2), height and width of each image in pixels, for a model exported with poses.
 
         Returns:
             `DETRPoseForPoseEstimationOutput` with `logits`, `pred_keypoints` and, with FDR heads, `pred_keypoint_std`,
-            or [`DETRPosePoses`] of a model exported as "poses". Arrays for arrays, tensors for tensors.
+            or [`DETRPosePoses`] of a model exported with poses. Arrays for arrays, tensors for tensors.
 
         Raises:
-            ValueError: if `target_sizes` is missing or superfluous.
+            ValueError: if the shape of an input is wrong, or `target_sizes` is missing or superfluous.
         """
-        has_poses = set(POSE_OUTPUTS) <= set(self.output_names)
-        if has_poses != (target_sizes is not None):
-            word = "needs" if has_poses else "takes no"
+        if self.has_poses != (target_sizes is not None):
+            word = "needs" if self.has_poses else "takes no"
             raise ValueError(f"{self.path} {word} `target_sizes`: whether it does was chosen when it was exported.")
-        if has_poses:
-            return DETRPosePoses(**super().forward(pixel_values=pixel_values, target_sizes=target_sizes))
-        return DETRPoseForPoseEstimationOutput(**super().forward(pixel_values=pixel_values))
+        inputs = {"pixel_values": pixel_values, "target_sizes": target_sizes}
+        inputs = {name: self._to_input(name, inputs[name]) for name in self.input_shapes}
+        self._check_shapes({name: tuple(tensor.shape) for name, tensor in inputs.items()})
+        outputs = self._run_bound(inputs) if self.device.type == "cuda" else self._run(inputs)
+        if isinstance(pixel_values, np.ndarray):
+            outputs = {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+        return (DETRPosePoses if self.has_poses else DETRPoseForPoseEstimationOutput)(**outputs)
+
+    def _to_input(self, name: str, values: torch.Tensor | np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(values).detach().to(self.device, self._types[name]).contiguous()
+
+    def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        names = list(self.output_shapes)
+        outputs = self.session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
+        return {name: torch.from_numpy(values) for name, values in zip(names, outputs, strict=True)}
+
+    def _run_bound(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Runs the graph on the GPU's memory, without copies to the host."""
+        batch_size = len(inputs["pixel_values"])
+        outputs = {
+            name: torch.empty(batch_size, *shape, dtype=self._types[name], device=self.device)
+            for name, shape in self.output_shapes.items()
+        }
+        binding = self.session.io_binding()
+        for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, tensor in tensors.items():
+                kind = _NUMPY_TYPES[tensor.dtype]
+                bind(name, "cuda", self.device.index, kind, tuple(tensor.shape), tensor.data_ptr())
+        # ONNX Runtime has a stream of its own.
+        torch.cuda.current_stream(self.device).synchronize()
+        self.session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return outputs
+
+    def _check_graph(self):
+        """Makes sure that inputs and outputs are those of a DETRPose of this configuration."""
+        found = {node.name: node.shape for node in self.session.get_outputs()}
+        inputs = {"pixel_values", "target_sizes"} if self.has_poses else {"pixel_values"}
+        if set(self.input_shapes) != inputs or set(found) != set(self.output_shapes):
+            raise ValueError(
+                f"{self.path} is no exported DETRPose: it takes {', '.join(self.input_shapes)} and returns "
+                f"{', '.join(found)}, but should return {', '.join(self.output_shapes)}."
+            )
+        for name, shape in self.output_shapes.items():
+            # Dimensions that were left open have names.
+            if len(found[name]) != 1 + len(shape) or any(
+                isinstance(size, int) and size != wanted for size, wanted in zip(found[name][1:], shape, strict=True)
+            ):
+                raise ValueError(
+                    f"{self.path} does not belong to the config.json beside it: {name} has the shape {found[name]}, "
+                    f"but should have (batch, {', '.join(map(str, shape))})."
+                )
+
+    def _check_shapes(self, shapes: dict[str, tuple[int, ...]]):
+        """Makes sure that the graph takes inputs of these shapes."""
+        stride = self.config.feature_strides[-1]
+        for name, shape in shapes.items():
+            wanted = self.input_shapes[name]
+            fits = len(shape) == len(wanted) and all(
+                size == other for size, other in zip(shape, wanted, strict=True) if isinstance(other, int)
+            )
+            if not fits or shape[0] != shapes["pixel_values"][0] or (name == "pixel_values" and _rest(shape, stride)):
+                wanted = ", ".join(map(str, wanted))
+                raise ValueError(
+                    f"{self.path} takes `{name}` of the shape ({wanted}), height and width of images being multiples "
+                    f"of {stride}, but got {shape}."
+                )
+
+
+def _rest(shape: tuple[int, ...], stride: int) -> bool:
+    return any(size % stride for size in shape[2:])

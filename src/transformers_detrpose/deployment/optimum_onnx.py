@@ -1,8 +1,13 @@
-"""DETRPose for Optimum's ONNX exporter: `optimum-cli export onnx --task keypoint-detection`."""
+"""DETRPose for Optimum's ONNX exporter, `optimum-cli export onnx`, on transformers 4.57: a thin adapter.
 
+Optimum looks models up in tables and calls functions of its modules. Every change there is undone after the export.
+"""
+
+import copy
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +19,10 @@ from optimum.exporters.tasks import TasksManager
 from optimum.utils import DEFAULT_DUMMY_SHAPES, NormalizedVisionConfig
 
 from ..configuration_detrpose import DETRPoseConfig
+from ..files import whole_folder
 from ..image_processing_detrpose import DETRPoseImageProcessor
-from . import validation
-from .graph import DETRPoseGraph, output_names
+from .graph import DETRPoseGraph
+from .onnx_export import FEATURES, PRECISIONS, Variant, image_size, log_success, tolerance
 from .simplify import simplify
 from .validation import ExportError, validate_onnx
 
@@ -28,7 +34,8 @@ class DETRPoseModelPatcher(ModelPatcher):
 
     def __init__(self, config, model, model_kwargs=None):
         super().__init__(config, model, model_kwargs)
-        self.network, self.graph = model.model, config.make_graph(model)
+        self.network = model.model
+        self.graph = DETRPoseGraph(model, config.features.post_process, config.features.target)
         self.patched_forward = self.graph.forward
 
     def __enter__(self):
@@ -48,27 +55,29 @@ class DETRPoseModelPatcher(ModelPatcher):
 class DETRPoseOnnxConfig(VisionOnnxConfig):
     """Tells Optimum how to export DETRPose.
 
-    The batch is dynamic. Height and width are those of the image processor, or `--height` and `--width` (64, Optimum's
-    own default, counts as not given). A variant is one or several of `VARIANTS`, joined by "+".
+    The batch size is dynamic. Height and width are those of the image processor, or `--height` and `--width` (64,
+    Optimum's own default, counts as not given). The variants are those of [`export_onnx`].
     """
 
     NORMALIZED_CONFIG_CLASS = NormalizedVisionConfig
-    VARIANTS = {
-        "default": "logits and keypoints, for post-processing outside",
-        "tensorrt": "without GridSample, which some versions of TensorRT compute wrongly",
-        "any-size": "with dynamic height and width",
-        "poses": "with post-processing: `target_sizes` in; scores, labels and keypoints in pixels out",
-    }
+    VARIANTS = FEATURES
     _MODEL_PATCHER = DETRPoseModelPatcher
 
     @property
     def ATOL_FOR_VALIDATION(self) -> float:
-        """The largest allowed difference, see [`validate_onnx`].
+        """The largest allowed difference, see [`tolerance`]."""
+        return tolerance(self.dtype)
 
-        Half precision rounds each operation to 5e-4 of its result, and results pass through some hundred operations;
-        differences up to 5e-3 were measured.
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights.
+
+        Raises:
+            ExportError: if the model cannot be exported in the precision that Optimum was given.
         """
-        return 1e-4 if self.float_dtype == "fp32" else 2e-2
+        if self.float_dtype not in PRECISIONS:
+            raise ExportError(f"--dtype must be {' or '.join(PRECISIONS)}, but got {self.float_dtype}.")
+        return PRECISIONS[self.float_dtype]
 
     @property
     def variant(self) -> str:
@@ -77,31 +86,17 @@ class DETRPoseOnnxConfig(VisionOnnxConfig):
 
     @variant.setter
     def variant(self, value: str):
-        if not set(value.split("+")) <= set(self.VARIANTS):
-            raise ExportError(
-                f"--variant must be one of {', '.join(self.VARIANTS)}, or several joined by '+', but got '{value}'."
-            )
-        self._variant = value
-
-    def has(self, feature: str) -> bool:
-        """Returns whether the variant includes one of `VARIANTS`."""
-        return feature in self.variant.split("+")
-
-    def make_graph(self, model) -> DETRPoseGraph:
-        """Returns what to export of a model."""
-        return DETRPoseGraph(model, post_process=self.has("poses"), without_grid_sample=self.has("tensorrt"))
+        self._variant, self.features = value, Variant.parse(value)
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
         """The inputs and their dynamic axes."""
-        size = {2: "height", 3: "width"} if self.has("any-size") else {}
-        inputs = {"pixel_values": {0: "batch_size", **size}}
-        return {**inputs, "target_sizes": {0: "batch_size"}} if self.has("poses") else inputs
+        return self.features.input_axes()
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
         """The outputs and their dynamic axes."""
-        return {name: {0: "batch_size"} for name in output_names(self._config, self.has("poses"))}
+        return self.features.output_axes(self._config)
 
     def generate_dummy_inputs(self, framework: str = "pt", batch_size: int = 2, **shapes) -> dict[str, Any]:
         """Returns inputs to trace the model with.
@@ -109,67 +104,86 @@ class DETRPoseOnnxConfig(VisionOnnxConfig):
         Raises:
             ExportError: if the model cannot take images of that size or precision.
         """
-        if self.float_dtype not in ("fp32", "fp16"):
-            raise ExportError(f"--dtype must be fp32 or fp16, but got {self.float_dtype}.")
-        height, width = self.image_size(shapes.get("height"), shapes.get("width"))
-        dtype = torch.float32 if self.float_dtype == "fp32" else torch.float16
-        inputs = {"pixel_values": torch.rand(batch_size, 3, height, width).to(dtype)}
-        if self.has("poses"):
-            inputs["target_sizes"] = torch.tensor([[height, width]]).repeat(batch_size, 1)
+        size_hw = self.image_size(shapes.get("height"), shapes.get("width"))
+        inputs = self.features.sample_inputs(batch_size, size_hw, self.dtype)
         return inputs if framework == "pt" else {name: value.numpy() for name, value in inputs.items()}
 
-    def image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Returns the height and width to export for, from those that Optimum was given.
-
-        Raises:
-            ExportError: if they are no multiples of the largest stride.
-        """
+    def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Returns the height and width to export for, from those that Optimum was given, see [`image_size`]."""
         processors = [p for p in self._preprocessors or () if isinstance(p, DETRPoseImageProcessor)]
-        size = {**DETRPoseImageProcessor.size, **(dict(processors[0].size) if processors else {})}
-        height = size["height"] if height in (None, DEFAULT_DUMMY_SHAPES["height"]) else height
-        width = size["width"] if width in (None, DEFAULT_DUMMY_SHAPES["width"]) else width
-        stride = self._config.feature_strides[-1]
-        if height % stride or width % stride:
-            raise ExportError(f"height and width must be multiples of {stride}, but got {height} x {width}.")
-        return height, width
+        height = None if height == DEFAULT_DUMMY_SHAPES["height"] else height
+        width = None if width == DEFAULT_DUMMY_SHAPES["width"] else width
+        return image_size(self._config, processors[0] if processors else None, height, width)
 
     def post_process_exported_models(self, path: Path, models_and_onnx_configs: dict, onnx_files_subpaths: list[str]):
         """Simplifies the graph, in place, and returns the arguments."""
         for name in onnx_files_subpaths:
-            simplify(Path(path) / name, self.image_size(None, None), self._config.feature_strides[-1])
+            simplify(Path(path) / name, self.image_size(), self._config.feature_strides[-1])
         return models_and_onnx_configs, onnx_files_subpaths
 
 
-def register_with_optimum():
-    """Makes DETRPose known to Optimum's ONNX exporter. Doing so again changes nothing."""
-    TasksManager.create_register("onnx", overwrite_existing=True)(DETRPoseConfig.model_type, TASK)(DETRPoseOnnxConfig)
-    TasksManager._TRANSFORMERS_TASKS_TO_MODEL_LOADERS.setdefault(TASK, "AutoModelForKeypointDetection")
-    convert.validate_models_outputs = validate_models_outputs
+@contextmanager
+def known_to_optimum() -> Iterator[None]:
+    """Makes DETRPose known to Optimum's ONNX exporter, within a `with` statement."""
+    library = "transformers"
+    model_types = TasksManager._LIBRARY_TO_SUPPORTED_MODEL_TYPES[library]
+    loaders = TasksManager._LIBRARY_TO_TASKS_TO_MODEL_LOADER_MAP[library]
+    # On transformers 4.57 its Auto classes warn of a "slow image processor" for every name without "Fast" at its end.
+    auto_image_processor = logging.getLogger("transformers.models.auto.image_processing_auto")
+    with ExitStack() as stack:
+        stack.enter_context(restored(model_types))
+        stack.enter_context(restored(loaders))
+        loaders.setdefault(TASK, "AutoModelForKeypointDetection")
+        TasksManager.create_register("onnx")(DETRPoseConfig.model_type, TASK)(DETRPoseOnnxConfig)
+        stack.enter_context(replaced(convert, "validate_models_outputs", validate_models_outputs))
+        stack.callback(auto_image_processor.setLevel, auto_image_processor.level)
+        auto_image_processor.setLevel(logging.ERROR)
+        yield
 
 
-def run_export(export: Callable[[], None]):
-    """Runs a command of Optimum's with DETRPose registered; what the export is refused for is told in one line.
+@contextmanager
+def restored(table: dict) -> Iterator[None]:
+    """Gives a table its present content again afterwards."""
+    content = copy.copy(table)
+    try:
+        yield
+    finally:
+        table.clear()
+        table.update(content)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Gives an attribute another value, and its present one again afterwards."""
+    present = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, present)
+
+
+def run_export(export: Callable[[Path], None], output: str | Path):
+    """Runs a command of Optimum's with DETRPose known to it; what the export is refused for is told in one line.
 
     Args:
-        export: makes the export.
+        export: makes the export, in the folder that it is given.
+        output: where the folder goes once all is done.
 
     Raises:
         SystemExit: if the export cannot be made, or its graph does not compute what the model computes.
     """
-    register_with_optimum()
-    validation.logger.addHandler(logging.StreamHandler())
-    validation.logger.setLevel(logging.INFO)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("transformers_detrpose").setLevel(logging.INFO)
     try:
-        export()
-    except (ExportError, RuntimeError) as error:
+        with known_to_optimum(), whole_folder(output) as folder:
+            export(folder)
+    except (ExportError, OSError, RuntimeError) as error:
         # Optimum wraps what the validation raises.
-        reason = error if isinstance(error, ExportError) else error.__cause__
-        if not isinstance(reason, ExportError):
+        reason = error if isinstance(error, (ExportError, OSError)) else error.__cause__
+        if not isinstance(reason, (ExportError, OSError)):
             raise
         raise SystemExit(f"error: {reason}") from error
-
-
-_validate_other_models = convert.validate_models_outputs
 
 
 def validate_models_outputs(
@@ -183,22 +197,15 @@ def validate_models_outputs(
     **kwargs,
 ):
     """Stands in for Optimum's function of that name, which compares rows that rounding errors may swap, and whose
-    caller only warns of differences. Models other than DETRPose still get that one.
+    caller only warns of differences.
 
     Raises:
         ExportError: if a graph does not compute what its model computes.
     """
-    if not all(isinstance(config, DETRPoseOnnxConfig) for _, config in models_and_onnx_configs.values()):
-        arguments = (onnx_named_outputs, output_dir, atol, onnx_files_subpaths, input_shapes, device)
-        return _validate_other_models(models_and_onnx_configs, *arguments, **kwargs)
     shapes = input_shapes or {}
     names = onnx_files_subpaths or [f"{name}.onnx" for name in models_and_onnx_configs]
     for name, (model, config) in zip(names, models_and_onnx_configs.values(), strict=True):
-        validate_onnx(
-            Path(output_dir) / name,
-            model,
-            post_process=config.has("poses"),
-            atol=config.ATOL_FOR_VALIDATION if atol is None else atol,
-            size_hw=config.image_size(shapes.get("height"), shapes.get("width")),
-            provider="CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider",
-        )
+        file = Path(output_dir) / name
+        size_hw = config.image_size(shapes.get("height"), shapes.get("width"))
+        atol = config.ATOL_FOR_VALIDATION if atol is None else atol
+        log_success(file.name, validate_onnx(file, model.to(device), config.features.post_process, atol, size_hw))

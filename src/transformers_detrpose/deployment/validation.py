@@ -1,7 +1,8 @@
 """Compares an exported graph with the model that it was exported from."""
 
 import copy
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,9 @@ import onnxruntime
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ..loading import first_line
 from ..modeling_detrpose import DETRPoseForPoseEstimation
-from .graph import compute_outputs, output_names
-
-logger = logging.getLogger(__name__)
+from .graph import compute_outputs, output_shapes
 
 
 class ExportError(ValueError):
@@ -26,9 +26,8 @@ def validate_onnx(
     post_process: bool = False,
     atol: float = 1e-4,
     size_hw: tuple[int, int] = (640, 640),
-    provider: str = "CPUExecutionProvider",
 ) -> dict[str, float]:
-    """Runs a graph in ONNX Runtime on images of noise and compares every output with PyTorch's.
+    """Runs a graph in ONNX Runtime on images of noise and compares every output with PyTorch's, on the model's device.
 
     The model ranks image locations and numbers its queries by rank, so two locations whose scores differ by less than
     a rounding error make two right results look different. Therefore PyTorch computes in float32 what follows from the
@@ -41,7 +40,6 @@ def validate_onnx(
         post_process: whether the graph ends with poses, see [`compute_outputs`].
         atol: largest difference, relative to the largest value of the output where that is over 1.
         size_hw: height and width of the images in pixels, where the graph leaves them open.
-        provider: what executes the graph.
 
     Returns:
         The largest difference found in each output, and in the scores of the `ranking`.
@@ -50,35 +48,71 @@ def validate_onnx(
         ExportError: if the outputs have other names or shapes than they should, or differ by more than `atol`.
     """
     model = copy.deepcopy(model).float().eval()
-    session, rankings = open_session(file, provider)
-    found, expected = [output.name for output in session.get_outputs()], output_names(model.config, post_process)
+    session, rankings = open_session(file, model.device)
+    found, expected = [output.name for output in session.get_outputs()], output_shapes(model.config, post_process)
     if set(found) - set(rankings) != set(expected):
         raise ExportError(f"{file} must have the outputs {', '.join(expected)}, but has {', '.join(found)}.")
 
     differences = dict.fromkeys((*expected, "ranking"), 0.0)
     height, width = size_hw
     stride = model.config.feature_strides[-1]
-    for shape in ((3, 3, height, width), (1, 3, height + stride, width + 2 * stride)):
-        inputs = make_inputs(session, shape)
-        for name, value in compare(session, rankings, model, inputs, post_process).items():
-            # Unlike max, this keeps NaN.
-            differences[name] = float(np.maximum(differences[name], value))
-    summary = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    with without_tf32():
+        for shape in ((3, 3, height, width), (1, 3, height + stride, width + 2 * stride)):
+            inputs = make_inputs(session, shape)
+            for name, value in compare(session, rankings, model, inputs, post_process).items():
+                # Unlike max, this keeps NaN.
+                differences[name] = float(np.maximum(differences[name], value))
     if not all(value <= atol for value in differences.values()):
-        raise ExportError(f"{file} differs from PyTorch by more than {atol:g}, do not use it: {summary}.")
-    logger.info("%s computes what PyTorch computes, to: %s.", file, summary)
+        raise ExportError(
+            f"{Path(file).name} differs from PyTorch by more than {atol:g}, do not use it: "
+            f"{format_differences(differences)}."
+        )
     return differences
 
 
-def open_session(file: str | Path, provider: str) -> tuple[onnxruntime.InferenceSession, list[str]]:
-    """Opens a graph with the indices of its TopK nodes as additional outputs, whose names are returned, in order."""
-    graph = onnx.load(str(file))
+def format_differences(differences: dict[str, float]) -> str:
+    """Returns the differences that were found, in one line."""
+    return ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Lets PyTorch compute float32 in full on a GPU, which otherwise may round the factors of products to ten bits."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
+def open_session(file: str | Path, device: torch.device) -> tuple[onnxruntime.InferenceSession, list[str]]:
+    """Opens a graph with the indices of its TopK nodes as additional outputs, whose names are returned, in order.
+
+    Raises:
+        ExportError: if the file is no graph that ONNX Runtime can execute on the device.
+    """
+    provider, options = "CPUExecutionProvider", {}
+    if device.type == "cuda":
+        # Without TF32, as PyTorch, see [`without_tf32`].
+        provider, options = "CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": "0"}
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise ExportError(f"this installation of ONNX Runtime has no {provider}, only {', '.join(available)}.")
+    try:
+        graph = onnx.load(str(file))
+    except Exception as error:  # protobuf's own kinds
+        raise ExportError(f"{file} is not an ONNX file.") from error
     rankings = [node.output[1] for node in graph.graph.node if node.op_type == "TopK"]
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None) for name in rankings]
     graph.graph.output.extend(values)
-    # Otherwise CUDA rounds to ten bits.
-    options = {"use_tf32": "0"} if provider == "CUDAExecutionProvider" else {}
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=[(provider, options)])
+    try:
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=[(provider, options)])
+    except Exception as error:  # ONNX Runtime's have nothing else in common
+        raise ExportError(f"ONNX Runtime cannot load {file}: {first_line(error)}") from error
     return session, rankings
 
 
@@ -100,7 +134,7 @@ def compare(session, rankings: list[str], model, inputs: dict[str, np.ndarray], 
         results = dict(zip(names, session.run(names, inputs), strict=True))
     except Exception as error:  # ONNX Runtime's have nothing else in common
         shape = inputs["pixel_values"].shape
-        raise ExportError(f"the graph does not run on images of the shape {shape}: {error}") from error
+        raise ExportError(f"the graph does not run on images of the shape {shape}: {first_line(error)}") from error
     indices = [torch.from_numpy(results.pop(name)).to(model.device) for name in rankings]
     inputs = {name: torch.from_numpy(value).float().to(model.device) for name, value in inputs.items()}
     with torch.no_grad(), GivenRankings(indices) as given:

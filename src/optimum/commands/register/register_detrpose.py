@@ -24,15 +24,19 @@ def is_detrpose(args) -> bool:
 
 
 def knowing_detrpose(run):
-    """Wraps the `run` method of the command so that DETRPose is registered when it is what shall be exported."""
+    """Wraps the `run` method of the command so that DETRPose is known when it is what shall be exported."""
 
     @functools.wraps(run)
     def run_knowing_detrpose(command):
         if not is_detrpose(command.args):
             return run(command)
-        from transformers_detrpose.deployment import run_export
+        from transformers_detrpose.deployment.optimum_onnx import run_export
 
-        return run_export(lambda: run(command))
+        def export(folder):
+            command.args.output = folder
+            run(command)
+
+        return run_export(export, command.args.output)
 
     return run_knowing_detrpose
 

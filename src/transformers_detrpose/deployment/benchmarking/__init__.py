@@ -1,1 +1,1 @@
-"""The parts of `benchmark.py` and `benchmark_training.py`: loading models, the backends, measuring."""
+"""Comparing how fast a model is in several runtimes."""

@@ -1,24 +1,17 @@
-"""The ways to run a model that `benchmark.py` compares: each makes a function from pictures to outputs."""
+"""The ways to run a model that `detrpose benchmark` compares: each makes a function from images to outputs."""
 
 import copy
 import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ... import DETRPoseForPoseEstimation, DETRPoseForPoseEstimationOutput
-from ...commands.build_tensorrt import EngineRunner, build_engine, load_tensorrt
-from ..graph import DETRPoseGraph, output_names
-
-OPSET = 18
-TORCH_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
-NUMPY_TYPES = {torch.float32: "float32", torch.float16: "float16"}
-
-# From `pixel_values` (batch, 3, height, width) to something with `logits`, `pred_keypoints`, ...
-Run = Callable[[torch.Tensor], DETRPoseForPoseEstimationOutput]
+from ...modeling_detrpose import DETRPoseForPoseEstimation, DETRPoseForPoseEstimationOutput
+from ..comparison import Run
+from ..graph import MODEL_FILE, DETRPoseGraph, output_shapes
+from ..tensorrt import EngineRunner, build_engine, load_tensorrt
 
 
 class Unavailable(Exception):
@@ -89,77 +82,45 @@ def cuda_graph(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
 
 def onnx_runtime(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
     """ONNX Runtime with its provider for the device."""
-    return OnnxRuntime(model, setting, "CUDAExecutionProvider" if setting.device.type == "cuda" else None)
+    provider = "CUDAExecutionProvider" if setting.device.type == "cuda" else "CPUExecutionProvider"
+    return run_in_onnx_runtime(model, setting, provider, "onnxruntime")
 
 
 def onnx_runtime_tensorrt(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
     """ONNX Runtime with its TensorRT provider."""
     if setting.device.type != "cuda":
         raise Unavailable("needs a CUDA device")
-    return OnnxRuntime(model, setting, "TensorrtExecutionProvider", without_grid_sample=True)
+    return run_in_onnx_runtime(model, setting, "TensorrtExecutionProvider", "tensorrt")
 
 
-class OnnxRuntime:
-    """Runs a model in ONNX Runtime, which reads and writes PyTorch's memory without copies.
+def run_in_onnx_runtime(model: DETRPoseForPoseEstimation, setting: Setting, provider: str, target: str) -> Run:
+    """Exports a model and opens it in ONNX Runtime, with as many threads as PyTorch has."""
+    try:
+        import onnxruntime
 
-    Args:
-        model: the model.
-        setting: what for.
-        provider: what executes the graph besides the CPU.
-        without_grid_sample: see `export_onnx`.
-    """
-
-    def __init__(self, model, setting: Setting, provider: str | None, without_grid_sample: bool = False):
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise Unavailable("onnxruntime is not installed") from error
-        available = onnxruntime.get_available_providers()
-        if provider not in (None, *available):
-            raise Unavailable(f"this onnxruntime has no {provider}, only {', '.join(available)}")
-        self.device = setting.device
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors
-        providers = ["CPUExecutionProvider"] if provider is None else [provider, "CPUExecutionProvider"]
-        with tempfile.TemporaryDirectory() as folder:
-            file = export_onnx(model, setting, Path(folder), without_grid_sample)
-            self.session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        if provider not in (None, self.session.get_providers()[0]):
-            raise Unavailable(f"onnxruntime could not load its {provider}")
-
-    def __call__(self, pixel_values: torch.Tensor) -> DETRPoseForPoseEstimationOutput:
-        (description,) = self.session.get_inputs()
-        pixel_values = pixel_values.to(TORCH_TYPES[description.type]).contiguous()
-        outputs = {
-            output.name: torch.empty(output.shape, dtype=TORCH_TYPES[output.type], device=self.device)
-            for output in self.session.get_outputs()
-        }
-        binding = self.session.io_binding()
-        binding.bind_input("pixel_values", *self.describe(pixel_values))
-        for name, tensor in outputs.items():
-            binding.bind_output(name, *self.describe(tensor))
-        if self.device.type == "cuda":  # ONNX Runtime has a stream of its own
-            torch.cuda.current_stream(self.device).synchronize()
-        self.session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-        return DETRPoseForPoseEstimationOutput(**outputs)
-
-    def describe(self, tensor: torch.Tensor) -> tuple:
-        """Returns device, index, type, shape and address of a tensor."""
-        import numpy as np
-
-        kind = np.dtype(NUMPY_TYPES[tensor.dtype]).type
-        return self.device.type, self.device.index or 0, kind, tuple(tensor.shape), tensor.data_ptr()
+        from ..onnx_runtime import ORTDETRPoseForPoseEstimation
+    except ImportError as error:
+        raise Unavailable("onnxruntime is not installed") from error
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise Unavailable(f"this onnxruntime has no {provider}, only {', '.join(available)}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    provider_options = {"device_id": setting.device.index or 0} if setting.device.type == "cuda" else {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(model, setting, Path(folder), target)
+        model.config.save_pretrained(folder)
+        return ORTDETRPoseForPoseEstimation.from_pretrained(folder, provider, provider_options, options)
 
 
 def tensorrt(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
-    """An engine of `build_tensorrt.py`."""
+    """A TensorRT engine."""
     if setting.device.type != "cuda":
         raise Unavailable("needs a CUDA device")
     trt = load_tensorrt("tensorrt")
     with tempfile.TemporaryDirectory() as folder:
-        engine = build_engine(trt, export_onnx(model, setting, Path(folder), without_grid_sample=True))
+        engine = build_engine(trt, write_model(model, setting, Path(folder), "tensorrt"))
     return EngineRunner(trt, engine, setting.device)
 
 
@@ -178,12 +139,12 @@ def openvino(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
     config["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
     in_float32 = Setting("float32", setting.batch_size, setting.size, setting.device)
     with tempfile.TemporaryDirectory() as folder:
-        file = export_onnx(model, in_float32, Path(folder))
+        file = write_model(model, in_float32, Path(folder), "onnxruntime")
         try:
             network = core.compile_model(core.read_model(file), "CPU", config)
         except RuntimeError as error:  # a list of source lines, and what is wrong at its end
             raise Unavailable(f"OpenVINO cannot take the graph: {str(error).strip().splitlines()[-1]}") from error
-    names = output_names(model.config)
+    names = output_shapes(model.config)
 
     def run(pixel_values: torch.Tensor) -> DETRPoseForPoseEstimationOutput:
         results = network(pixel_values.float().numpy()).to_tuple()
@@ -193,35 +154,32 @@ def openvino(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
     return run
 
 
-def export_onnx(
-    model: DETRPoseForPoseEstimation, setting: Setting, folder: Path, without_grid_sample: bool = False
-) -> Path:
-    """Writes the fused model as a simplified ONNX file of fixed batch and size.
+def write_model(model: DETRPoseForPoseEstimation, setting: Setting, folder: Path, target: str) -> Path:
+    """Writes a model as a simplified ONNX file of fixed batch and image size, on the CPU.
 
     Args:
         model: the model.
         setting: batch, size and precision.
         folder: where to.
-        without_grid_sample: whether the file shall do without GridSample nodes, which TensorRT gets wrong.
+        target: what will execute the file, "onnxruntime" or "tensorrt".
+
+    Returns:
+        The file.
 
     Raises:
         Unavailable: if it cannot be exported here.
     """
     if setting.precision == "bfloat16":
         raise Unavailable("ONNX files are made in float32 and float16 only")
-    graph = DETRPoseGraph(model, without_grid_sample=without_grid_sample).to(setting.dtype)
-    pixel_values = torch.rand(setting.batch_size, 3, setting.size, setting.size, dtype=setting.dtype)
-    names = {"input_names": ["pixel_values"], "output_names": list(graph.output_names)}
-    file, stride = folder / "model.onnx", model.config.feature_strides[-1]
     try:
+        from ..onnx_export import Variant, write_graph
         from ..simplify import simplify
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the tracer, for every Python number
-            torch.onnx.export(graph, (pixel_values,), file, opset_version=OPSET, dynamo=False, **names)
-        simplify(file, (setting.size, setting.size), stride)
     except ImportError as error:
         raise Unavailable(f"{error.name} is not installed") from error
+    file, size_hw = folder / MODEL_FILE, (setting.size, setting.size)
+    graph = DETRPoseGraph(model, target=target).to(setting.dtype)
+    write_graph(graph, file, Variant(target).sample_inputs(setting.batch_size, size_hw, setting.dtype))
+    simplify(file, size_hw, model.config.feature_strides[-1])
     return file
 
 

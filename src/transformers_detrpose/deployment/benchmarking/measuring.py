@@ -1,10 +1,9 @@
-"""Stopwatches, and what they were used on: times with their spread, the machine, the versions."""
+"""Times with their spread, and what they were measured on: the machine, the versions."""
 
 import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import benchmark
 
 import transformers_detrpose
 
@@ -58,26 +58,26 @@ class Timing:
         return {key: round(value, 4) for key, value in asdict(self).items()}
 
 
-class Stopwatch:
-    """Splits runs into parts: `start`, then `lap("name")` at the end of each part.
+def time_runs(function: Callable[[], Any], runs: int) -> float:
+    """Returns the seconds that a call of a function takes, the mean of some calls after two to warm up."""
+    # By default the timer runs on one thread.
+    timer = benchmark.Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
+    return timer.timeit(runs).mean
 
-    Args:
-        device: what the parts run on; the watch waits for it.
-    """
 
-    def __init__(self, device: torch.device):
-        self.device = device
+class Laps:
+    """Splits the time of something that is run again and again into parts: `start`, then `end` after each part."""
+
+    def __init__(self):
         self.seconds: dict[str, list[float]] = {}
 
     def start(self):
-        """Begins a run."""
-        synchronize(self.device)
-        self.time = time.perf_counter()
+        """Begins the first part."""
+        self.time = benchmark.timer()  # waits for the GPU
 
-    def lap(self, name: str):
-        """Ends a part of the run."""
-        synchronize(self.device)
-        now = time.perf_counter()
+    def end(self, name: str):
+        """Ends a part, and begins the next one."""
+        now = benchmark.timer()
         self.seconds.setdefault(name, []).append(now - self.time)
         self.time = now
 
@@ -85,30 +85,9 @@ class Stopwatch:
         """Returns the timing of each part."""
         return {name: Timing.of(seconds) for name, seconds in self.seconds.items()}
 
-
-def measure(function: Callable[[], Any], runs: int, warmup: int, device: torch.device) -> Timing:
-    """Times a function.
-
-    Args:
-        function: what to time.
-        runs: how often, at least 1.
-        warmup: how often before that, untimed.
-        device: what it runs on, and is waited for.
-    """
-    for _ in range(warmup):
-        function()
-    watch = Stopwatch(device)
-    for _ in range(runs):
-        watch.start()
-        function()
-        watch.lap("")
-    return watch.timings()[""]
-
-
-def synchronize(device: torch.device):
-    """Waits until the device has done all that it was asked to."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize(device)
+    def total(self) -> Timing:
+        """Returns the timing of all parts together."""
+        return Timing.of([sum(parts) for parts in zip(*self.seconds.values(), strict=True)])
 
 
 def peak_memory(device: torch.device) -> float:

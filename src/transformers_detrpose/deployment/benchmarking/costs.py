@@ -1,0 +1,28 @@
+"""Parameters and floating-point operations."""
+
+import re
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ...modeling_detrpose import DETRPoseForPoseEstimation
+
+
+def count_costs(model: DETRPoseForPoseEstimation, size: int) -> tuple[int, int, int]:
+    """Counts what one square image costs.
+
+    Args:
+        model: a fused model.
+        size: height and width of the image in pixels.
+
+    Returns:
+        The parameters, the operations, and the operations that PyTorch's counter finds in the official model: without
+        the attention across instances, which runs there as one fused operation that the counter does not see, and with
+        a convolution of enlarged maps in the encoder, which takes place before they are enlarged here.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, size, size, device=model.device))
+    total, parts = counter.get_total_flops(), {k: sum(v.values()) for k, v in counter.get_flop_counts().items()}
+    across = sum(count for name, count in parts.items() if name.endswith(".across_attn"))
+    quarter = sum(count for name, count in parts.items() if re.search(r"fpn_blocks\.\d+\.conv1_parts\.\d\.0$", name))
+    return sum(parameter.numel() for parameter in model.parameters()), total, total - across + 3 * quarter

@@ -1,0 +1,82 @@
+"""Comparing the poses that two executions of a model find."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from ..image_processing_detrpose import DETRPoseImageProcessor
+from ..images import load_rgb_image
+from ..keypoint_schemas import PERSON_TO_BOX_AREA, KeypointSchema
+from ..loss_detrpose import keypoint_similarity
+from ..modeling_detrpose import DETRPoseForPoseEstimation, DETRPoseForPoseEstimationOutput
+
+# From `pixel_values` (batch, 3, height, width) to something with `logits`, `pred_keypoints`, ...
+Run = Callable[[torch.Tensor], DETRPoseForPoseEstimationOutput]
+
+
+@torch.inference_mode()
+def least_similarity(
+    model: DETRPoseForPoseEstimation,
+    processor: DETRPoseImageProcessor,
+    run: Run,
+    images: Iterable[Path],
+    threshold: float,
+) -> tuple[float, int]:
+    """Compares the poses of two executions of a model.
+
+    Args:
+        model: the model in PyTorch.
+        processor: its image processor.
+        run: takes `pixel_values` and returns outputs as the model does.
+        images: image files.
+        threshold: poses count if either execution scores them higher than this.
+
+    Returns:
+        The least keypoint similarity of a pose to its counterpart (1 where there is none), and how many were compared.
+    """
+    least, count = 1.0, 0
+    for path in images:
+        image = load_rgb_image(path)
+        pixel_values = processor(images=image, return_tensors="pt")["pixel_values"].to(model.device)
+        poses, other_poses = (
+            processor.post_process_keypoint_detection(outputs, 0.0, [(image.height, image.width)])[0]
+            for outputs in (model(pixel_values), run(pixel_values))
+        )
+        schema = model.config.keypoint_schema
+        # Both ways, so that neither a missing nor an additional pose goes unseen.
+        for first, second in ((poses, other_poses), (other_poses, poses)):
+            similarities = best_similarities(first, second, schema, threshold)
+            least = min([least, *similarities.tolist()])
+            count += len(similarities)
+    return least, count
+
+
+def best_similarities(
+    poses: dict[str, torch.Tensor], candidates: dict[str, torch.Tensor], schema: KeypointSchema, threshold: float
+) -> torch.Tensor:
+    """Returns the keypoint similarity of each pose above the threshold to its most similar candidate of the same label.
+
+    Args:
+        poses: as `post_process_keypoint_detection` returns them.
+        candidates: likewise.
+        schema: the keypoints.
+        threshold: the least score of a pose.
+
+    Returns:
+        (n,), from 0 to 1.
+    """
+    # What is not finite is as different as can be; comparisons and maxima would lose it.
+    keep = ~(poses["scores"] <= threshold)
+    keypoints, labels, boxes = (poses[key][keep].float() for key in ("keypoints", "labels", "boxes"))
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
+    visibility = torch.ones(schema.num_keypoints, device=keypoints.device)
+    similarity = keypoint_similarity(
+        candidates["keypoints"],
+        keypoints[:, None],
+        visibility,
+        PERSON_TO_BOX_AREA * sides.prod(-1)[:, None],
+        torch.tensor(schema.sigmas, device=keypoints.device),
+    )
+    similarity = torch.where(candidates["labels"] == labels[:, None], similarity, 0)
+    return similarity.nan_to_num(0).amax(1) if len(candidates["scores"]) else torch.zeros(len(keypoints))

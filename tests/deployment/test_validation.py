@@ -1,0 +1,88 @@
+"""Comparing graphs with PyTorch."""
+
+import pytest
+import torch
+from conftest import NETWORK_OUTPUTS, make_model
+
+for name in ("onnx", "onnxruntime", "onnxslim"):
+    pytest.importorskip(name, reason=f"{name} is missing")
+
+import numpy as np  # noqa: E402
+import onnx  # noqa: E402
+
+from transformers_detrpose.deployment import ExportError, export_onnx, validate_onnx  # noqa: E402
+from transformers_detrpose.deployment.validation import without_tf32  # noqa: E402
+
+
+def test_ties_are_no_differences(processor, tmp_path):
+    """All locations score the same, so PyTorch and ONNX Runtime may number them as they like."""
+    model = make_model()
+    torch.nn.init.zeros_(model.model.query_selection.class_head.weight)
+    export_onnx(model, processor, tmp_path / "out", size_hw=(96, 96))
+
+
+def test_differences(export, model):
+    differences = validate_onnx(export("default") / "model.onnx", model)
+    assert tuple(differences) == (*NETWORK_OUTPUTS, "ranking")
+    assert 0 < max(differences.values()) < 1e-5
+
+
+def test_other_weights(export, model):
+    other = make_model()
+    torch.nn.init.normal_(other.model.decoder.keypoint_heads[-1].layers[-1].bias)
+    with pytest.raises(ExportError, match="differs from PyTorch by more than 0.0001, .*: logits"):
+        validate_onnx(export("default") / "model.onnx", other)
+
+
+def test_wrong_ranking(export, model, tmp_path):
+    graph = onnx.load(export("default") / "model.onnx")
+    ranking = next(node for node in graph.graph.node if node.op_type == "TopK")
+    attributes = [attribute for attribute in ranking.attribute if attribute.name != "largest"]
+    del ranking.attribute[:]
+    ranking.attribute.extend([*attributes, onnx.helper.make_attribute("largest", 0)])
+    onnx.save(graph, tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match="ranking [1-9]"):
+        validate_onnx(tmp_path / "model.onnx", model)
+
+
+def test_not_a_number(export, model, tmp_path):
+    graph = onnx.load(export("default") / "model.onnx")
+    weights = max(graph.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
+    array = np.full_like(onnx.numpy_helper.to_array(weights), np.nan)
+    weights.CopyFrom(onnx.numpy_helper.from_array(array, weights.name))
+    onnx.save(graph, tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match="logits nan"):
+        validate_onnx(tmp_path / "model.onnx", model)
+
+
+def test_a_graph_for_one_batch_size(export, model, tmp_path):
+    graph = onnx.load(export("default") / "model.onnx")
+    reshape = next(node for node in graph.graph.node if node.op_type == "Reshape")
+    shape = next(tensor for tensor in graph.graph.initializer if tensor.name == reshape.input[1])
+    array = onnx.numpy_helper.to_array(shape)
+    shape.CopyFrom(onnx.numpy_helper.from_array(np.where(array == -1, 2, array), shape.name))
+    onnx.save(graph, tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match="does not run on images of the shape \\(3, 3, "):
+        validate_onnx(tmp_path / "model.onnx", model)
+
+
+def test_other_outputs(export, model):
+    with pytest.raises(ExportError, match="must have the outputs scores, .*, but has logits, "):
+        validate_onnx(export("default") / "model.onnx", model, post_process=True)
+
+
+def test_files_that_are_no_graphs(model, tmp_path):
+    (tmp_path / "broken.onnx").write_text("not a graph")
+    with pytest.raises(ExportError, match="broken.onnx is not an ONNX file"):
+        validate_onnx(tmp_path / "broken.onnx", model)
+
+
+def test_full_precision_on_gpus():
+    """Both sides compute without TF32, and PyTorch has its own setting again afterwards, also after an error."""
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    assert any(before)  # or there would be nothing to see
+    with pytest.raises(KeyError), without_tf32():
+        assert not any(switch.allow_tf32 for switch in switches)
+        raise KeyError
+    assert [switch.allow_tf32 for switch in switches] == before
