@@ -78,8 +78,6 @@ def load_image_processor(name: str, **changes: Any) -> DETRPoseImageProcessor:
         return DETRPoseImageProcessor(keypoint_schema=DETRPoseConfig.from_variant(name).keypoint_schema, **changes)
     _check_name(name)
     try:
-        # Not by the Auto class, which on transformers 4.57 warns of a "slow image processor" for every name without
-        # "Fast" at its end.
         return DETRPoseImageProcessor.from_pretrained(name, **changes)
     except Exception as error:
         raise ValueError(f"cannot load the image processor of {name}: {first_line(error)}") from error
