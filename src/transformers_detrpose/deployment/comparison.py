@@ -33,15 +33,20 @@ def least_similarity(
         threshold: poses count if either execution scores them higher than this.
 
     Returns:
-        The least keypoint similarity of a pose to its counterpart (1 where there is none), and how many were compared.
+        The least keypoint similarity of a pose to its counterpart (1 where there is none, 0 if the other execution
+        returns what is not finite), and how many were compared.
     """
     least, count = 1.0, 0
     for path in images:
         image = load_rgb_image(path)
         pixel_values = processor(images=image, return_tensors="pt")["pixel_values"].to(model.device)
+        outputs, other_outputs = model(pixel_values), run(pixel_values)
+        if not (other_outputs.logits.isfinite().all() and other_outputs.pred_keypoints.isfinite().all()):
+            least, count = 0.0, count + other_outputs.logits.shape[1]
+            continue
         poses, other_poses = (
-            processor.post_process_keypoint_detection(outputs, 0.0, [(image.height, image.width)])[0]
-            for outputs in (model(pixel_values), run(pixel_values))
+            processor.post_process_keypoint_detection(x, 0.0, [(image.height, image.width)])[0]
+            for x in (outputs, other_outputs)
         )
         schema = model.config.keypoint_schema
         # Both ways, so that neither a missing nor an additional pose goes unseen.
@@ -66,8 +71,7 @@ def best_similarities(
     Returns:
         (n,), from 0 to 1.
     """
-    # What is not finite is as different as can be; comparisons and maxima would lose it.
-    keep = ~(poses["scores"] <= threshold)
+    keep = poses["scores"] > threshold
     keypoints, labels, boxes = (poses[key][keep].float() for key in ("keypoints", "labels", "boxes"))
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
     visibility = torch.ones(schema.num_keypoints, device=keypoints.device)
@@ -79,4 +83,4 @@ def best_similarities(
         torch.tensor(schema.sigmas, device=keypoints.device),
     )
     similarity = torch.where(candidates["labels"] == labels[:, None], similarity, 0)
-    return similarity.nan_to_num(0).amax(1) if len(candidates["scores"]) else torch.zeros(len(keypoints))
+    return similarity.amax(1) if len(candidates["scores"]) else torch.zeros(len(keypoints))
