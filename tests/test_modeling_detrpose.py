@@ -154,6 +154,13 @@ class TestHalfPrecision:
         errors = (outputs.pred_keypoints - exact.pred_keypoints).abs().amax(dim=(2, 3))
         assert (errors.numpy()[common] < 0.01).mean() >= 0.95
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_folder_loads_in_the_precision_it_was_saved_in(self, dtype, tmp_path):
+        DETRPoseForPoseEstimation(tiny_config()).to(dtype).save_pretrained(tmp_path)
+        model = DETRPoseForPoseEstimation.from_pretrained(tmp_path, dtype="auto")
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+        assert DETRPoseForPoseEstimation.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
+
 
 class TestAutocast:
     """Mixed precision, as training uses it: half precision wherever float32 is not needed."""

@@ -7,7 +7,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 from .configuration_detrpose import DETRPoseConfig
-from .image_processing_detrpose import DETRPoseImageProcessor, expected_keypoint_similarity
+from .image_processing_detrpose import DETRPoseImageProcessor
+from .keypoint_confidence import expected_keypoint_similarity
 from .keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, KeypointSchema
 from .modeling_detrpose import (
     DETRPoseForPoseEstimation,

@@ -21,7 +21,8 @@ from transformers.image_utils import (
 )
 
 from .images import convert_to_rgb, load_rgb_image, resize_with_pillow
-from .keypoint_schemas import DEFAULT_SIGMA, PERSON_TO_BOX_AREA, KeypointSchema
+from .keypoint_confidence import expected_keypoint_similarity, scale_deviations
+from .keypoint_schemas import DEFAULT_SIGMA, KeypointSchema
 from .labels import prepare_labels
 
 # Shortest side of a pose's box when its area sets the scale of the keypoint scores: one pixel, or a thousandth of the
@@ -213,10 +214,11 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             sizes, minimum_side = _size_tensor(target_sizes, batch_size, device), MINIMUM_SIDE_PIXELS
         sigmas = self._sigmas(tensors["pred_keypoints"].shape[2], device)
 
-        poses = select_poses(tensors, sizes, sigmas, minimum_side)
+        poses = select_poses(tensors, sizes)
         keep = poses["scores"] > threshold
         image, rank = keep.nonzero(as_tuple=True)
         kept = {name: values[image, rank] for name, values in poses.items()}
+        kept = score_keypoints(kept, sigmas, minimum_side)
         # A sum is finite only if everything in it is.
         if not math.isfinite(poses["scores"].sum() + kept["keypoints"].sum()):
             raise ValueError("`outputs` must be finite, but the model returned NaN or infinite values.")
@@ -269,70 +271,58 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
         return torch.tensor(self.keypoint_schema.sigmas, device=device)
 
 
-def select_poses(
-    outputs: Mapping[str, torch.Tensor], target_sizes: torch.Tensor, sigmas: torch.Tensor, minimum_side: float
-) -> dict[str, torch.Tensor]:
+def select_poses(outputs: Mapping[str, torch.Tensor], target_sizes: torch.Tensor) -> dict[str, torch.Tensor]:
     """Returns the best poses of each image, as many as there are queries, whatever their scores.
-
-    Everything that post-processing computes; exported graphs end with it.
 
     Args:
         outputs: `logits` (batch, queries, labels), `pred_keypoints` (batch, queries, K, 2) as x, y fractions and,
             optionally, `pred_keypoint_std` of the same shape.
         target_sizes: (batch, 2), height and width of each image in pixels.
-        sigmas: (K,), fall-off of each keypoint.
-        minimum_side: see `expected_keypoint_similarity`, in pixels.
 
     Returns:
         The best pairs of query and label, best first: `scores` (batch, queries), `labels` (batch, queries) int64,
-        `keypoints` (batch, queries, K, 2) as x, y in pixels, `keypoint_scores` (batch, queries, K), `keypoint_std`
-        (batch, queries, K, 2) in pixels where the outputs have it, and `boxes` (batch, queries, 4) as x1, y1, x2, y2
-        in pixels.
+        `keypoints` (batch, queries, K, 2) as x, y in pixels, `keypoint_std` (batch, queries, K, 2) in pixels where the
+        outputs have it, as the model predicts it, and `boxes` (batch, queries, 4) as x1, y1, x2, y2 in pixels.
     """
     num_queries, num_labels = outputs["logits"].shape[1:]
     scores, pairs = outputs["logits"].float().sigmoid().flatten(1).topk(num_queries, dim=1)
     queries = (pairs // num_labels)[..., None, None]
     scale = target_sizes.float().flip(1)[:, None, None]
-
-    keypoints = _take_queries(outputs["pred_keypoints"].float(), queries) * scale
-    boxes = torch.cat((keypoints.amin(dim=2), keypoints.amax(dim=2)), dim=-1)
-    poses = {"scores": scores, "labels": pairs % num_labels, "keypoints": keypoints}
-    if "pred_keypoint_std" in outputs:
-        deviations = _take_queries(outputs["pred_keypoint_std"].float(), queries) * scale
-        poses["keypoint_scores"] = expected_keypoint_similarity(deviations, boxes, sigmas, minimum_side)
-        poses["keypoint_std"] = deviations
-    else:
-        poses["keypoint_scores"] = scores.unsqueeze(-1).expand(keypoints.shape[:-1])
+    poses = {"scores": scores, "labels": pairs % num_labels}
+    for name, output in (("keypoints", "pred_keypoints"), ("keypoint_std", "pred_keypoint_std")):
+        if output in outputs:
+            poses[name] = _take_queries(outputs[output].float(), queries) * scale
+    boxes = torch.cat((poses["keypoints"].amin(dim=2), poses["keypoints"].amax(dim=2)), dim=-1)
     return {**poses, "boxes": boxes}
+
+
+def score_keypoints(
+    poses: Mapping[str, torch.Tensor], sigmas: torch.Tensor, minimum_side: float
+) -> dict[str, torch.Tensor]:
+    """Returns poses with the scores of their keypoints, and standard deviations that agree with the pose's score.
+
+    Args:
+        poses: what [`select_poses`] returns, or some of them.
+        sigmas: (K,), fall-off of each keypoint.
+        minimum_side: see [`scale_deviations`], in pixels.
+
+    Returns:
+        The poses with `keypoint_scores` (..., K) and, where they have it, `keypoint_std` (..., K, 2) scaled.
+    """
+    scores, keypoints, boxes = poses["scores"], poses["keypoints"], poses["boxes"]
+    scored = {name: poses[name] for name in ("scores", "labels", "keypoints")}
+    if "keypoint_std" in poses:
+        deviations = scale_deviations(poses["keypoint_std"], scores, boxes, sigmas, minimum_side)
+        scored["keypoint_scores"] = expected_keypoint_similarity(deviations, boxes, sigmas, minimum_side)
+        scored["keypoint_std"] = deviations
+    else:
+        scored["keypoint_scores"] = scores.unsqueeze(-1).expand(keypoints.shape[:-1])
+    return {**scored, "boxes": boxes}
 
 
 def _take_queries(values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     """Picks the queries (batch, n, 1, 1) from values (batch, queries, K, 2)."""
     return values.gather(1, queries.expand(-1, -1, *values.shape[2:]))
-
-
-def expected_keypoint_similarity(
-    deviations: torch.Tensor, boxes: torch.Tensor, sigmas: torch.Tensor, minimum_side: float
-) -> torch.Tensor:
-    """Returns the keypoint similarity to expect where keypoints err like Gaussians of known standard deviation.
-
-    The mean of exp(-(dx² + dy²) / (2 k²)) over independent Gaussian errors dx and dy is
-    1 / sqrt((1 + sx² / k²) (1 + sy² / k²)), with k² = area · (2 sigma)² as in COCO's OKS. The area is 0.53 times that
-    of the pose's box, whose sides count as at least `minimum_side`.
-
-    Args:
-        deviations: (..., K, 2), standard deviations sx, sy.
-        boxes: (..., 4), x1, y1, x2, y2 around each pose, in the unit of the deviations.
-        sigmas: (K,), fall-off of each keypoint.
-        minimum_side: in the same unit.
-
-    Returns:
-        (..., K), from 0 to 1.
-    """
-    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=minimum_side)
-    area = PERSON_TO_BOX_AREA * sides.prod(dim=-1)
-    falloff = area[..., None] * (2 * sigmas) ** 2
-    return (1 + deviations.square() / falloff[..., None]).prod(dim=-1).rsqrt()
 
 
 def _list_poses(result: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

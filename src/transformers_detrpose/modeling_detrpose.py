@@ -938,7 +938,8 @@ class DETRPoseModel(DETRPosePreTrainedModel):
         # trf-ignore: TRF051
         if config.backbone_config._attn_implementation == "sdpa":
             config.backbone_config._attn_implementation = None
-        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        # Of the same precision as everything else, whatever precision its own configuration was saved with.
+        self.backbone = AutoBackbone.from_config(config.backbone_config, dtype=torch.get_default_dtype())
         # CODEPATH: False trains the backbone from random weights; every released checkpoint has True.
         if config.freeze_backbone_batch_norms:
             freeze_batch_norms(self.backbone)

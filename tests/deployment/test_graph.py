@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from conftest import make_model
 
 import transformers_detrpose.deployment
+from small_models import make_model
 from transformers_detrpose import DETRPoseForPoseEstimation
 from transformers_detrpose.deployment import DETRPoseGraph
 from transformers_detrpose.deployment.graph import POSE_OUTPUTS

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from conftest import SIZE, assert_same, make_model
+
+from small_models import SIZE, assert_same, make_model
 
 for name in ("onnx", "onnxruntime", "onnxslim"):
     pytest.importorskip(name, reason=f"{name} is missing")

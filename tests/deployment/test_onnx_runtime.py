@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 import torch
-from conftest import assert_same
 from PIL import Image
 from transformers import pipeline
+
+from small_models import assert_same
 
 for name in ("onnx", "onnxruntime", "onnxslim"):
     pytest.importorskip(name, reason=f"{name} is missing")

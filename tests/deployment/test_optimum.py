@@ -9,7 +9,8 @@ from types import MappingProxyType
 
 import pytest
 import torch
-from conftest import SIZE, assert_same
+
+from small_models import SIZE, assert_same
 
 for name in ("optimum.exporters.onnx", "onnxslim", "onnxruntime"):
     pytest.importorskip(name, reason=f'{name} is missing: pip install "transformers-detrpose[optimum]"')

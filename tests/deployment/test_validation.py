@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import NETWORK_OUTPUTS, make_model
+
+from small_models import NETWORK_OUTPUTS, make_model
 
 for name in ("onnx", "onnxruntime", "onnxslim"):
     pytest.importorskip(name, reason=f"{name} is missing")

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..configuration_detrpose import DETRPoseConfig
-from ..image_processing_detrpose import MINIMUM_SIDE_PIXELS, select_poses
+from ..image_processing_detrpose import MINIMUM_SIDE_PIXELS, score_keypoints, select_poses
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 
 MODEL_FILE = "model.onnx"
@@ -74,13 +74,13 @@ def compute_outputs(
 
     Returns:
         By default `logits` (batch, queries, labels), `pred_keypoints` and, with FDR heads, `pred_keypoint_std`
-        (batch, queries, K, 2), x and y as fractions of the image. With `post_process` the outputs of [`select_poses`]
-        that `POSE_OUTPUTS` names.
+        (batch, queries, K, 2), x and y as fractions of the image. With `post_process` what [`score_keypoints`] returns
+        of `POSE_OUTPUTS`.
     """
     outputs = model(pixel_values, return_dict=True)
     outputs = {name: outputs[name] for name in output_shapes(model.config)}
     if not post_process:
         return outputs
     sigmas = torch.tensor(model.config.keypoint_schema.sigmas, device=pixel_values.device)
-    poses = select_poses(outputs, target_sizes, sigmas, MINIMUM_SIDE_PIXELS)
+    poses = score_keypoints(select_poses(outputs, target_sizes), sigmas, MINIMUM_SIDE_PIXELS)
     return {name: poses[name] for name in POSE_OUTPUTS}
