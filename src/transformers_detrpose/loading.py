@@ -83,6 +83,12 @@ def load_image_processor(name: str, **changes: Any) -> DETRPoseImageProcessor:
         raise ValueError(f"cannot load the image processor of {name}: {first_line(error)}") from error
 
 
+def model_files(name: str) -> list[Path]:
+    """Returns the files of a model folder, which no output may replace; none of what is no folder."""
+    patterns = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "*.onnx*")
+    return [file for pattern in patterns for file in Path(name).glob(pattern)] if name and Path(name).is_dir() else []
+
+
 def load_pose_estimator(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """Returns what finds poses at its fastest: a fused model, or ONNX Runtime for a folder with an exported model.
 
