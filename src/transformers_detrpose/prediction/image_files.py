@@ -58,12 +58,12 @@ def _read_images(paths: dict[str, Path], progress: tqdm) -> Iterator[tuple[str, 
         try:
             with open_image(path) as image:
                 picture = load_rgb_image(image)
+                # The further pictures of an MPO, which many phones write, are previews and depths of the first.
+                num_frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
             logger.warning("cannot read image %s: %s", path, first_line(error))
             progress.update()
             continue
-        num_frames = getattr(image, "n_frames", 1)
-        # The further pictures of an MPO, which many phones write, are previews and depths of the first.
-        if num_frames > 1 and image.format != "MPO":
+        if num_frames > 1:
             logger.warning("%s: the first of %d frames or pages is taken", path, num_frames)
         yield name, picture

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..evaluation.coco_results import coco_records
-from ..files import naming_full_disk, whole_file
+from ..files import whole_file
 from .batches import batched
 from .image_files import DECIMALS
 from .models import Predictor
@@ -73,7 +73,6 @@ def predict_video(predictor: Predictor, source: Path | int, path: Path, batch_si
     with (
         _open_video(source) as (info, frames),
         whole_file(path, keep_interrupted=True) as unfinished,
-        naming_full_disk(f"{path}.jsonl"),
         open(f"{path}.jsonl", "w", encoding="utf-8") as file,
         VideoWriter(unfinished, info) as writer,
         tqdm(total=info.total_frames, desc=path.name, unit="frame") as progress,
