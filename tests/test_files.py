@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 
 import pytest
 from safetensors import SafetensorError
@@ -176,3 +177,18 @@ def test_interrupted_files(tmp_path, interruption, keep):
 def test_other_errors_stay_as_they_are(tmp_path):
     with pytest.raises(FileNotFoundError, match="other"), whole_file(tmp_path / "result"):
         open(tmp_path / "other")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_without_notice(tmp_path):
+    """The earlier file stays; what was written is beside it, in a hidden folder."""
+    (tmp_path / "a").write_text("old")
+    process = os.fork()
+    if not process:
+        with whole_file(tmp_path / "a", keep_interrupted=True) as unfinished:
+            unfinished.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert (tmp_path / "a").read_text() == "old"
+    (hidden, name) = names(tmp_path)
+    assert hidden.startswith(".a-") and name == "a"
