@@ -78,7 +78,10 @@ class TestFilling:
     @pytest.mark.parametrize(
         "change, message",
         [
-            (lambda tensors: tensors.pop("model.decoder.layers.0.fc1.bias"), r"lacks model.decoder.layers.0.fc1.bias\."),
+            (
+                lambda tensors: tensors.pop("model.decoder.layers.0.fc1.bias"),
+                r"lacks model.decoder.layers.0.fc1.bias\.",
+            ),
             (drop_layer, r"lacks model.decoder.layers.0.\S+, .* and \d+ more\.$"),  # ten of them and a count
             (cut_bias, r"has in another shape model.decoder.layers.0.fc1.bias\."),
             (lambda tensors: tensors.update(extra=torch.zeros(1)), r"has too extra\."),
@@ -97,7 +100,9 @@ class TestFilling:
         """More than the checkpoint has, which would be random, or fewer."""
         if layers is None:
             config = tiny_config().to_dict()
-            DETRPoseForPoseEstimation(DETRPoseConfig.from_dict({**config, "decoder_layers": 2})).save_pretrained(tmp_path)
+            DETRPoseForPoseEstimation(DETRPoseConfig.from_dict({**config, "decoder_layers": 2})).save_pretrained(
+                tmp_path
+            )
         else:
             save_tiny_model(tmp_path)
         change_config(tmp_path, decoder_layers=layers or 1)

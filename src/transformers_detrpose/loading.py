@@ -89,7 +89,11 @@ def _check_filled(name: str, info: dict[str, Any], own_config: DETRPoseConfig, c
     if missing | mismatched | left_over:
         before, after = _shapes(own_config), _shapes(config)
         changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-    problems = {"lacks": missing - changed, "has in another shape": mismatched - changed, "has too": left_over - changed}
+    problems = {
+        "lacks": missing - changed,
+        "has in another shape": mismatched - changed,
+        "has too": left_over - changed,
+    }
     found = [f"{verb} {_list_names(keys)}" for verb, keys in problems.items() if keys]
     if found:
         raise ValueError(f"the weights of {name} are not those of the model in its config.json: it {'; '.join(found)}.")

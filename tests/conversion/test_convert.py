@@ -299,7 +299,10 @@ def test_no_tensors_by_name(content, refusal, tmp_path):
         ({"model.safetensors.index.json": json.dumps({"weight_map": {"a": 5}})}, "names of files, but got {5}"),
         ({"model.safetensors.index.json": json.dumps({"weight_map": {"a": None}})}, "names of files, but got {None}"),
         ({"model.safetensors.index.json": json.dumps({"weight_map": {"a": ["b"]}})}, "not a readable index"),
-        ({"model.safetensors.index.json": json.dumps({"weight_map": {"a": "../b"}})}, "names of files, but got {'../b'}"),
+        (
+            {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "../b"}})},
+            "names of files, but got {'../b'}",
+        ),
         ({"model.safetensors.index.json": json.dumps({"weight_map": {"a": "lost.safetensors"}})}, "lost.safetensors"),
     ],
 )

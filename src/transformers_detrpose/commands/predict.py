@@ -14,8 +14,8 @@ the name of its input, relative to the deepest folder that holds all inputs:
 * `predictions.json`, the poses of all images as a list in COCO's results format, plus `file_name`. With --annotations,
   `image_id` is that of the image in the annotations. Without, it is the number in the file's name if every name is a
   different plain number, as in COCO and CrowdPose, else `file_name`.
-* `match.mp4` with the poses drawn, in H.264, at the same size (but even: H.264 has no odd sizes) and frame rate, without
-  sound (`clip.avi` becomes `clip.avi.mp4`), and `match.mp4.jsonl` with one line per frame:
+* `match.mp4` with the poses drawn, in H.264, at the same frame rate and size (an odd width or height grows by a pixel),
+  without sound (`clip.avi` becomes `clip.avi.mp4`), and `match.mp4.jsonl` with one line per frame:
   `{"frame": 0, "poses": [...]}`, poses again in COCO's format.
 * `camera0.mp4` and `camera0.mp4.jsonl` likewise, at the rate that the camera claims: if the model is slower than the
   camera, the video runs fast.

@@ -91,7 +91,7 @@ def _read_folder(folder: Path) -> StateDict:
     for file in names:
         for name, tensor in _read_safetensors(folder / file).items():
             if name in tensors:
-                raise ValueError(f"{folder}: {name} is in {file_of[name]} and in {file}, so which one counts is unclear.")
+                raise ValueError(f"{folder}: {name} is both in {file_of[name]} and in {file}.")
             tensors[name], file_of[name] = tensor, file
     return tensors
 
