@@ -44,7 +44,7 @@ logging.getLogger("supervision").setLevel(logging.ERROR)
 import torch  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
-from ..evaluation import read_annotations  # noqa: E402
+from ..data import read_annotations  # noqa: E402
 from ..loading import model_files  # noqa: E402
 from ..prediction.image_files import predict_images  # noqa: E402
 from ..prediction.models import SAMPLE_PICTURE, Predictor, find_model  # noqa: E402
@@ -65,7 +65,7 @@ def predict(arguments: argparse.Namespace):
     output = Path(os.path.abspath(arguments.output))
     others = [arguments.annotations] if arguments.annotations else []
     images, videos = find_inputs(arguments.input, output, [*others, *model_files(arguments.model or "")])
-    ids = image_ids(images, read_annotations(arguments.annotations)["images"] if arguments.annotations else None)
+    ids = image_ids(images, read_annotations(arguments.annotations).images if arguments.annotations else None)
     if output.exists() and not output.is_dir():
         raise CommandError(f"--output {arguments.output} is a file, not a folder")
     check_device(arguments.device)
