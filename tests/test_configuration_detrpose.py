@@ -216,6 +216,7 @@ def test_arguments_are_copied():
         ("encoder_position_temperature", 0, "a number above 0"),
         ("decoder_position_temperature", "10000", "a number above 0"),
         ("hidden_expansion", 0, "a number above 0"),
+        ("hidden_expansion", 1e-3, "at least 0.0078125, for one channel"),
         ("depth_mult", 0.0, "a number above 0"),
         ("reg_scale", math.inf, "a number above 0"),
         ("reg_scale", math.nan, "a number above 0"),

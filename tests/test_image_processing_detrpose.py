@@ -704,7 +704,7 @@ def test_errors_name_the_image(tmp_path):
         DETRPoseImageProcessor()([good, np.full((8, 8, 3), np.nan)], return_tensors="pt")
     paths = [tmp_path / "0.png", tmp_path / "1.png", tmp_path / "2.png"]
     for path in paths:
-        Image.fromarray(good).save(path)
-    paths[2].write_bytes(paths[2].read_bytes()[:50])
+        random_image().save(path)
+    paths[2].write_bytes(paths[2].read_bytes()[:1000])
     with pytest.raises(ValueError, match="image number 2: "):
         DETRPoseImageProcessor()(list(map(str, paths)), return_tensors="pt")

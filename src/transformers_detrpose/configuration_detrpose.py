@@ -361,6 +361,8 @@ class DETRPoseConfig(PretrainedConfig):
         require("d_model", self.d_model % 4 == 0, "divisible by 4 (sine and cosine of x and y)")
         for heads in ("encoder_attention_heads", "decoder_attention_heads"):
             require(heads, self.d_model % getattr(self, heads) == 0, f"a divisor of `d_model` = {self.d_model}")
+        width = self.hidden_expansion * self.d_model / 2
+        require("hidden_expansion", 1 <= width, f"at least {2 / self.d_model:g}, for one channel of a fusion block")
         require("max_num_bins", self.max_num_bins % 2 == 0, "an even integer")
         require("lqe_top_k", self.lqe_top_k <= self.d_model, f"at most `d_model` = {self.d_model}")
         require("classification_loss", self.classification_loss in ("ksvf", "focal"), "'ksvf' or 'focal'")

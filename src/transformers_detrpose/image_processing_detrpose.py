@@ -87,7 +87,10 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
     do_convert_rgb = True
 
     def __init__(self, keypoint_schema: KeypointSchema | dict | str | None = None, **kwargs):
-        super().__init__(**kwargs)
+        try:
+            super().__init__(**kwargs)
+        except (LookupError, TypeError, AttributeError) as error:  # a `size` that is none, for instance
+            raise ValueError(f"settings of an image processor must be numbers, names and sizes ({error}).") from error
         self.keypoint_schema = keypoint_schema
         self._check_settings()
 
@@ -467,9 +470,11 @@ def image_to_tensor(
 
 
 def _check_values(image: torch.Tensor):
-    """Raises `ValueError` unless there are pixels and they are finite real numbers."""
+    """Raises `ValueError` unless there are pixels in two or three dimensions and they are finite real numbers."""
     if image.numel() == 0:
         raise ValueError(f"an image must have pixels, but got the shape {tuple(image.shape)}.")
+    if image.ndim not in (2, 3):
+        raise ValueError(f"an image must have two or three dimensions, but got the shape {tuple(image.shape)}.")
     if image.is_complex():
         raise ValueError(f"an image must consist of real numbers, but got {image.dtype}.")
     if not image.isfinite().all():

@@ -54,7 +54,7 @@ TRAIN += " --val-annotations annotations.json"
         f"{EVALUATE} --results model/config.json",
         f"{EVALUATE} --results new.json --scores link/new.json",  # one would replace the other
         "predict --model model --input images/1.png --output link/images",
-        "predict --model model --input images --output .. --annotations annotations.json --output images",
+        "predict --model model --input images --output images",
         "benchmark --model model --images images/benchmark.png --output link/images",
         "benchmark-training --model model --images images --annotations annotations.json --output annotations.json",
         "benchmark-training --model model --output model/model.safetensors",
