@@ -9,7 +9,7 @@ from transformers import AutoConfig, ResNetConfig
 
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, KeypointSchema
 from transformers_detrpose.commands import sizes
-from transformers_detrpose.configuration_detrpose import VARIANTS
+from transformers_detrpose.configuration_detrpose import VARIANTS, hgnet_config
 from transformers_detrpose.keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, SCHEMAS
 
 # Published for COCO: millions of parameters as deployed; GFLOPs of the official model, counted as model_sizes.py does.
@@ -216,6 +216,7 @@ def test_arguments_are_copied():
         ("encoder_position_temperature", 0, "a number above 0"),
         ("decoder_position_temperature", "10000", "a number above 0"),
         ("hidden_expansion", 0, "a number above 0"),
+        ("hidden_expansion", 1e-3, "at least 0.0078125, for one channel"),
         ("depth_mult", 0.0, "a number above 0"),
         ("reg_scale", math.inf, "a number above 0"),
         ("reg_scale", math.nan, "a number above 0"),
@@ -278,6 +279,20 @@ def test_values_that_do_not_fit_together():
     assert DETRPoseConfig(num_labels=90, num_denoising_labels=89).num_labels == 90
     with pytest.raises(ValueError, match="`feature_strides` must be one for each of 2 feature maps"):
         DETRPoseConfig(backbone_config=ResNetConfig(out_features=["stage3", "stage4"]))
+
+
+@pytest.mark.parametrize(
+    "stages, strides",
+    [
+        (["stage3", "stage4"], (8, 16)),  # as many, each twice the one before, but not the backbone's
+        (["stage2", "stage3"], (16, 32)),
+        (["stage1", "stage2", "stage3"], (8, 16, 32)),
+    ],
+)
+def test_strides_that_are_not_the_backbones(stages, strides):
+    backbone = {**hgnet_config("B0"), "out_features": stages}
+    with pytest.raises(ValueError, match="`feature_strides` must be those of the backbone's feature maps, "):
+        DETRPoseConfig(backbone_config=backbone, feature_strides=strides)
 
 
 @pytest.mark.parametrize("variant", ["xl", "L", "", None])

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import signal
 
 import pytest
+from safetensors import SafetensorError
 
-from transformers_detrpose.files import check_new_folder, same_file, whole_file, whole_folder
+from transformers_detrpose.files import check_new_folder, check_outputs, naming_full_disk, whole_file, whole_folder
 
 
 @pytest.fixture(params=[OSError("disk full"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
@@ -109,21 +111,84 @@ def test_new_folders(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
-def test_same_file(tmp_path):
+@pytest.mark.parametrize(
+    "output",
+    [
+        "folder/a",
+        "folder/../folder/a",  # the same by another path
+        "link/a",  # through a link to the folder
+        "link to a",  # a link to the input, which would be replaced by the output
+    ],
+)
+def test_outputs_that_are_inputs(tmp_path, output):
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").touch()
     (tmp_path / "link").symlink_to(tmp_path / "folder")
-    assert same_file(tmp_path / "link" / "new", tmp_path / "folder" / "new")
-    assert same_file(tmp_path / "folder" / ".." / "a", tmp_path / "a")
-    assert not same_file(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "link to a").symlink_to(tmp_path / "folder" / "a")
+    inputs = [tmp_path / "folder" / "b", tmp_path / "folder" / "a"]
+    with pytest.raises(ValueError, match="would overwrite an input: choose another output"):
+        check_outputs([tmp_path / "new", tmp_path / output], inputs)
 
 
-@pytest.mark.parametrize("whole", [whole_file, whole_folder])
-def test_a_full_disk_is_told_with_the_path(tmp_path, whole):
-    with pytest.raises(OSError, match="No space left on device: '.*result'"), whole(tmp_path / "result"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert not list(tmp_path.iterdir())
+def test_outputs_that_are_no_inputs(tmp_path):
+    (tmp_path / "a").touch()
+    (tmp_path / "b").touch()
+    check_outputs([tmp_path / "new", tmp_path / "b"], [tmp_path / "a", tmp_path / "new"])  # what is missing is no input
+
+
+class TestFullDisk:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(errno.ENOSPC, "No space left on device"),  # of writing to an open file
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0"),
+        ],
+    )
+    @pytest.mark.parametrize("whole", [whole_file, whole_folder])
+    def test_the_path_is_named(self, tmp_path, whole, error):
+        with pytest.raises(OSError, match="No space left on device") as caught, whole(tmp_path / "a"):
+            raise error
+        assert caught.value.filename == str(tmp_path / "a")
+        assert names(tmp_path) == []
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+    def test_a_full_device(self):
+        with pytest.raises(OSError, match="No space left on device: 'a.json'"), naming_full_disk("a.json"):
+            with open("/dev/full", "w") as file:
+                file.write("x")
+
+    @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file", "b"), OSError("other"), ValueError("x")])
+    def test_other_errors_stay(self, error):
+        with pytest.raises(type(error)) as caught, naming_full_disk("a"):
+            raise error
+        assert caught.value is error
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("keep", [False, True])
+def test_interrupted_files(tmp_path, interruption, keep):
+    with pytest.raises(interruption), whole_file(tmp_path / "a", keep_interrupted=keep) as unfinished:
+        unfinished.write_text("half")
+        raise interruption
+    assert names(tmp_path) == (["a"] if keep else [])
 
 
 def test_other_errors_stay_as_they_are(tmp_path):
     with pytest.raises(FileNotFoundError, match="other"), whole_file(tmp_path / "result"):
         open(tmp_path / "other")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_without_notice(tmp_path):
+    """The earlier file stays; what was written is beside it, in a hidden folder."""
+    (tmp_path / "a").write_text("old")
+    process = os.fork()
+    if not process:
+        with whole_file(tmp_path / "a", keep_interrupted=True) as unfinished:
+            unfinished.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert (tmp_path / "a").read_text() == "old"
+    (hidden, name) = names(tmp_path)
+    assert hidden.startswith(".a-") and name == "a"

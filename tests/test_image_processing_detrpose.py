@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers_detrpose.image_processing_detrpose import (
 )
 from transformers_detrpose.images import load_rgb_image, resize_with_pillow
 from transformers_detrpose.keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, DEFAULT_SIGMA, KeypointSchema
+from transformers_detrpose.loading import load_image_processor
 
 TRIANGLE = KeypointSchema(names=("top", "left", "right"), sigmas=(0.05, 0.1, 0.1))
 
@@ -661,3 +663,41 @@ def test_coordinates_survive_the_round_trip():
 def test_json_of_the_processor_is_json():
     text = DETRPoseImageProcessor(keypoint_schema="coco").to_json_string()
     assert KeypointSchema(**json.load(io.StringIO(text))["keypoint_schema"]) == COCO_PERSON
+
+
+@pytest.mark.parametrize(
+    "setting, accepted",
+    [
+        ({"rescale_factor": 0}, "a number above 0"),
+        ({"rescale_factor": math.nan}, "a number above 0"),
+        ({"rescale_factor": "1/255"}, "a number above 0"),
+        ({"rescale_factor": None}, "a number above 0"),
+        ({"do_resize": "no"}, "True or False"),  # which Python takes for True
+        ({"do_normalize": 2}, "True or False"),
+        ({"size": {"height": 0, "width": 64}}, "whole numbers of pixels"),
+        ({"size": {"height": 64.5, "width": 64}}, "whole numbers of pixels"),
+        ({"image_std": [1, 0, 1]}, "numbers above 0"),
+        ({"image_mean": [0.5, math.nan, 0.5]}, "numbers, one for each channel"),
+    ],
+)
+def test_impossible_settings(setting, accepted, tmp_path):
+    (field,) = setting
+    with pytest.raises(ValueError, match=f"`{field}` must be .*{accepted}.*, but got "):
+        DETRPoseImageProcessor(**setting)
+    DETRPoseImageProcessor().save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **setting}))
+    with pytest.raises(ValueError, match=f"`{field}` must be "):  # as every command loads it
+        load_image_processor(str(tmp_path))
+
+
+def test_errors_name_the_image(tmp_path):
+    good = np.zeros((8, 8, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match="image number 1: an image must be finite"):
+        DETRPoseImageProcessor()([good, np.full((8, 8, 3), np.nan)], return_tensors="pt")
+    paths = [tmp_path / "0.png", tmp_path / "1.png", tmp_path / "2.png"]
+    for path in paths:
+        random_image().save(path)
+    paths[2].write_bytes(paths[2].read_bytes()[:1000])
+    with pytest.raises(ValueError, match="image number 2: "):
+        DETRPoseImageProcessor()(list(map(str, paths)), return_tensors="pt")

@@ -17,6 +17,7 @@ from transformers_detrpose import (
     DETRPoseConfig,
     DETRPoseForPoseEstimation,
     DETRPoseImageProcessor,
+    modeling_detrpose,
 )
 from transformers_detrpose.modeling_detrpose import DETRPoseIntegral, weighting_function
 
@@ -389,3 +390,26 @@ class TestCompile:
             expected, outputs = model(image), compiled(image)
         torch.testing.assert_close(outputs.pred_keypoints, expected.pred_keypoints)
         torch.testing.assert_close(outputs.logits, expected.logits)
+
+
+class TestUnscaledImages:
+    """Images in 0 to 255 would give poses, but wrong ones."""
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+    def test_integers_are_refused(self, dtype):
+        model = DETRPoseForPoseEstimation(tiny_config()).eval()
+        with pytest.raises(ValueError, match=f"floating-point numbers from 0 to 1, but got {dtype}"):
+            model(torch.zeros(1, 3, 64, 64, dtype=dtype))
+
+    @pytest.mark.parametrize(
+        "largest, is_warned",
+        [(255.0, True), (1.0, False), (-2.7, False)],  # -2.7 is the least that ImageNet's normalisation gives
+    )
+    @torch.no_grad()
+    def test_one_warning(self, monkeypatch, largest, is_warned):
+        warnings = []
+        monkeypatch.setattr(modeling_detrpose.logger, "warning", lambda *message: warnings.append(message))
+        model = DETRPoseForPoseEstimation(tiny_config()).eval()
+        for _ in range(2):
+            model(torch.full((1, 3, 64, 64), largest))
+        assert len(warnings) == is_warned

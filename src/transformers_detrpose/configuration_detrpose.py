@@ -1,6 +1,7 @@
 """DETRPose configuration: every number of the network, its losses and its denoising, named and checked."""
 
 import math
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -360,6 +361,8 @@ class DETRPoseConfig(PretrainedConfig):
         require("d_model", self.d_model % 4 == 0, "divisible by 4 (sine and cosine of x and y)")
         for heads in ("encoder_attention_heads", "decoder_attention_heads"):
             require(heads, self.d_model % getattr(self, heads) == 0, f"a divisor of `d_model` = {self.d_model}")
+        width = self.hidden_expansion * self.d_model / 2
+        require("hidden_expansion", 1 <= width, f"at least {2 / self.d_model:g}, for one channel of a fusion block")
         require("max_num_bins", self.max_num_bins % 2 == 0, "an even integer")
         require("lqe_top_k", self.lqe_top_k <= self.d_model, f"at most `d_model` = {self.d_model}")
         require("classification_loss", self.classification_loss in ("ksvf", "focal"), "'ksvf' or 'focal'")
@@ -369,6 +372,8 @@ class DETRPoseConfig(PretrainedConfig):
         require("num_denoising_labels", enough_rows, f"at least the number of labels ({len(labels)}) minus one")
         num_channels = len(getattr(self.backbone_config, "out_features", None) or strides)
         require("feature_strides", num_channels == len(strides), f"one for each of {num_channels} feature maps")
+        found = _backbone_strides(self.backbone_config)
+        require("feature_strides", found in (None, strides), f"those of the backbone's feature maps, {found}")
 
 
 _ACTIVATIONS = ("activation_function", "encoder_activation_function", "decoder_activation_function")
@@ -429,6 +434,16 @@ def _backbone_config(backbone_config, feature_strides) -> PretrainedConfig:
             f"`backbone_config` must have a `model_type` that transformers knows, but got {backbone_config!r}."
         )
     return CONFIG_MAPPING[model_type](**fields)
+
+
+def _backbone_strides(backbone_config) -> list[int] | None:
+    """Returns the strides of the feature maps that HGNetV2 returns; `None` for other backbones, which do not say."""
+    names = backbone_config.out_features
+    if backbone_config.model_type != "hgnet_v2" or not all(re.fullmatch(r"stage[1-9]", name) for name in names):
+        return None
+    # The stem has a stride of 4; a stage halves the map or leaves it as it is.
+    halvings = [sum(backbone_config.stage_downsample[: int(name[5:])]) for name in names]
+    return [4 * 2**halving for halving in halvings]
 
 
 def _id2label(id2label) -> dict[int, str]:

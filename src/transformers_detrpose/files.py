@@ -1,44 +1,79 @@
-"""Writing files and folders whole or not at all."""
+"""Writing files and folders whole or not at all, and never over an input."""
 
+import errno
 import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What a disk that takes no more says: full, over the user's quota, over the limit of a file's size.
+_FULL_DISK = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# The same in libraries that raise errors of their own: safetensors and torch.save.
+_FULL_DISK_MESSAGES = ("No space left on device", "File too large", "PytorchStreamWriter failed writing file")
+
 
 @contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike, keep_interrupted: bool = False) -> Iterator[Path]:
     """Gives a file to write, which takes the name `path` once it is complete and otherwise disappears.
 
-    Missing parent folders are made. A file that is there already is replaced.
+    Missing parent folders are made. A file that is there already is replaced. If the process is killed without notice
+    (SIGKILL, power failure), there is the earlier file or none under this name, and a hidden folder
+    `.NAME-<random letters>` beside it.
 
     Args:
         path: the file to write.
+        keep_interrupted: whether the file counts as complete when Ctrl-C or SIGTERM ends its writing; the block must
+            then leave a file that is of use.
 
     Yields:
         The path to write to, beside `path` and with the same suffix.
 
     Raises:
         IsADirectoryError: if `path` is a folder.
+        OSError: naming `path`, if the disk is full.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, but a file shall be written there.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _naming(path), tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
-        unfinished = Path(beside) / path.name
-        yield unfinished
-        os.replace(unfinished, path)
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
+            unfinished = Path(beside) / path.name
+            try:
+                yield unfinished
+            except (KeyboardInterrupt, SystemExit):
+                if keep_interrupted and unfinished.exists():
+                    os.replace(unfinished, path)
+                raise
+            os.replace(unfinished, path)
+
+
+@contextmanager
+def naming_full_disk(path: str | os.PathLike) -> Iterator[None]:
+    """Turns errors of a full disk, which as a rule do not say where, into an `OSError` that names what was written.
+
+    Args:
+        path: what is being written.
+    """
+    try:
+        yield
+    except Exception as error:
+        number, is_named = getattr(error, "errno", None), getattr(error, "filename", None) is not None
+        is_full = number in _FULL_DISK or any(message in str(error) for message in _FULL_DISK_MESSAGES)
+        if is_named or not is_full:
+            raise
+        number = number if number in _FULL_DISK else errno.ENOSPC
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
 @contextmanager
 def whole_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
     """Gives a folder to fill, which takes the name `path` once it is complete and otherwise disappears.
 
-    Missing parent folders are made.
+    Missing parent folders are made. What is said of killed processes in `whole_file` holds here, too.
 
     Args:
         path: the folder to write.
@@ -50,19 +85,21 @@ def whole_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Pat
 
     Raises:
         FileExistsError: see `check_new_folder`, unless `replace`.
+        OSError: naming `path`, if the disk is full.
     """
     path = Path(path)
     if not replace:
         check_new_folder(path)
     path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _naming(path), tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
-        unfinished = Path(beside) / path.name
-        unfinished.mkdir()
-        yield unfinished
-        if path.exists():
-            os.rename(path, Path(beside) / "replaced")
-        os.rename(unfinished, path)
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
+            unfinished = Path(beside) / path.name
+            unfinished.mkdir()
+            yield unfinished
+            if path.exists():
+                os.rename(path, Path(beside) / "replaced")
+            os.rename(unfinished, path)
 
 
 def restore_folder(path: str | os.PathLike):
@@ -77,17 +114,6 @@ def restore_folder(path: str | os.PathLike):
         if not path.exists() and (beside / "replaced").is_dir():
             os.rename(beside / path.name if (beside / path.name).is_dir() else beside / "replaced", path)
         shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Adds the path to errors of the system that come without one, such as that of a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_new_folder(path: str | os.PathLike):
@@ -105,6 +131,21 @@ def check_new_folder(path: str | os.PathLike):
             raise NotADirectoryError(f"{path} cannot be made, because {parent} is a file: choose another output.")
 
 
-def same_file(path: str | os.PathLike, other: str | os.PathLike) -> bool:
-    """Tells whether two paths, of which neither need exist, lead to the same place."""
-    return os.path.realpath(path) == os.path.realpath(other)
+def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike]):
+    """Checks that no output would be written over an input, by whatever path or link they were given.
+
+    Args:
+        outputs: files to write.
+        inputs: files that are read.
+
+    Raises:
+        ValueError: naming the output that is an input.
+    """
+    # What does not exist yet is no input; so there is seldom anything to compare thousands of inputs with.
+    existing = {os.path.realpath(path): path for path in outputs if os.path.lexists(path)}
+    if not existing:
+        return
+    for path in inputs:
+        output = existing.get(os.path.realpath(path))
+        if output is not None:
+            raise ValueError(f"the output {output} would overwrite an input: choose another output")

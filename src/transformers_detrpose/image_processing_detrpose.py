@@ -3,7 +3,9 @@
 import math
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -86,8 +88,35 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
     do_convert_rgb = True
 
     def __init__(self, keypoint_schema: KeypointSchema | dict | str | None = None, **kwargs):
-        super().__init__(**kwargs)
+        try:
+            super().__init__(**kwargs)
+        except (LookupError, TypeError, AttributeError) as error:  # a `size` that is none, for instance
+            raise ValueError(f"settings of an image processor must be numbers, names and sizes ({error}).") from error
         self.keypoint_schema = keypoint_schema
+        self._check_settings()
+
+    def _check_settings(self):
+        """Raises `ValueError` for the first setting, of a preprocessor_config.json for instance, that is impossible."""
+
+        def require(field: str, condition: bool, accepted: str):
+            if not condition:
+                raise ValueError(f"`{field}` must be {accepted}, but got {getattr(self, field)!r}.")
+
+        def is_number(value: Any) -> bool:
+            return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+        for field in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+            require(field, getattr(self, field) in (True, False, None), "True or False")
+        lengths = [value for value in dict(self.size or {}).values() if value is not None]
+        is_size = all(is_number(length) and length >= 1 and length == int(length) for length in lengths)
+        require("size", is_size, "whole numbers of pixels, at least 1")
+        factor = self.rescale_factor
+        require("rescale_factor", is_number(factor) and factor > 0, "a number above 0")
+        for field in ("image_mean", "image_std"):
+            values = getattr(self, field)
+            values = values if isinstance(values, (list, tuple)) else [] if values is None else [values]
+            require(field, all(map(is_number, values)), "numbers, one for each channel")
+            require(field, field == "image_mean" or all(value > 0 for value in values), "numbers above 0")
 
     @property
     def keypoint_schema(self) -> KeypointSchema | None:
@@ -135,10 +164,11 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
     ) -> BatchFeature:
         if annotations is not None and (kwargs.get("do_center_crop") or kwargs.get("do_pad")):
             raise ValueError("annotations do not follow `do_center_crop` and `do_pad`: switch them off.")
-        images = [
-            image_to_tensor(image, do_convert_rgb, input_data_format, device)
-            for image in self._prepare_images_structure(images)
-        ]
+        tensors = []
+        for index, image in enumerate(self._prepare_images_structure(images)):
+            with _naming_image(index):
+                tensors.append(image_to_tensor(image, do_convert_rgb, input_data_format, device))
+        images = tensors
         features = self._preprocess(images, **kwargs)
         if annotations is not None:
             sizes_hw = [tuple(image.shape[-2:]) for image in images]
@@ -148,7 +178,11 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
     def fetch_images(self, images):
         """Opens the paths, URLs and base64 strings among the images as upright RGB images; others stay as they are."""
         if isinstance(images, (list, tuple)):
-            return [self.fetch_images(image) for image in images]
+            fetched = []
+            for index, image in enumerate(images):
+                with _naming_image(index):
+                    fetched.append(self.fetch_images(image))
+            return fetched
         if isinstance(images, (str, os.PathLike)):
             return load_rgb_image(images)
         return super().fetch_images(images)
@@ -269,6 +303,15 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
                 f"{self.keypoint_schema.num_keypoints}: use the image processor that was saved with the model."
             )
         return torch.tensor(self.keypoint_schema.sigmas, device=device)
+
+
+@contextmanager
+def _naming_image(index: int) -> Iterator[None]:
+    """Lets errors about one of several images say which, as a `ValueError`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"image number {index}: {error}") from error
 
 
 def select_poses(outputs: Mapping[str, torch.Tensor], target_sizes: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -417,9 +460,11 @@ def image_to_tensor(
 
 
 def _check_values(image: torch.Tensor):
-    """Raises `ValueError` unless there are pixels and they are finite real numbers."""
+    """Raises `ValueError` unless there are pixels in two or three dimensions and they are finite real numbers."""
     if image.numel() == 0:
         raise ValueError(f"an image must have pixels, but got the shape {tuple(image.shape)}.")
+    if image.ndim not in (2, 3):
+        raise ValueError(f"an image must have two or three dimensions, but got the shape {tuple(image.shape)}.")
     if image.is_complex():
         raise ValueError(f"an image must consist of real numbers, but got {image.dtype}.")
     if not image.isfinite().all():

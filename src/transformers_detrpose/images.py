@@ -1,10 +1,14 @@
 """Reads pictures of any kind as upright RGB and resizes them as Pillow does, for datasets and the image processor."""
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import load_image
 
@@ -13,20 +17,62 @@ def load_rgb_image(image: str | os.PathLike | Image.Image, timeout: float | None
     """Opens an image, applies its EXIF orientation and converts it to RGB.
 
     `transformers.image_utils.load_image`, except that 16-bit images are scaled to 8 bit rather than clipped (those
-    behind URLs and in base64 strings are clipped), and that any path-like object will do.
+    behind URLs and in base64 strings are clipped), that any path-like object will do, and that large images are
+    refused as `open_image` does.
 
     Args:
         image: Path, URL, base64 string or image.
         timeout: Seconds to wait for a URL.
 
     Raises:
-        ValueError: if the image cannot be read or its values cannot be scaled to 8 bit, see `convert_to_rgb`.
+        ValueError: if the image cannot be read, is too large, or its values cannot be scaled to 8 bit, see
+            `convert_to_rgb`.
     """
     if isinstance(image, (str, os.PathLike)) and os.path.isfile(image):
-        image = Image.open(image)
+        image = open_image(image)
     if isinstance(image, Image.Image):
+        limit = Image.MAX_IMAGE_PIXELS
+        # Files may not be decoded yet; other images are in memory already.
+        if isinstance(image, ImageFile.ImageFile) and limit is not None and image.width * image.height > limit:
+            raise _too_large()
         return convert_to_rgb(ImageOps.exif_transpose(image))
-    return load_image(os.fspath(image) if isinstance(image, os.PathLike) else image, timeout=timeout)
+    with _refusing_large_images():
+        return load_image(os.fspath(image) if isinstance(image, os.PathLike) else image, timeout=timeout)
+
+
+def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
+    """Opens an image file without decoding it.
+
+    Images of more pixels than `PIL.Image.MAX_IMAGE_PIXELS` are refused: a file of a few kilobytes can decode to
+    gigabytes. Pillow itself refuses twice as many, and warns before; a user who raises its limit raises this one.
+
+    Args:
+        file: path or file object.
+
+    Raises:
+        ValueError: if the image is too large.
+        OSError: if it cannot be opened.
+    """
+    with _refusing_large_images():
+        return Image.open(file)
+
+
+@contextmanager
+def _refusing_large_images() -> Iterator[None]:
+    """Makes one `ValueError` of Pillow's warning and error about large images."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _too_large() from error
+
+
+def _too_large() -> ValueError:
+    return ValueError(
+        f"the image has more than {Image.MAX_IMAGE_PIXELS} pixels, the limit: raise it by --max-pixels of the command, "
+        "in Python by PIL.Image.MAX_IMAGE_PIXELS."
+    )
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@ there. Nothing in the package recognises a skeleton by the number of its keypoin
 
 import math
 import operator
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -123,7 +124,9 @@ class KeypointSchema:
 def _distinct_names(names) -> tuple[str, ...]:
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(f"`names` must be a list of names, but got {names!r}.")
-    names = tuple(str(name) for name in names)
+    names = tuple(names)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"`names` must be a list of names, but got {reprlib.repr(names)}.")
     if not names:
         raise ValueError("`names` is empty: a keypoint schema needs at least one keypoint.")
     repeated = sorted({name for name in names if names.count(name) > 1})

@@ -1,15 +1,21 @@
 """The one way to load a model and its image processor by name."""
 
 import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
 
 from .configuration_detrpose import VARIANTS, DETRPoseConfig
 from .image_processing_detrpose import DETRPoseImageProcessor
 from .modeling_detrpose import DETRPoseForPoseEstimation
+
+logger = logging.getLogger(__name__)
 
 
 def load_config(name: str, **changes: Any) -> DETRPoseConfig:
@@ -45,23 +51,77 @@ def load_model(
 ) -> DETRPoseForPoseEstimation:
     """Returns the model of a folder or Hub id, or of a variant with random weights.
 
+    `from_pretrained` gives random numbers to whatever a checkpoint lacks, with a warning. Here a checkpoint must fill
+    the model that its own configuration describes, and have nothing else.
+
     Args:
         name: see `load_config`.
-        config: of the model, where it shall differ from its own; heads that no longer fit are then new.
+        config: of the model, where it shall differ from its own. Tensors that the changes bring, or give another shape,
+            such as heads for other keypoints, are then new, which is logged.
         dtype: of the weights, whatever they were saved in.
 
     Raises:
-        ValueError: if there is no such model, it is no DETRPose model, or its weights cannot be read.
+        ValueError: if there is no such model, it is no DETRPose model, its weights cannot be read, or they are not
+            those of its configuration; the message names the first tensors.
     """
     own_config = load_config(name)
     if name in VARIANTS:
         return DETRPoseForPoseEstimation(config or own_config).to(dtype)
+    config = config or own_config
     try:
-        return DETRPoseForPoseEstimation.from_pretrained(
-            name, config=config or own_config, dtype=dtype, ignore_mismatched_sizes=config is not None
-        )
+        with _errors_only():  # what is missing is said below
+            model, info = DETRPoseForPoseEstimation.from_pretrained(
+                name, config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+            )
     except Exception as error:  # transformers, safetensors and the Hub all raise their own kinds
         raise ValueError(f"cannot load the weights of {name}: {first_line(error)}") from error
+    _check_filled(name, info, own_config, config)
+    return model
+
+
+def _check_filled(name: str, info: dict[str, Any], own_config: DETRPoseConfig, config: DETRPoseConfig):
+    """Raises `ValueError` for tensors that a checkpoint lacks or has too many; logs those that a change makes new."""
+    missing = set(info["missing_keys"])
+    # transformers 5 gives the shapes along with each name.
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    left_over = set(info["unexpected_keys"])
+    changed = set()
+    if missing | mismatched | left_over:
+        before, after = _shapes(own_config), _shapes(config)
+        changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    problems = {
+        "lacks": missing - changed,
+        "has in another shape": mismatched - changed,
+        "has too": left_over - changed,
+    }
+    found = [f"{verb} {_list_names(keys)}" for verb, keys in problems.items() if keys]
+    if found:
+        raise ValueError(f"the weights of {name} are not those of the model in its config.json: it {'; '.join(found)}.")
+    new = (missing | mismatched) & changed
+    if new:
+        logger.warning("%s: new, because the configuration was changed: %s", name, _list_names(new))
+
+
+def _shapes(config: DETRPoseConfig) -> dict[str, torch.Size]:
+    """Returns the shapes of a model's tensors by name."""
+    with torch.device("meta"):
+        return {key: tensor.shape for key, tensor in DETRPoseForPoseEstimation(config).state_dict().items()}
+
+
+def _list_names(names: set[str], most: int = 10) -> str:
+    listed = ", ".join(sorted(names)[:most])
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """Keeps transformers from warning."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def load_image_processor(name: str, **changes: Any) -> DETRPoseImageProcessor:
@@ -81,6 +141,12 @@ def load_image_processor(name: str, **changes: Any) -> DETRPoseImageProcessor:
         return DETRPoseImageProcessor.from_pretrained(name, **changes)
     except Exception as error:
         raise ValueError(f"cannot load the image processor of {name}: {first_line(error)}") from error
+
+
+def model_files(name: str) -> list[Path]:
+    """Returns the files of a model folder, which no output may replace; none of what is no folder."""
+    patterns = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "*.onnx*")
+    return [file for pattern in patterns for file in Path(name).glob(pattern)] if name and Path(name).is_dir() else []
 
 
 def load_pose_estimator(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:

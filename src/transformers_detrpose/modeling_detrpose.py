@@ -20,7 +20,7 @@ from transformers import AutoBackbone, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2ConvLayer, HGNetV2LearnableAffineBlock
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .attention import (
     DETRPoseDeformableAttention,
@@ -38,6 +38,10 @@ from .pose_targets import validate_labels
 
 # The largest float16: activations beyond it would become infinite in half precision.
 MAX_ACTIVATION = 65504.0
+# Beyond what any usual normalisation gives; the numbers of an unscaled image reach 255.
+MAX_PIXEL_VALUE = 20.0
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -933,6 +937,7 @@ class DETRPoseModel(DETRPosePreTrainedModel):
 
     def __init__(self, config: DETRPoseConfig):
         super().__init__(config)
+        self._has_seen_images = False
         # CODEPATH: HGNetV2, the backbone of all released checkpoints, has no attention and refuses the implementation
         # that was asked of the whole model: let it choose for itself.
         # trf-ignore: TRF051
@@ -1064,12 +1069,32 @@ class DETRPoseModel(DETRPosePreTrainedModel):
             raise ValueError(
                 f"`pixel_values` must be (batch, channels, height, width), but got {tuple(pixel_values.shape)}."
             )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"`pixel_values` must be floating-point numbers from 0 to 1, but got {pixel_values.dtype}: the image "
+                "processor scales images."
+            )
         stride = self.config.feature_strides[-1]
         height, width = pixel_values.shape[-2:]
         if height % stride or width % stride:
             raise ValueError(
                 f"height and width of `pixel_values` must be multiples of {stride}, the largest feature stride, "
                 f"but got {height} x {width}."
+            )
+        self._warn_of_unscaled(pixel_values)
+
+    def _warn_of_unscaled(self, pixel_values: torch.Tensor):
+        """Warns if the first images that the model sees are in 0 to 255; looking costs a GPU's queue once."""
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if is_traced or self._has_seen_images or pixel_values.is_meta or not pixel_values.numel():
+            return
+        self._has_seen_images = True
+        largest = pixel_values.detach().abs().amax()
+        if largest > MAX_PIXEL_VALUE:
+            logger.warning(
+                "`pixel_values` should be RGB from 0 to 1, but reach %g: images in 0 to 255 have to be scaled, as the "
+                "image processor does.",
+                largest,
             )
 
 

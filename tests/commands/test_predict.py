@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
+import av
 import numpy as np
 import pytest
 import supervision as sv
@@ -20,7 +22,7 @@ from transformers_detrpose.commands import predict
 from transformers_detrpose.conversion import published
 from transformers_detrpose.conversion.checkpoints import published_tensors
 from transformers_detrpose.images import load_rgb_image
-from transformers_detrpose.prediction import image_files, models, paths, videos
+from transformers_detrpose.prediction import batches, image_files, models, paths, videos
 from transformers_detrpose.synthetic.pictures import generate_picture
 from weights_server import serve_weights
 
@@ -154,20 +156,60 @@ class TestImages:
         for together, alone in zip(in_batches, read_records(out), strict=True):
             assert together["keypoints"] == pytest.approx(alone["keypoints"], abs=1e-2)
 
-    def test_interrupted(self, command, monkeypatch, tmp_path, out):
-        """What was done before Ctrl-C is written whole."""
+    @pytest.mark.parametrize("pixels, sizes", [(60 * 40, [1, 1, 1, 1]), (2 * 60 * 40, [2, 2]), (2**24, [4])])
+    def test_batches_shrink_for_large_images(self, command, monkeypatch, tmp_path, out, pixels, sizes):
+        monkeypatch.setattr(batches, "MAX_BATCH_PIXELS", pixels)
+        seen, predicted = [], models.Predictor.__call__
+        count = lambda self, images: seen.append(len(images)) or predicted(self, images)  # noqa: E731
+        monkeypatch.setattr(models.Predictor, "__call__", count)
+        for index in range(4):
+            save_image(tmp_path / "in" / f"{index}.png")
+        assert command(tmp_path / "in") == 0
+        assert seen == sizes
+        assert len(read_records(out)) == 4 * NUM_QUERIES
+
+    def test_oversized(self, command, monkeypatch, tmp_path, out, capsys):
+        """One line for each, without decoding, and an option that raises the limit."""
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restored after the test
+        save_image(tmp_path / "in" / "small.png")
+        save_image(tmp_path / "in" / "large.png", height=50, width=60)  # Pillow would warn
+        save_image(tmp_path / "in" / "huge.png", height=100, width=60)  # Pillow would refuse it
+        assert command(tmp_path / "in", options=["--max-pixels", "2400"]) == 1
+        printed = capsys.readouterr().err
+        lines = [line for line in printed.splitlines() if "cannot read image" in line]
+        assert len(lines) == 2 and all("more than 2400 pixels, the limit: raise it by --max-pixels" in x for x in lines)
+        assert "DecompressionBomb" not in printed
+        assert {record["file_name"] for record in read_records(out)} == {"small.png"}
+        assert command(tmp_path / "in", options=["--max-pixels", "6000"]) == 0
+
+    @pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp"])
+    def test_one_frame_of_an_animation_is_taken(self, command, tmp_path, out, capsys, suffix):
+        first, *others = (Image.fromarray(noise(seed=index)) for index in range(3))
+        first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=others)
+        assert command(tmp_path / f"a.{suffix}") == 0
+        assert len(read_records(out)) == NUM_QUERIES
+        assert f"a.{suffix}: the first of 3 frames or pages is taken" in capsys.readouterr().err
+
+    @pytest.mark.skipif(os.name == "nt", reason="needs Unix signals")
+    @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+    def test_interrupted(self, command, monkeypatch, tmp_path, out, name, code):
+        """What was done before Ctrl-C, or a request to end, is written whole, and nothing else is left."""
         seen = []
 
         def interrupt_at_the_third(path):
             seen.append(path)
             if len(seen) == 3:
-                raise KeyboardInterrupt
+                signal.raise_signal(getattr(signal, name))
             return load_rgb_image(path)
 
         monkeypatch.setattr(image_files, "load_rgb_image", interrupt_at_the_third)
         for index in range(4):
             save_image(tmp_path / "in" / f"{index}.png")
-        assert command(tmp_path / "in", options=["--batch-size", "1"]) == 130
+        try:
+            assert command(tmp_path / "in", options=["--batch-size", "1"]) == code
+        except SystemExit as exit:
+            assert exit.code == code
+        assert sorted(path.name for path in out.iterdir()) == ["0.png", "1.png", "predictions.json"]
         assert [record["image_id"] for record in read_records(out)] == np.repeat([0, 1], NUM_QUERIES).tolist()
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -219,6 +261,42 @@ class TestNames:
     def test_image_ids(self, names, ids):
         assert list(paths.image_ids(names).values()) == ids
 
+    @pytest.mark.parametrize(
+        ("names", "ids"),
+        [
+            (["a.jpg"], [17]),
+            (["785.jpg"], [3]),  # and not the number in the name
+            (["x/b.jpg", "y/b.jpg"], [4, 5]),  # the same name in two folders
+            (["c.jpg"], [6]),  # given without its folder
+            (["z/a.jpg"], [17]),  # given with one more folder
+        ],
+    )
+    def test_image_ids_of_annotations(self, names, ids):
+        file_names = {17: "a.jpg", 3: "785.jpg", 4: "x/b.jpg", 5: "y/b.jpg", 6: "train/c.jpg"}
+        images = [{"id": image_id, "file_name": name} for image_id, name in file_names.items()]
+        assert list(paths.image_ids(names, images).values()) == ids
+
+    @pytest.mark.parametrize(
+        ("name", "problem"),
+        [("new.jpg", "no image named new.jpg"), ("b.jpg", "several images named b.jpg")],
+    )
+    def test_images_that_annotations_do_not_tell(self, name, problem):
+        images = [{"id": 4, "file_name": "x/b.jpg"}, {"id": 5, "file_name": "y/b.jpg"}, {"id": 6}]
+        with pytest.raises(ValueError, match=problem):
+            paths.image_ids([name], images)
+
+    def test_pycocotools_loads_the_records(self, command, tmp_path, out):
+        coco = pytest.importorskip("pycocotools.coco")
+        content = {
+            "images": [{"id": 17, "file_name": "a.png", "height": 40, "width": 60}],
+            "categories": [{"id": 1, "name": "person", "keypoints": list(tiny_config().keypoint_schema.names)}],
+            "annotations": [],
+        }
+        (tmp_path / "ids.json").write_text(json.dumps(content))
+        options = ["--annotations", str(tmp_path / "ids.json")]
+        assert command(save_image(tmp_path / "a.png"), options=options) == 0
+        assert len(coco.COCO(tmp_path / "ids.json").loadRes(str(out / "predictions.json")).anns) == NUM_QUERIES
+
     def test_output_within_the_input(self, command, tmp_path):
         save_image(tmp_path / "in" / "1.png")
         for _ in range(2):  # the second time without the pictures of the first
@@ -251,8 +329,16 @@ class TestVideos:
         odd = save_video(tmp_path / "in" / "a.mp4", width=61, height=41, num_frames=2)
         assert command(tmp_path / "in") == 0
         assert sv.VideoInfo.from_video_path(str(out / "a.avi.mp4")).total_frames == 5
-        # OpenCV, where it is installed, writes even sizes only; the input is then already so
-        assert sv.VideoInfo.from_video_path(str(out / "a.mp4")) == sv.VideoInfo.from_video_path(str(odd))
+        written, given = (sv.VideoInfo.from_video_path(str(path)) for path in (out / "a.mp4", odd))
+        # H.264 has even sizes only. OpenCV, where it is installed, has made the input so already.
+        assert (written.width, written.height) == (given.width + given.width % 2, given.height + given.height % 2)
+        assert (written.fps, written.total_frames) == (given.fps, given.total_frames)
+
+    def test_browsers_play_what_is_written(self, command, tmp_path, out):
+        assert command(save_video(tmp_path / "a.mp4")) == 0
+        with av.open(str(out / "a.mp4")) as container:
+            (stream,) = container.streams
+            assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
 
     def test_max_frames(self, command, tmp_path, out):
         assert command(save_video(tmp_path / "a.mp4"), options=["--max-frames", "3"]) == 0
@@ -424,6 +510,9 @@ class TestErrors:
             (["empty"], [], "no images or videos in"),
             (["in"], ["--output", "file"], "--output file is a file, not a folder"),
             (["in"], ["--output", "in"], "the result for 1.png would overwrite"),
+            (["in"], ["--output", "empty", "--annotations", "empty/predictions.json"], "would overwrite an input"),
+            (["in", "empty/predictions.json"], ["--output", "empty"], "would overwrite an input"),
+            (["in"], ["--annotations", "empty/predictions.json"], "not a JSON file"),
             (["in"], ["--model", "missing"], "there is no model missing: no such folder"),
             (["in"], ["--model", "/missing/too/"], "there is no model /missing/too/: no such folder"),
             (["in"], ["--model", "empty"], "cannot load the configuration of empty"),
@@ -435,6 +524,7 @@ class TestErrors:
         monkeypatch.chdir(tmp_path)
         save_image(tmp_path / "in" / "1.png")
         (tmp_path / "empty").mkdir()
+        (tmp_path / "empty" / "predictions.json").write_text("x")
         (tmp_path / "file").write_text("a file")
         before = (tmp_path / "in" / "1.png").read_bytes()
         assert command(*inputs, options=options) == 1

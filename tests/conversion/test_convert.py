@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import pickle
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import reference
 from official_layouts import (
@@ -188,6 +189,53 @@ def test_tensors_that_do_not_fit(edit, problem, official, refusal, tmp_path):
     assert len(message) < 5000
 
 
+def with_value(name, value, dtype=torch.float32):
+    """Returns what changes the first number of a tensor, and its type."""
+
+    def edit(tensors):
+        tensor = tensors[name].to(dtype, copy=True)
+        tensor.view(-1)[0] = value
+        return {**tensors, name: tensor}
+
+    return edit
+
+
+SCALE, UP = "transformer.reg_scale", "transformer.up"
+OTHER_MARKER = "query_content.instance_embedding.weight"
+
+
+@pytest.mark.parametrize(
+    "edit, problem",
+    [
+        (with_value(MARKER, math.nan), f"{OTHER_MARKER} has NaN or infinite values"),
+        (with_value(MARKER, -math.inf), f"{OTHER_MARKER} has NaN or infinite values"),
+        (with_value(MARKER, 1e300, torch.float64), f"{OTHER_MARKER} has values too large for float32, up to 1e+300"),
+        (with_value(MARKER, 1, torch.int8), f"{OTHER_MARKER} is torch.int8, but weights are floating-point numbers"),
+        (with_value(MARKER, 1j, torch.complex64), f"{MARKER} is complex"),
+        (lambda tensors: {**tensors, MARKER: tensors[MARKER].to_sparse()}, f"{MARKER} is sparse"),
+        (lambda tensors: {**tensors, MARKER: tensors[MARKER].to("meta")}, f"{MARKER} is without numbers (meta)"),
+        (
+            lambda tensors: {**tensors, MARKER: torch.quantize_per_tensor(tensors[MARKER], 0.1, 0, torch.qint8)},
+            f"{MARKER} is quantized",
+        ),
+        # the weighting function of another configuration
+        (with_value(SCALE, 8, torch.int64), f"{SCALE} is [8], but the variant has 4.0"),
+        (with_value(UP, 0.25), f"{UP} is [0.25], but the variant has 0.5"),
+        (with_value(UP, math.nan), f"{UP} is [nan]"),
+        (lambda tensors: {**tensors, UP: torch.ones(2)}, f"{UP} is [1.0, 1.0]"),
+        # the same tensor by our name and by the official one
+        (lambda tensors: {**tensors, OTHER_MARKER: tensors[MARKER]}, f"{OTHER_MARKER} are two names for one tensor"),
+    ],
+)
+def test_numbers_that_are_no_weights(edit, problem, official, refusal, tmp_path):
+    assert problem in refusal(convert_detrpose, LAYOUTS["bare"](edit(official), tmp_path), *CROWDPOSE_N)
+
+
+@pytest.mark.parametrize("edit", [with_value(SCALE, 4, torch.int64), with_value(UP, 0.5), without(SCALE, UP)])
+def test_the_variants_weighting_function(edit, official, convert, tmp_path):
+    assert OUR_MARKER in convert(convert_detrpose, LAYOUTS["bare"](edit(official), tmp_path), *CROWDPOSE_N)
+
+
 class Foreign:
     """Whoever loads it creates a file."""
 
@@ -249,6 +297,15 @@ def test_no_tensors_by_name(content, refusal, tmp_path):
         ({"notes.txt": "no weights"}, "no .safetensors file"),
         ({"model.safetensors.index.json": "{"}, "not a readable index"),
         ({"model.safetensors.index.json": "[]"}, "not a readable index"),
+        ({"model.safetensors.index.json": json.dumps({"weight_map": None})}, "not a readable index"),
+        ({"model.safetensors.index.json": "[" * 100_000}, "not a readable index"),
+        ({"model.safetensors.index.json": json.dumps({"weight_map": {"a": 5}})}, "names of files, but got {5}"),
+        ({"model.safetensors.index.json": json.dumps({"weight_map": {"a": None}})}, "names of files, but got {None}"),
+        ({"model.safetensors.index.json": json.dumps({"weight_map": {"a": ["b"]}})}, "not a readable index"),
+        (
+            {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "../b"}})},
+            "names of files, but got {'../b'}",
+        ),
         ({"model.safetensors.index.json": json.dumps({"weight_map": {"a": "lost.safetensors"}})}, "lost.safetensors"),
     ],
 )
@@ -257,6 +314,27 @@ def test_broken_folders(files, message, refusal, tmp_path):
     for name, text in files.items():
         (tmp_path / "checkpoint" / name).write_text(text)
     assert message in refusal(convert_detrpose, tmp_path / "checkpoint", *CROWDPOSE_N)
+
+
+def test_one_tensor_in_two_files(official, refusal, tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    save_file(official, folder / "a.safetensors")
+    save_file({MARKER: official[MARKER]}, folder / "b.safetensors")
+    message = refusal(convert_detrpose, folder, *CROWDPOSE_N)
+    assert f"{MARKER} is in a.safetensors and in b.safetensors" in message
+
+
+@pytest.mark.parametrize("output", ["checkpoint", "checkpoint/model.safetensors"])
+def test_the_output_is_not_the_checkpoint(output, official, tmp_path, capsys):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    save_file(official, folder / "model.safetensors")
+    before = (folder / "model.safetensors").read_bytes()
+    options = ["--checkpoint", str(folder), "--output", str(tmp_path / output), *CROWDPOSE_N]
+    assert convert_detrpose.main(options) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("source", ["lost.pth", "weights/lost.pth", "weights/lost.safetensors", "a/b/c"])

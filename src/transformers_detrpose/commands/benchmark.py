@@ -29,10 +29,10 @@ from ..deployment.benchmarking.benchmark import Benchmark
 from ..deployment.benchmarking.costs import count_costs
 from ..deployment.benchmarking.measuring import describe_machine
 from ..deployment.benchmarking.reporting import format_report, plot, title, to_json
-from ..files import whole_file
+from ..files import check_outputs, whole_file
 from ..images import load_rgb_image
-from ..loading import load_image_processor, load_model
-from .command_line import CommandError, check_device, count, number, run_command
+from ..loading import load_image_processor, load_model, model_files
+from .command_line import CommandError, add_max_pixels, check_device, count, number, run_command
 
 PICTURE = Path(__file__).parents[1] / "demonstration_model" / "picture.jpg"
 PRECISIONS = ("float32", "float16", "bfloat16")
@@ -49,6 +49,9 @@ def check_arguments(args: argparse.Namespace):
             raise CommandError(f"--images {path}: not an image") from error
     if args.output and args.output.exists() and not args.output.is_dir():
         raise CommandError(f"--output {args.output} is a file, not a folder")
+    if args.output:
+        outputs = [args.output / "benchmark.json", args.output / "benchmark.png"]
+        check_outputs(outputs, [*args.images, *model_files(args.model)])
     check_device(args.device)
 
 
@@ -110,6 +113,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pause", type=number(0), default=0.2, help="seconds before each turn")
     parser.add_argument("--images", type=Path, nargs="+", default=[PICTURE], metavar="FILE", help="image files")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for benchmark.json and benchmark.png")
+    add_max_pixels(parser)
     return parser.parse_args(argv)
 
 

@@ -21,8 +21,8 @@ from accelerate import Accelerator
 from ..data import CocoPoseDataset, Phase, train_dataloader
 from ..data.augmentation import FULL
 from ..deployment.benchmarking.measuring import Timing, describe_machine, format_table, peak_memory
-from ..files import whole_file
-from ..loading import load_config, load_model
+from ..files import check_outputs, whole_file
+from ..loading import load_config, load_model, model_files
 from ..training.benchmarking import TrainingStep, make_batch, measure_loader, measure_steps
 from .command_line import CommandError, count, field_value, number, run_command
 
@@ -63,6 +63,9 @@ def benchmark(args: argparse.Namespace):
         raise CommandError("--images and --annotations belong together")
     if args.output and not args.output.absolute().parent.is_dir():
         raise CommandError(f"--output {args.output} must be a file in an existing folder")
+    if args.output:
+        data = [args.annotations, *args.images.rglob("*")] if args.images else []
+        check_outputs([args.output], [*data, *model_files(args.model)])
     # accelerate chooses device and precision, as in training.
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu)
     torch.manual_seed(args.seed)

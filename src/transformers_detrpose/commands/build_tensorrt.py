@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from ..deployment.comparison import Run, least_similarity
 from ..deployment.tensorrt import LIBRARIES, EngineRunner, build_engine, check_graph, load_tensorrt
-from ..files import whole_file
-from ..loading import load_image_processor, load_pose_estimator
+from ..files import check_outputs, whole_file
+from ..loading import load_image_processor, load_pose_estimator, model_files
 from .command_line import CommandError, count, find_images, run_command
 
 PRECISIONS = ("fp32", "fp16")
@@ -50,6 +50,7 @@ def check_arguments(args: argparse.Namespace, has_gpu: bool):
         raise CommandError(f"--onnx {args.onnx}: no such file")
     if args.output.is_dir():
         raise CommandError(f"--output {args.output} is a folder")
+    check_outputs([args.output], [args.onnx, *(args.verify_images or []), *model_files(args.verify_model or "")])
     if args.verify_model and not has_gpu:
         raise CommandError("--verify-model needs a GPU to run the engine on")
     if has_gpu and not (args.verify_model or args.unverified):

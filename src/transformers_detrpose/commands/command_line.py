@@ -4,12 +4,16 @@ import argparse
 import json
 import logging
 import math
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from ..instances import DataError
@@ -33,9 +37,15 @@ def run_command(name: str, command: Callable[[argparse.Namespace], None], argume
 
     Returns:
         The exit code.
+
+    Raises:
+        SystemExit: if the process is asked to end, see `ending_on_request`.
     """
+    if getattr(arguments, "max_pixels", None):
+        Image.MAX_IMAGE_PIXELS = arguments.max_pixels
     try:
-        command(arguments)
+        with ending_on_request():
+            command(arguments)
         return 0
     except DataError as error:
         message = str(error)  # a line for each problem
@@ -47,6 +57,31 @@ def run_command(name: str, command: Callable[[argparse.Namespace], None], argume
         return 130
     tqdm.write(f"{name}: error: {message}", file=sys.stderr)
     return 1
+
+
+@contextmanager
+def ending_on_request() -> Iterator[None]:
+    """Lets a request to end the process (SIGTERM, or SIGHUP of a closed terminal) end it by `SystemExit`.
+
+    By default the process would vanish at once. This way everything unfinished is removed, as after Ctrl-C.
+    """
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # Somebody else's handler stays, and so does `nohup`, which ignores SIGHUP. Threads cannot set handlers.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    mine = [number for number in signals if in_main_thread and signal.getsignal(number) == signal.SIG_DFL]
+
+    def end(number, frame):
+        for each in mine:
+            signal.signal(each, signal.SIG_IGN)  # a second request must not interrupt the cleaning up
+        raise SystemExit(128 + number)
+
+    for number in mine:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _ProgressHandler(logging.Handler):
@@ -97,6 +132,17 @@ def field_value(text: str) -> tuple[str, Any]:
         return field, json.loads(value)
     except json.JSONDecodeError:
         return field, value
+
+
+def add_max_pixels(parser: argparse.ArgumentParser):
+    """Adds `--max-pixels`, which `run_command` hands to Pillow, where `images.open_image` reads it."""
+    parser.add_argument(
+        "--max-pixels",
+        type=count,
+        default=Image.MAX_IMAGE_PIXELS,
+        metavar="N",
+        help="most pixels, width times height, of an image to decode; one of N pixels takes about 20 N bytes of memory",
+    )
 
 
 def check_device(name: str) -> torch.device:

@@ -15,7 +15,9 @@ crowded they are. Images are taken upright, and must have the size that the file
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,9 @@ from transformers.utils import logging as transformers_logging
 
 from ..data import CocoAnnotations, CocoPoseDataset, evaluation_dataloader, read_annotations
 from ..evaluation import METRICS, KeypointMetric, evaluate_model, write_coco_results
-from ..files import whole_file
-from ..loading import load_image_processor, load_pose_estimator
-from .command_line import CommandError, count, run_command
+from ..files import check_outputs, whole_file
+from ..loading import load_image_processor, load_pose_estimator, model_files
+from .command_line import CommandError, add_max_pixels, count, run_command
 
 
 def load_metric(arguments: argparse.Namespace, annotations: CocoAnnotations, config) -> KeypointMetric:
@@ -64,13 +66,18 @@ def format_table(scores: Mapping[str, float]) -> str:
 
 
 def check_paths(arguments: argparse.Namespace):
-    """Raises `CommandError` for a folder of images that does not exist, and files that cannot be written."""
+    """Raises an error for a folder of images that does not exist, and files that cannot or must not be written."""
     if not arguments.images.is_dir():
         raise CommandError(f"--images {arguments.images}: no such folder")
     for option in ("results", "scores"):
         path = getattr(arguments, option)
         if path and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise CommandError(f"--{option} {path} must be a file in an existing folder")
+    outputs = [path for path in (arguments.results, arguments.scores) if path]
+    if len({os.path.realpath(path) for path in outputs}) < len(outputs):
+        raise CommandError(f"--results and --scores are the same file, {arguments.results}")
+    inputs = [arguments.annotations, *model_files(arguments.model)]
+    check_outputs(outputs, chain(inputs, arguments.images.rglob("*")))
 
 
 def evaluate(arguments: argparse.Namespace):
@@ -126,6 +133,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scores", type=Path, metavar="FILE", help="file to write the table to, as JSON from 0 to 1")
     parser.add_argument("--batch-size", type=count, default=16, help="images predicted at once, on each process")
     parser.add_argument("--num-workers", type=int, default=4, help="processes that load images, for each that predicts")
+    add_max_pixels(parser)
     parser.add_argument("--max-images", type=count, help="evaluate only the first images of the file")
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="type of the model's numbers"

@@ -11,16 +11,21 @@ Folders are searched with everything below them, except hidden files and the out
 the name of its input, relative to the deepest folder that holds all inputs:
 
 * `holiday/a.jpg` with its poses drawn. Formats that are not written (GIF, TIFF, ...) become PNG: `a.gif.png`.
-* `predictions.json`, the poses of all images as a list in COCO's results format, plus `file_name`. `image_id` is the
-  number in the file's name if every name is a different plain number, as in COCO and CrowdPose, else `file_name`.
-* `match.mp4` with the poses drawn, at the same size and frame rate, without sound (`clip.avi` becomes `clip.avi.mp4`),
-  and `match.mp4.jsonl` with one line per frame: `{"frame": 0, "poses": [...]}`, poses again in COCO's format. Where
-  OpenCV is installed, an odd width or height loses its last pixel.
+* `predictions.json`, the poses of all images as a list in COCO's results format, plus `file_name`. With --annotations,
+  `image_id` is that of the image in the annotations. Without, it is the number in the file's name if every name is a
+  different plain number, as in COCO and CrowdPose, else `file_name`.
+* `match.mp4` with the poses drawn, in H.264, at the same frame rate and size (an odd width or height grows by a pixel),
+  without sound (`clip.avi` becomes `clip.avi.mp4`), and `match.mp4.jsonl` with one line per frame:
+  `{"frame": 0, "poses": [...]}`, poses again in COCO's format.
 * `camera0.mp4` and `camera0.mp4.jsonl` likewise, at the rate that the camera claims: if the model is slower than the
   camera, the video runs fast.
 
 Coordinates are pixels of the upright image: a photograph's EXIF rotation has been applied. Transparency is ignored, as
-everywhere in transformers. An input that cannot be read is reported and left out, and the exit code is then 1.
+everywhere in transformers. Of an animation, such as a GIF, the first frame is taken. An input that cannot be read is
+reported and left out, and the exit code is then 1.
+
+Pictures, videos and `predictions.json` are replaced when they are complete. Ctrl-C and SIGTERM leave what was predicted
+until then; after SIGKILL there is the `predictions.json` of the run before, or none.
 """
 
 import argparse
@@ -39,17 +44,28 @@ logging.getLogger("supervision").setLevel(logging.ERROR)
 import torch  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
+from ..data import read_annotations  # noqa: E402
+from ..loading import model_files  # noqa: E402
 from ..prediction.image_files import predict_images  # noqa: E402
 from ..prediction.models import SAMPLE_PICTURE, Predictor, find_model  # noqa: E402
-from ..prediction.paths import find_inputs  # noqa: E402
+from ..prediction.paths import find_inputs, image_ids  # noqa: E402
 from ..prediction.videos import predict_videos  # noqa: E402
-from .command_line import CommandError, check_device, count, run_command, show_log  # noqa: E402
+from .command_line import (  # noqa: E402
+    CommandError,
+    add_max_pixels,
+    check_device,
+    count,
+    run_command,
+    show_log,
+)
 
 
 def predict(arguments: argparse.Namespace):
     """Predicts, and prints a summary."""
     output = Path(os.path.abspath(arguments.output))
-    images, videos = find_inputs(arguments.input, output)
+    others = [arguments.annotations] if arguments.annotations else []
+    images, videos = find_inputs(arguments.input, output, [*others, *model_files(arguments.model or "")])
+    ids = image_ids(images, read_annotations(arguments.annotations).images if arguments.annotations else None)
     if output.exists() and not output.is_dir():
         raise CommandError(f"--output {arguments.output} is a file, not a folder")
     check_device(arguments.device)
@@ -61,7 +77,7 @@ def predict(arguments: argparse.Namespace):
         arguments.keypoint_threshold,
     )
     output.mkdir(parents=True, exist_ok=True)
-    num_failed = predict_images(predictor, images, output, arguments.batch_size) if images else 0
+    num_failed = predict_images(predictor, images, ids, output, arguments.batch_size) if images else 0
     num_failed += predict_videos(predictor, videos, output, arguments.batch_size, arguments.max_frames)
 
     num_inputs = len(images) + len(videos)
@@ -102,6 +118,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="images, videos, folders (with all folders below them) and camera indices such as 0",
     )
     parser.add_argument("--output", type=Path, default=Path("predicted"), metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="COCO-format JSON file of the images, to take each `image_id` from by its `file_name`",
+    )
     parser.add_argument("--threshold", type=fraction, default=0.5, help="lowest score of a pose, 0 to 1")
     parser.add_argument(
         "--keypoint-threshold",
@@ -109,7 +131,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=0.0,
         help="lowest score, 0 to 1, of a keypoint that is drawn; the JSON files have all keypoints",
     )
-    parser.add_argument("--batch-size", type=count, default=8, help="images or frames predicted at once")
+    parser.add_argument("--batch-size", type=count, default=8, help="most images or frames predicted at once")
+    add_max_pixels(parser)
     parser.add_argument("--max-frames", type=count, help="most frames to take of each video or camera")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda, cuda:1 or mps")

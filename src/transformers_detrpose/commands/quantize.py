@@ -14,7 +14,7 @@ from pathlib import Path
 from ..deployment.graph import MODEL_FILE
 from ..deployment.quantization import quantize_onnx
 from ..files import check_new_folder
-from .command_line import count, find_images, run_command
+from .command_line import add_max_pixels, count, find_images, run_command
 
 
 def quantize(args: argparse.Namespace):
@@ -38,6 +38,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", **required, help="folder of images to calibrate with")
     parser.add_argument("--output", **required, help="folder to write; must not exist or be empty")
     parser.add_argument("--max-images", type=count, default=100, metavar="N", help="most images to use")
+    add_max_pixels(parser)
     return parser.parse_args(argv)
 
 

@@ -25,7 +25,7 @@ logging.getLogger("supervision").setLevel(logging.ERROR)
 from ..data import CocoPoseDataset, check_dataset, paper_phases, train_dataloader  # noqa: E402
 from ..files import check_new_folder  # noqa: E402
 from ..sample_pictures import write_samples  # noqa: E402
-from .command_line import CommandError, count, number, run_command  # noqa: E402
+from .command_line import CommandError, add_max_pixels, count, number, run_command  # noqa: E402
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -50,6 +50,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="multi-scale: weight of --size, 0 for no other sizes",
     )
     parser.add_argument("--batch-size", type=count, default=4, help="samples of one size, if there are several sizes")
+    add_max_pixels(parser)
     parser.add_argument("--seed", type=whole, default=0, help="of all random numbers")
     return parser.parse_args(argv)
 

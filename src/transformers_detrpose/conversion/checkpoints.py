@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import re
+import reprlib
 from functools import cache
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def read_state_dict(source: str, weights: str = "best") -> StateDict:
         name → tensor, without a prefix that all names share.
 
     Raises:
-        ValueError: if the source cannot be read or does not hold tensors by name.
+        ValueError: if the source cannot be read, does not hold tensors by name, or holds one that is no plain array of
+            numbers.
     """
     path = Path(source)
     if not path.exists():
@@ -53,7 +55,22 @@ def read_state_dict(source: str, weights: str = "best") -> StateDict:
     )
     if not is_checkpoint or not state_dict:
         raise ValueError(f"{source}: holds no tensors by name, so it is not a checkpoint of this kind.")
+    _check_kinds(source, state_dict)
     return _without_prefix(state_dict)
+
+
+def _check_kinds(source: str, state_dict: StateDict):
+    """Raises `ValueError` for the first tensor that is no array of real numbers in memory."""
+    for name, tensor in state_dict.items():
+        kinds = {
+            "without numbers (meta)": tensor.is_meta,
+            "quantized": tensor.is_quantized,
+            "sparse": tensor.layout != torch.strided,
+            "complex": tensor.is_complex(),
+        }
+        for kind, is_it in kinds.items():
+            if is_it:
+                raise ValueError(f"{source}: {name} is {kind}, but weights must be dense real numbers.")
 
 
 def _download_from_hub(repo_id: str) -> str:
@@ -67,16 +84,28 @@ def _download_from_hub(repo_id: str) -> str:
 
 def _read_folder(folder: Path) -> StateDict:
     index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}: not a readable index of safetensors files.") from error
-    else:
-        names = sorted(file.name for file in folder.glob("*.safetensors"))
+    names = _read_index(index) if index.exists() else sorted(file.name for file in folder.glob("*.safetensors"))
     if not names:
         raise ValueError(f"{folder}: the folder has no .safetensors file.")
-    return {name: tensor for file in names for name, tensor in _read_safetensors(folder / file).items()}
+    tensors, file_of = {}, {}
+    for file in names:
+        for name, tensor in _read_safetensors(folder / file).items():
+            if name in tensors:
+                raise ValueError(f"{folder}: {name} is both in {file_of[name]} and in {file}.")
+            tensors[name], file_of[name] = tensor, file
+    return tensors
+
+
+def _read_index(index: Path) -> list[str]:
+    """Returns the names of the files in an index of safetensors files."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        is_usable = all(isinstance(name, str) and Path(name).name == name for name in names)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index}: not a readable index of safetensors files.") from error
+    if not is_usable:
+        raise ValueError(f"{index}: `weight_map` must map tensors to names of files, but got {reprlib.repr(names)}.")
+    return sorted(names)
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -121,7 +150,7 @@ def _without_prefix(state_dict: StateDict) -> StateDict:
 
 
 def shape_problems(tensors: StateDict, expected: StateDict) -> list[str]:
-    """Lists what keeps tensors from filling a model, both by our names; empty if all fit."""
+    """Lists what keeps tensors from filling a model, both by our names, whatever their numbers; empty if all fit."""
     missing = [f"missing {name}" for name in expected if name not in tensors and not COUNTER.search(name)]
     unused = [f"unused {name}" for name in tensors if name not in expected and not COUNTER.search(name)]
     different = [
@@ -130,6 +159,19 @@ def shape_problems(tensors: StateDict, expected: StateDict) -> list[str]:
         if name in tensors and tensors[name].shape != tensor.shape
     ]
     return missing + unused + different
+
+
+def _check_numbers(tensors: StateDict, source: str):
+    """Raises `ValueError` unless all tensors but counters hold finite floating-point numbers, in float32 as well."""
+    for name, tensor in tensors.items():
+        if COUNTER.search(name):
+            continue
+        if not tensor.is_floating_point():
+            raise ValueError(f"{source}: {name} is {tensor.dtype}, but weights are floating-point numbers.")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{source}: {name} has NaN or infinite values.")
+        if not tensor.float().isfinite().all():
+            raise ValueError(f"{source}: {name} has values too large for float32, up to {tensor.abs().max():g}.")
 
 
 @cache
@@ -142,7 +184,7 @@ def published_tensors(variant: str, dataset: str) -> StateDict:
 def check_variant(
     tensors: StateDict, source: str, variant: str, dataset: str | None = None, parts: tuple[str, ...] = ("",)
 ):
-    """Checks that tensors, by our names, are those of the chosen variant and dataset.
+    """Checks that tensors, by our names, are those of the chosen variant and dataset, and hold usable numbers.
 
     Args:
         tensors: name → tensor.
@@ -152,7 +194,8 @@ def check_variant(
         parts: beginnings of the names that the tensors must fill.
 
     Raises:
-        ValueError: naming the variant and dataset that fit, or else what does not fit the chosen ones.
+        ValueError: naming the variant and dataset that fit, or else what does not fit the chosen ones, or the tensor
+            whose numbers cannot be used.
     """
 
     def problems(variant: str, dataset: str | None) -> list[str]:
@@ -161,7 +204,7 @@ def check_variant(
 
     found = problems(variant, dataset)
     if not found:
-        return
+        return _check_numbers(tensors, source)
     for other in itertools.product(VARIANTS, [dataset] if dataset is None else SCHEMAS):
         if not problems(*other):
             raise ValueError(f"{source} fits {_options(*other)}, not {_options(variant, dataset)}.")

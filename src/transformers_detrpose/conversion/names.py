@@ -91,14 +91,21 @@ def translate(state_dict: dict[str, torch.Tensor], table: list[tuple[str, str]])
 
     Returns:
         name → tensor, as [`DETRPoseModel`] names them.
+
+    Raises:
+        ValueError: if two tensors of the checkpoint would become the same one.
     """
-    translated = {}
+    translated, source_of = {}, {}
     for source, tensor in state_dict.items():
         name = rename(source, table)
         joint = re.fullmatch(r"(.*)\.in_proj_(weight|bias)", name)
-        if joint is None or tensor.ndim == 0:
-            translated[name] = tensor
-            continue
-        for part, chunk in zip("qkv", tensor.tensor_split(3), strict=True):
-            translated[f"{joint[1]}.{part}_proj.{joint[2]}"] = chunk.clone()
+        parts = {name: tensor}
+        if joint is not None and tensor.ndim > 0:
+            chunks = zip("qkv", tensor.tensor_split(3), strict=True)
+            parts = {f"{joint[1]}.{part}_proj.{joint[2]}": chunk.clone() for part, chunk in chunks}
+        for part in parts:
+            if part in translated:
+                raise ValueError(f"{source_of[part]} and {source} are two names for one tensor, {part}.")
+        translated.update(parts)
+        source_of.update(dict.fromkeys(parts, source))
     return translated

@@ -1,9 +1,11 @@
 """Batches of samples in the form that the model takes, and data loaders that make them."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..labels import to_labels
@@ -49,6 +51,11 @@ def collate_poses(samples: Sequence[Sample]) -> dict[str, Any]:
     if pixel_values.dtype == torch.uint8:
         pixel_values = pixel_values.float().mul_(1 / 255)
     return {"pixel_values": pixel_values, "labels": [to_labels(sample) for sample in samples]}
+
+
+def _limit_pixels(max_pixels: int | None, worker: int):
+    """Sets the limit of `images.open_image` in a process of a data loader, which does not inherit it everywhere."""
+    Image.MAX_IMAGE_PIXELS = max_pixels
 
 
 def multi_scale_sizes(size: tuple[int, int] | int = 640, base_repeats: int = 4) -> list[tuple[int, int]]:
@@ -161,6 +168,7 @@ def train_dataloader(
         collate_fn=collate_poses,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        worker_init_fn=partial(_limit_pixels, Image.MAX_IMAGE_PIXELS),
         pin_memory=pin_memory,
     )
 
@@ -187,5 +195,6 @@ def evaluation_dataloader(
         collate_fn=collate_poses,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        worker_init_fn=partial(_limit_pixels, Image.MAX_IMAGE_PIXELS),
         pin_memory=pin_memory,
     )

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvF
 
-from ..images import load_rgb_image
+from ..images import load_rgb_image, open_image
 from ..instances import Instances, Problems, is_id, parse_instances
 from ..keypoint_schemas import KeypointSchema
 from .annotations import CocoAnnotations, read_annotations
@@ -151,7 +151,7 @@ class CocoPoseDataset(PoseDataset):
         )
 
     def open_image(self, image_index: int) -> Image.Image:
-        return Image.open(os.path.join(self.image_folder, self.file_names[image_index]))
+        return open_image(os.path.join(self.image_folder, self.file_names[image_index]))
 
     def image_name(self, image_index: int) -> str:
         return f"image {self.image_ids[image_index]} ({self.file_names[image_index]})"
@@ -223,7 +223,7 @@ class HubPoseDataset(PoseDataset):
 
     def open_image(self, image_index: int) -> Image.Image:
         image = self.images[image_index][self.image_column]
-        return Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"])
+        return open_image(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"])
 
     def image_name(self, image_index: int) -> str:
         return f"image {self.image_ids[image_index]} (row {image_index})"

@@ -52,11 +52,14 @@ def coco_records(poses: Mapping[str, Any], decimals: int | None = None, **fields
 
 
 @contextmanager
-def results_writer(path: str | PathLike) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+def results_writer(
+    path: str | PathLike, keep_interrupted: bool = False
+) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
     """Gives a function that appends records to a JSON list, which takes the name `path` once it is complete.
 
     Args:
         path: the file to write. Records are written as they come, so that they need not fit in memory.
+        keep_interrupted: whether the records so far are kept when Ctrl-C or SIGTERM comes; see `whole_file`.
 
     Example:
 
@@ -66,18 +69,17 @@ def results_writer(path: str | PathLike) -> Iterator[Callable[[list[dict[str, An
     ...         write(coco_records(poses, decimals=2, image_id=image_id))
     ```
     """
-    with whole_file(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
-        separator = "[\n"
+    with whole_file(path, keep_interrupted) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
 
         def write(records: list[dict[str, Any]]):
-            nonlocal separator
-            for record in records:
-                file.write(separator + json.dumps(record))
-                separator = ",\n"
+            # At once, so that an interruption comes before or after them.
+            if records:
+                file.write((",\n" if file.tell() else "[\n") + ",\n".join(map(json.dumps, records)))
 
-        yield write
-        file.write("\n]\n" if separator == ",\n" else "[]\n")
-        file.close()  # before the file takes its name
+        try:
+            yield write
+        finally:
+            file.write("\n]\n" if file.tell() else "[]\n")
 
 
 def write_coco_results(path: str | PathLike, predictions: Mapping[int, Mapping[str, Any]]):

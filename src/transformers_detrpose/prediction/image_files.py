@@ -1,70 +1,69 @@
 """Predicting poses in image files."""
 
 import logging
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
 from ..evaluation.coco_results import coco_records, results_writer
-from ..images import load_rgb_image
+from ..files import whole_file
+from ..images import load_rgb_image, open_image
 from ..loading import first_line
+from .batches import batched
 from .models import Predictor
-from .paths import image_ids, written_path
+from .paths import written_path
 
 DECIMALS = 4  # of coordinates and keypoint scores in files
 
 logger = logging.getLogger(__name__)
 
 
-def predict_images(predictor: Predictor, images: dict[str, Path], output: Path, batch_size: int) -> int:
+def predict_images(
+    predictor: Predictor, images: dict[str, Path], ids: dict[str, int | str], output: Path, batch_size: int
+) -> int:
     """Predicts, draws and records all images; an interruption leaves the records of those that were done.
 
     Args:
         predictor: The model.
         images: Paths of the images by their names.
+        ids: The `image_id` of each name.
         output: Folder for the pictures and `predictions.json`.
-        batch_size: Images per batch.
+        batch_size: Most images per batch; fewer if they are large.
 
     Returns:
         How many images could not be read.
     """
-    ids = image_ids(images)
-    num_failed, interruption = 0, None
-    with results_writer(output / "predictions.json") as write, tqdm(total=len(images), unit="image") as progress:
-        try:
-            for names in batched(images, batch_size):
-                pictures = _read_images({name: images[name] for name in names})
-                num_failed += len(names) - len(pictures)
-                results = predictor(list(pictures.values())) if pictures else []
-                for (name, picture), result in zip(pictures.items(), results, strict=True):
-                    path = written_path(output, name)
-                    path.parent.mkdir(parents=True, exist_ok=True)
+    num_read = 0
+    with (
+        results_writer(output / "predictions.json", keep_interrupted=True) as write,
+        tqdm(total=len(images), unit="image") as progress,
+    ):
+        pictures = _read_images(images, progress)
+        for batch in batched(pictures, batch_size, lambda item: item[1].width * item[1].height):
+            results = predictor([picture for _, picture in batch])
+            for (name, picture), result in zip(batch, results, strict=True):
+                with whole_file(written_path(output, name)) as path:
                     predictor.draw(picture, result).save(path, quality=95)
-                    write(coco_records(result, DECIMALS, image_id=ids[name], file_name=name))
-                progress.update(len(names))
-        except KeyboardInterrupt as error:
-            interruption = error
-    if interruption is not None:
-        raise interruption
-    return num_failed
+                write(coco_records(result, DECIMALS, image_id=ids[name], file_name=name))
+            num_read += len(batch)
+            progress.update(len(batch))
+    return len(images) - num_read
 
 
-def _read_images(paths: dict[str, Path]) -> dict[str, Image.Image]:
-    """Reads images, and reports and leaves out those that cannot be read."""
-    pictures = {}
+def _read_images(paths: dict[str, Path], progress: tqdm) -> Iterator[tuple[str, Image.Image]]:
+    """Yields images with their names, and reports and leaves out those that cannot be read."""
     for name, path in paths.items():
         try:
-            pictures[name] = load_rgb_image(path)
+            with open_image(path) as image:
+                picture = load_rgb_image(image)
+                # The further pictures of an MPO, which many phones write, are previews and depths of the first.
+                num_frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
             logger.warning("cannot read image %s: %s", path, first_line(error))
-    return pictures
-
-
-def batched(items: Iterable, size: int) -> Iterator[list]:
-    """Yields the items in lists of `size`, the last one perhaps shorter."""
-    items = iter(items)
-    while batch := list(islice(items, size)):
-        yield batch
+            progress.update()
+            continue
+        if num_frames > 1:
+            logger.warning("%s: the first of %d frames or pages is taken", path, num_frames)
+        yield name, picture

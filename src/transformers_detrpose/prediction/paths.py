@@ -1,20 +1,26 @@
 """Finding inputs, and where what is written for each of them goes."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from ..files import check_outputs
 
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".mp4", ".png", ".webp"}
 
 
-def find_inputs(inputs: list[str], output: Path) -> tuple[dict[str, Path], dict[str, Path | int]]:
+def find_inputs(
+    inputs: list[str], output: Path, others: Iterable[str | os.PathLike] = ()
+) -> tuple[dict[str, Path], dict[str, Path | int]]:
     """Finds all images and videos behind the given paths and camera indices.
 
     Args:
         inputs: Paths of files and folders, and camera indices.
         output: Absolute path of the output folder.
+        others: Further files that are read and must not be overwritten.
 
     Returns:
         The images and the videos, each as a dictionary from the name to the path or camera index. Names are relative to
@@ -35,7 +41,7 @@ def find_inputs(inputs: list[str], output: Path) -> tuple[dict[str, Path], dict[
 
     folder = os.path.commonpath([path if path.is_dir() else path.parent for path in paths]) if paths else ""
     named = {file.relative_to(folder).as_posix(): file for file in files}
-    _check_written_paths(named, output)
+    _check_written_paths(named, output, others)
     videos = {name: file for name, file in named.items() if file.suffix.lower() in VIDEO_SUFFIXES}
     images = {name: file for name, file in named.items() if name not in videos}
     return images, {**videos, **{f"camera{index}.mp4": int(index) for index in cameras}}
@@ -63,21 +69,52 @@ def written_path(output: Path, name: str) -> Path:
     return output / f"{name}{'.mp4' if suffix in VIDEO_SUFFIXES else '.png'}"
 
 
-def _check_written_paths(named: dict[str, Path], output: Path):
-    """Raises `ValueError` if a picture or video would be written over an input or over another one."""
+def _check_written_paths(named: dict[str, Path], output: Path, others: Iterable[str | os.PathLike]):
+    """Raises `ValueError` if anything would be written over an input or over the result for another input."""
     taken = {os.path.realpath(path) for path in named.values()}
     for name in named:
         path = os.path.realpath(written_path(output, name))
         if path in taken:
             raise ValueError(f"the result for {name} would overwrite {path}: choose another output")
         taken.add(path)
+    pictures = [written_path(output, name) for name in named]
+    lines = [f"{path}.jsonl" for path in pictures if path.suffix == ".mp4"]
+    check_outputs([*pictures, *lines, output / "predictions.json"], [*named.values(), *others])
 
 
-def image_ids(names: Iterable[str]) -> dict[str, int | str]:
-    """Returns the `image_id` of each file name: its number if all are different plain numbers, else the name."""
+def image_ids(names: Iterable[str], images: Iterable[Mapping[str, Any]] | None = None) -> dict[str, int | str]:
+    """Returns the `image_id` of each file name.
+
+    Args:
+        names: The names.
+        images: Entries of an annotation file, whose ids are taken: the one whose `file_name` is the name, or else the
+            only one of the same name in another folder. Without them, the id is the number in the name if all names
+            are different plain numbers, else the name itself.
+
+    Raises:
+        ValueError: if one of the names has no such entry.
+    """
+    if images is not None:
+        return _annotated_ids(names, images)
     numbers = {name: Path(name).stem for name in names}
     if all(number.isdecimal() for number in numbers.values()):
         numbers = {name: int(number) for name, number in numbers.items()}
         if len(set(numbers.values())) == len(numbers):
             return numbers
     return {name: name for name in numbers}
+
+
+def _annotated_ids(names: Iterable[str], images: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    by_name, by_last_part = {}, {}
+    for image in images:
+        name = str(image.get("file_name"))
+        by_name[name] = image["id"]
+        by_last_part.setdefault(Path(name).name, []).append(image["id"])
+    ids = {}
+    for name in names:
+        candidates = [by_name[name]] if name in by_name else by_last_part.get(Path(name).name, [])
+        if len(candidates) != 1:
+            problem = "several images" if candidates else "no image"
+            raise ValueError(f"the annotations have {problem} named {name}, so that there is no `image_id` for it.")
+        ids[name] = candidates[0]
+    return ids

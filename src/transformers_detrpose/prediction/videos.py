@@ -4,16 +4,20 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from fractions import Fraction
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import supervision as sv
+from PIL import Image
 from tqdm import tqdm
 
 from ..evaluation.coco_results import coco_records
-from .image_files import DECIMALS, batched
+from ..files import whole_file
+from .batches import batched
+from .image_files import DECIMALS
 from .models import Predictor
 from .paths import written_path
 
@@ -32,7 +36,7 @@ def predict_videos(
         predictor: The model.
         videos: Paths or camera indices by their names.
         output: Folder for the videos and their JSON files.
-        batch_size: Frames per batch.
+        batch_size: Most frames per batch.
         max_frames: Most frames to take of each, or `None` for all.
 
     Returns:
@@ -53,27 +57,31 @@ def predict_videos(
 def predict_video(predictor: Predictor, source: Path | int, path: Path, batch_size: int, max_frames: int | None):
     """Predicts, draws and records one video or camera, with one batch of frames in memory; Ctrl-C ends a camera.
 
+    An interruption leaves what was done so far.
+
     Args:
         predictor: The model.
         source: Path of a video, or index of a camera.
         path: Where the drawn video goes; its JSON lines go to the same name with `.jsonl` appended.
-        batch_size: Frames per batch.
+        batch_size: Most frames per batch; fewer if they are large.
         max_frames: Most frames to take, or `None` for all.
 
     Raises:
         UnreadableVideo: if the source cannot be opened or has no frames.
+        OSError: if the disk is full.
     """
     with (
         _open_video(source) as (info, frames),
+        whole_file(path, keep_interrupted=True) as unfinished,
         open(f"{path}.jsonl", "w", encoding="utf-8") as file,
-        sv.VideoSink(str(path), info) as sink,
+        VideoWriter(unfinished, info) as writer,
         tqdm(total=info.total_frames, desc=path.name, unit="frame") as progress,
     ):
         try:
-            for batch in batched(islice(frames, max_frames), batch_size):
+            for batch in batched(islice(frames, max_frames), batch_size, lambda frame: frame.size // 3):
                 pictures = [sv.cv2_to_pillow(frame) for frame in batch]
                 for picture, result in zip(pictures, predictor(pictures), strict=True):
-                    sink.write_frame(sv.pillow_to_cv2(predictor.draw(picture, result)))
+                    writer.write(predictor.draw(picture, result))
                     record = {"frame": progress.n, "poses": coco_records(result, DECIMALS)}
                     file.write(json.dumps(record) + "\n")
                     progress.update()
@@ -82,6 +90,42 @@ def predict_video(predictor: Predictor, source: Path | int, path: Path, batch_si
                 raise
     if max_frames is None and progress.n < (info.total_frames or 0):
         logger.warning("%s should have %d frames, but only %d could be read", source, info.total_frames, progress.n)
+
+
+class VideoWriter:
+    """Writes an MP4 file of H.264, which every browser plays; used as a context.
+
+    Not `supervision.VideoSink`: OpenCV, which that uses where it is installed, comes without an encoder for H.264.
+
+    Args:
+        path: The file.
+        info: Size and rate of the frames. H.264 has even sizes, so an odd one grows by a copy of the last pixels.
+    """
+
+    def __init__(self, path: Path, info: sv.VideoInfo):
+        import av  # here, because on macOS its libraries are at odds with those of OpenCV
+
+        self.frame_type = av.VideoFrame
+        self.container = av.open(str(path), mode="w", format="mp4")
+        rate = Fraction(str(info.fps)).limit_denominator(100_000)
+        self.stream = self.container.add_stream("h264", rate=rate)
+        self.stream.width, self.stream.height = info.width + info.width % 2, info.height + info.height % 2
+        self.stream.pix_fmt = "yuv420p"
+
+    def write(self, picture: Image.Image):
+        """Appends a frame."""
+        pixels = np.asarray(picture)
+        pixels = np.pad(pixels, [(0, length % 2) for length in pixels.shape[:2]] + [(0, 0)], mode="edge")
+        self.container.mux(self.stream.encode(self.frame_type.from_ndarray(pixels, format="rgb24")))
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, *error):
+        try:
+            self.container.mux(self.stream.encode())
+        finally:
+            self.container.close()
 
 
 class UnreadableVideo(OSError):

@@ -89,9 +89,10 @@ def _map(function: Callable, items: range, workers: int) -> Iterator:
     if workers == 1:
         yield from map(function, items)
         return
-    with multiprocessing.Pool(workers, initializer=_ignore_interrupts) as pool:
+    with multiprocessing.Pool(workers, initializer=_leave_signals_to_parent) as pool:
         yield from pool.imap(function, items, chunksize=8)
 
 
-def _ignore_interrupts():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends its workers
+def _leave_signals_to_parent():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends its workers,
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by this one, whatever it does itself on SIGTERM
