@@ -147,14 +147,14 @@ def test_resuming_a_finished_training_says_so(dataset, trained, caplog):
 
 def test_stops_at_a_loss_that_is_not_finite(dataset, tmp_path, monkeypatch, capsys):
     """The images are named, and what was saved before is intact."""
-    compute_loss = train.compute_loss
+    compute_losses = train.compute_losses
 
     def poisoned(training, batch):
         if training.progress.step == 8:
             batch["pixel_values"][0, 0, 0, 0] = float("nan")
-        return compute_loss(training, batch)
+        return compute_losses(training, batch)
 
-    monkeypatch.setattr(train, "compute_loss", poisoned)
+    monkeypatch.setattr(train, "compute_losses", poisoned)
     assert train.main(arguments(dataset, tmp_path)) == 1
     message = capsys.readouterr().err
     assert "epoch 1, step 8, images [" in message and "Traceback" not in message

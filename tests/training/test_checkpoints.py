@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from transformers_detrpose.training import Checkpoints, Progress, build_average, build_optimizer, build_scheduler
+from transformers_detrpose.training import Checkpoints, Progress, WeightAverage, build_optimizer, build_scheduler
 
 
 def checkpoints_in(folder, accelerator=None):
@@ -17,7 +17,7 @@ def checkpoints_in(folder, accelerator=None):
     model = torch.nn.Linear(2, 2)
     accelerator = accelerator or Accelerator(cpu=True)
     optimizer = build_optimizer(model, 0.1, 0.1, 0.0)
-    average = build_average(model)
+    average = WeightAverage(model)
     accelerator.prepare(model, optimizer)
     checkpoints = Checkpoints(folder, accelerator, average, build_scheduler(optimizer, 3), Progress())
     return SimpleNamespace(checkpoints=checkpoints, model=model, optimizer=optimizer, progress=checkpoints.progress)

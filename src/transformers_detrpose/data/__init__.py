@@ -14,6 +14,7 @@ from .batches import (
     collate_poses,
     evaluation_dataloader,
     multi_scale_sizes,
+    to_device,
     to_labels,
     train_dataloader,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "paper_phases",
     "parse_annotations",
     "phase_at",
+    "to_device",
     "to_labels",
     "train_dataloader",
 ]
