@@ -11,18 +11,16 @@ those of the training annotations. `--recipe` trains as the published model of t
 without people are left out; any option given besides wins over it. Without it, the defaults suit small datasets.
 
 The output folder holds, always complete: `last` and `best` (averaged weights, for `from_pretrained`), `metrics.jsonl`
-(a line per evaluation) and `state`, from which `--resume` goes on as if nothing had happened: on a CPU exactly, on a GPU
-but for the rounding of its sums. Ctrl-C and SIGTERM save the state after the current step and end the training.
+(a line per evaluation) and `state`, from which `--resume` goes on: on a CPU exactly as if nothing had
+happened, on a GPU but for the order in which some gradients are summed. Ctrl-C and SIGTERM save the state first.
 """
 
 import argparse
 import logging
 import math
 import sys
-from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +36,13 @@ from transformers_detrpose.data import CocoPoseDataset, check_dataset, evaluatio
 from transformers_detrpose.data.augmentation import UNCHANGED, seed_for
 from transformers_detrpose.evaluation import METRICS, KeypointMetric, evaluate_model
 from transformers_detrpose.files import check_new_folder
-from transformers_detrpose.loading import first_line, load_config, load_model
+from transformers_detrpose.loading import load_config, load_model
 from transformers_detrpose.training import (
     FINE_TUNING,
     RECIPES,
     Checkpoints,
     Interrupted,
+    LoadingError,
     Progress,
     Recipe,
     Settings,
@@ -51,9 +50,11 @@ from transformers_detrpose.training import (
     StepReport,
     StepReports,
     WeightAverage,
+    batches_by_step,
     build_optimizer,
     build_scheduler,
     convert_sync_batch_norms,
+    loaded,
     on_first_process,
     prepare_inputs,
     step_if_finite,
@@ -62,10 +63,10 @@ from transformers_detrpose.training import (
 
 logger = logging.getLogger("transformers_detrpose.train")
 
-RESUME_HELP = """go on from the state in --output, with the same options; learning rates may change. On a CPU the result is
-    exactly that of a training that never stopped; on a GPU some gradients are summed in any order"""
-ACCUMULATION_HELP = """batches that --batch-size is divided into, one after the other: gradients as of one batch, in less
-    memory and a third more time"""
+RESUME_HELP = """go on from the state in --output, with the same options; learning rates may change. On a CPU the result
+    is exactly that of a training that never stopped; on a GPU, which sums some gradients in any order, nearly"""
+ACCUMULATION_HELP = """smaller batches that a process divides its share of --batch-size into: the same gradients
+    with less memory, in a third more time"""
 
 
 def get_datasets(args: argparse.Namespace, accelerator: Accelerator) -> tuple[CocoPoseDataset, CocoPoseDataset]:
@@ -159,34 +160,12 @@ def get_settings(
     recipe: Recipe,
     datasets: tuple[CocoPoseDataset, CocoPoseDataset],
 ) -> Settings:
-    """Returns what `--resume` compares."""
-    fixed = {
-        "--model": Path(args.model).name,
-        "--set": args.set,
-        "--unfreeze-backbone-norms": args.unfreeze_backbone_norms,
-        "--recipe": args.recipe,
-        "--train-annotations": f"{args.train_annotations.name} with {len(datasets[0])} images",
-        "--val-annotations": f"{args.val_annotations.name} with {len(datasets[1])} images",
-        "--size": args.size,
-        "--no-augment": args.no_augment,
-        "--multi-scale-repeats": recipe.base_size_repeats,
-        "--seed": args.seed,
-        "--batch-size": recipe.batch_size,
-        "--gradient-accumulation-steps": args.gradient_accumulation_steps,
-        "the number of processes": accelerator.num_processes,
-    }
-    changeable = {
-        "--epochs": recipe.epochs,
-        "--lr": recipe.lr,
-        "--backbone-lr": recipe.backbone_lr,
-        "--lr-drop-epoch": recipe.lr_drop_epoch,
-        "--warmup-steps": args.warmup_steps,
-        "--weight-decay": args.weight_decay,
-        "--max-grad-norm": args.max_grad_norm,
-        "--ema-decay": args.ema_decay,
-        "--mixed-precision": accelerator.mixed_precision,
-    }
-    return Settings(fixed, changeable)
+    """Returns what `--resume` compares; folders may have moved."""
+    files = (args.train_annotations, args.val_annotations)
+    train_data, val_data = (f"{file.name} ({len(data)} images)" for file, data in zip(files, datasets, strict=True))
+    changes = {"model": Path(args.model).name, "train_annotations": train_data, "val_annotations": val_data}
+    changes |= {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
+    return Settings.of({**vars(args), **asdict(recipe), **changes})
 
 
 @dataclass
@@ -207,15 +186,8 @@ class Training:
     progress: Progress
     checkpoints: Checkpoints
     steps_per_epoch: int
-    reports: StepReports
     watch: SignalWatch
-
-    @property
-    def must_stop(self) -> bool:
-        """Whether to stop after this step; several processes agree on it in their reports."""
-        return self.stop_is_reported if self.accelerator.num_processes > 1 else self.watch.number is not None
-
-    stop_is_reported: bool = False
+    reports: StepReports
 
 
 def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Training:
@@ -239,13 +211,18 @@ def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Training:
     drop_step = None if recipe.lr_drop_epoch is None else recipe.lr_drop_epoch * steps_per_epoch
     # Not prepared: accelerate would step it once for each process.
     scheduler = build_scheduler(optimizer, warmup_steps, drop_step)
-    progress = Progress()
-    settings = get_settings(args, accelerator, recipe, datasets)
+    progress, watch = Progress(), SignalWatch()
+    names = ("train_annotations", "val_annotations")
+    sizes = {
+        name: f"{getattr(args, name).name} with {len(data)} images" for name, data in zip(names, datasets, strict=True)
+    }
+    options = {**vars(args), **asdict(recipe), "model": Path(args.model).name, **sizes}
+    settings = Settings.of({**options, "num_processes": accelerator.num_processes})
     checkpoints = Checkpoints(args.output, accelerator, average, scheduler, progress, settings)
     logger.info("%d epochs of %d steps, of which %d warm up", recipe.epochs, steps_per_epoch, warmup_steps)
     return Training(
         args, accelerator, recipe, model, average, optimizer, scheduler, train_loader, val_loader, image_processor,
-        metric, progress, checkpoints, steps_per_epoch, StepReports(accelerator), SignalWatch(),
+        metric, progress, checkpoints, steps_per_epoch, watch, StepReports(accelerator, progress, watch),
     )  # fmt: skip
 
 
@@ -275,30 +252,15 @@ def train_epoch(training: Training, bar: tqdm):
     training.train_loader.set_epoch(progress.epoch)
     num_seen = progress.epoch_step * args.gradient_accumulation_steps
     loader = skip_first_batches(training.train_loader, num_seen) if num_seen else training.train_loader
-    for batches in batches_by_step(training, loader):
+    for batches in batches_by_step(loader, args.gradient_accumulation_steps):
         report = train_step(training, batches)
         show(training, report, bar)
-        if training.must_stop:
+        if training.reports.must_stop:
             save_state(training)
             raise training.watch.interruption(progress)
         if args.save_steps and progress.step % args.save_steps == 0:
             save_state(training)
-    take_report(training, training.reports.receive())
-
-
-def batches_by_step(training: Training, loader: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Yields the batches of each step; if they cannot be loaded, saves the state and stops."""
-    iterator = iter(loader)
-    while True:
-        try:
-            batches = list(islice(iterator, training.args.gradient_accumulation_steps))
-        except (OSError, RuntimeError, ValueError) as error:  # a broken image, or a process of the loader was killed
-            if training.accelerator.num_processes == 1:  # the others know nothing of it
-                save_state(training)
-            raise CommandError(f"loading images: {first_line(error)}; --resume goes on from the saved state") from error
-        if not batches:
-            return
-        yield batches
+    training.reports.receive()
 
 
 def train_step(training: Training, batches: list[dict[str, Any]]) -> StepReport | None:
@@ -323,23 +285,13 @@ def train_step(training: Training, batches: list[dict[str, Any]]) -> StepReport 
     training.scheduler.step()
     training.average.update_parameters(accelerator.unwrap_model(model))
     progress.count_step()
-    stop = training.watch.number is not None
-    report = training.reports.send(progress.step, image_ids, losses, grad_norm, stop)
-    return take_report(training, report)
+    return training.reports.send(progress.step, image_ids, losses, grad_norm)
 
 
 def compute_losses(training: Training, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Returns the losses of a batch by name; their sum is "loss"."""
     outputs = training.model(**batch)
     return {"loss": outputs.loss, **outputs.loss_dict}
-
-
-def take_report(training: Training, report: StepReport | None) -> StepReport | None:
-    """Takes note of what a step has come to, and returns it."""
-    if report is not None:
-        training.progress.take(report)
-        training.stop_is_reported |= report.stop
-    return report
 
 
 def show(training: Training, report: StepReport | None, bar: tqdm):
@@ -355,7 +307,7 @@ def show(training: Training, report: StepReport | None, bar: tqdm):
 
 def save_state(training: Training):
     """Saves everything that resuming needs, after the last step has come to an end."""
-    take_report(training, training.reports.receive())
+    training.reports.receive()
     training.checkpoints.save_state()
 
 
@@ -363,14 +315,8 @@ def evaluate_and_save(training: Training):
     """Measures the averaged weights, and saves scores, weights and state."""
     args, accelerator, progress = training.args, training.accelerator, training.progress
     model, processor, checkpoints = training.average.module.eval(), training.image_processor, training.checkpoints
-
-    def batches() -> Iterator[dict[str, Any]]:
-        for batch in training.val_loader:
-            if training.watch.number is not None:  # the state has been saved before
-                raise training.watch.interruption(progress)
-            yield batch
-
-    poses = evaluate_model(model, processor, batches(), training.metric, accelerator.is_main_process)
+    loader = training.watch.watched(loaded(training.val_loader), progress)
+    poses = evaluate_model(model, processor, loader, training.metric, accelerator.is_main_process)
     scores = on_first_process(accelerator, lambda: training.metric.score(poses))
     progress.count_epoch()
     backbone_lr, lr = training.scheduler.get_last_lr()
@@ -417,7 +363,12 @@ def train(args: argparse.Namespace):
         finished = progress.epoch >= training.recipe.epochs
         state = "finished already: nothing to do" if finished else "resumed"
         logger.info("%s after epoch %d, step %d", state, progress.epoch, progress.step)
-    training_function(training)
+    try:
+        training_function(training)
+    except LoadingError as error:
+        if accelerator.num_processes == 1:  # the others do not know of it
+            save_state(training)
+        raise CommandError(f"{error}; --resume goes on from the saved state") from error
     accelerator.end_training()
 
 

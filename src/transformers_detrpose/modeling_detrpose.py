@@ -1115,8 +1115,8 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
             output_attentions: whether to return attention weights.
             output_hidden_states: whether to return tokens and feature maps between layers.
             return_dict: whether to return a [`DETRPoseForPoseEstimationOutput`] and not a tuple.
-            labels_are_valid: whether `validate_labels` has seen the labels already. On a GPU it waits for the device, on
-                the host it does not.
+            labels_are_valid: whether `validate_labels` has seen the labels already, best on the host: on a GPU it waits
+                for the device.
             loss_divisors: what the losses are divided by where gradients are accumulated, see [`pose_estimation_loss`].
 
         Raises:

@@ -28,7 +28,7 @@ def evaluate_model(
         model: takes `pixel_values` (batch, 3, height, width) and returns `logits` and `pred_keypoints`; a PyTorch model
             has to be in evaluation mode.
         image_processor: turns the outputs into poses.
-        loader: batches of `evaluation_dataloader`, scaled or not, prepared by accelerate if there are several processes.
+        loader: batches of `evaluation_dataloader`, prepared by accelerate if there are several processes.
         metric: collects the poses; what it has collected before is forgotten.
         progress: whether to show a progress bar.
     """

@@ -2,6 +2,11 @@
 
 import signal
 import threading
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .progress import Progress
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _INSISTENCE = 3  # launchers send some signals twice
@@ -46,13 +51,16 @@ class SignalWatch:
         if self._count >= _INSISTENCE:
             raise KeyboardInterrupt
 
-    def interruption(self, progress) -> Interrupted:
-        """Returns the exception that ends a training whose state has just been saved.
+    def watched(self, batches: Iterable[Any], progress: "Progress") -> Iterator[Any]:
+        """Yields batches until there is a signal, which raises `Interrupted`; for work that needs no saving."""
+        for batch in batches:
+            if self.number is not None:
+                raise self.interruption(progress)
+            yield batch
 
-        Args:
-            progress: the `Progress` of the training.
-        """
-        number = self.number or signal.SIGTERM  # which another process has got
+    def interruption(self, progress: "Progress") -> Interrupted:
+        """Returns the exception that ends a training whose state has been saved."""
+        number = self.number or signal.SIGTERM  # that of another process
         name = signal.Signals(number).name
         return Interrupted(
             f"stopped by {name} after step {progress.step}, which is saved: the same command with --resume goes on",

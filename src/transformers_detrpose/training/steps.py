@@ -1,26 +1,54 @@
-"""What a training step is made of that a reader of the loop need not see: nothing here waits for a GPU but the matching.
+"""The parts of a training step that keep the host from waiting for a GPU: only the matching does.
 
 A step has one batch, or several where gradients are accumulated.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
 
 from ..data import to_device
+from ..loading import first_line
 from ..loss_detrpose import average_over_processes, count_matches
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 from ..pose_targets import validate_labels
+from .interruption import SignalWatch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from .progress import Progress
+
 # The losses that are reported: the sum of all, and those of the last decoder layer.
 LOSSES = ("loss", "loss_class", "loss_keypoints", "loss_similarity")
+
+
+class LoadingError(Exception):
+    """Images could not be loaded: one is broken, or a process of the data loader has been killed."""
+
+
+def loaded(loader: Iterable[Any]) -> Iterator[Any]:
+    """Yields the batches of a data loader.
+
+    Raises:
+        LoadingError: if the loader fails.
+    """
+    try:
+        yield from loader
+    except (OSError, RuntimeError, ValueError) as error:
+        raise LoadingError(f"images could not be loaded: {first_line(error)}") from error
+
+
+def batches_by_step(loader: Iterable[Any], batches_per_step: int) -> Iterator[list[Any]]:
+    """Yields the batches of each step, as `loaded` does; those of the last step may be fewer."""
+    iterator = loaded(loader)
+    while batches := list(islice(iterator, batches_per_step)):
+        yield batches
 
 
 def prepare_inputs(model: DETRPoseForPoseEstimation, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -80,14 +108,12 @@ class StepReport:
         image_ids: its images, of this process.
         losses: by the names of `LOSSES`, averaged over processes.
         grad_norm: norm of the gradients before clipping.
-        stop: whether a process wants all of them to stop.
     """
 
     step: int
     image_ids: list[int]
     losses: dict[str, float]
     grad_norm: float
-    stop: bool
 
     @property
     def is_finite(self) -> bool:
@@ -96,32 +122,48 @@ class StepReport:
 
 
 class StepReports:
-    """Brings what steps have come to from the device, each while the next one is computed, so that nobody waits."""
+    """Brings what steps have come to from the device, each while the next one is computed, so that nobody waits.
 
-    def __init__(self, accelerator: "Accelerator"):
+    Args:
+        accelerator: knows the processes, which all see the same reports but for the images.
+        progress: takes note of every report.
+        watch: notices signals to this process.
+    """
+
+    def __init__(self, accelerator: "Accelerator", progress: "Progress", watch: SignalWatch):
         self.accelerator = accelerator
+        self.progress = progress
+        self.watch = watch
         self._sent: tuple | None = None
+        self._stop_is_reported = False
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether training has to stop after this step. Several processes agree on it, and hence a step later."""
+        return self._stop_is_reported if self.accelerator.num_processes > 1 else self.watch.number is not None
 
     def send(
-        self, step: int, image_ids: list[int], losses: dict[str, torch.Tensor], grad_norm: torch.Tensor, stop: bool
+        self, step: int, image_ids: list[int], losses: dict[str, torch.Tensor], grad_norm: torch.Tensor
     ) -> StepReport | None:
-        """Sends what a step has come to on its way; returns the report of the one before, once.
+        """Sends what a step has come to on its way; returns the report of the one before, if it was still due.
 
         Args:
             step: number of the step, from 1.
             image_ids: its images.
             losses: tensors by the names of `LOSSES`.
             grad_norm: norm of the gradients.
-            stop: whether this process wants all of them to stop.
+
+        Raises:
+            ValueError: see `Progress.take`.
         """
         values = torch.stack([*(losses[name].detach() for name in LOSSES), grad_norm.detach()]).float()
-        values = F.pad(values, (0, 1), value=float(stop))
+        values = F.pad(values, (0, 1), value=float(self.watch.number is not None))
         if self.accelerator.num_processes > 1:
             values = self.accelerator.reduce(values, "mean")
         arrived = None
         if values.device.type == "cuda":
-            on_host = torch.empty(values.shape, pin_memory=True)
-            values = on_host.copy_(values, non_blocking=True)
+            # Only pinned memory is written while the host goes on.
+            values = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
         report = self.receive()
@@ -129,11 +171,18 @@ class StepReports:
         return report
 
     def receive(self) -> StepReport | None:
-        """Returns the report that is on its way, if there is one."""
+        """Returns the report that is on its way, if there is one.
+
+        Raises:
+            ValueError: see `Progress.take`.
+        """
         if self._sent is None:
             return None
         (step, image_ids, values, arrived), self._sent = self._sent, None
         if arrived is not None:
-            arrived.synchronize()  # long past, unless training is over: the matching of the next step has waited
+            arrived.synchronize()  # no wait where the matching of the next step has waited
         *losses, grad_norm, stop = values.tolist()
-        return StepReport(step, image_ids, dict(zip(LOSSES, losses, strict=True)), grad_norm, stop > 0)
+        report = StepReport(step, image_ids, dict(zip(LOSSES, losses, strict=True)), grad_norm)
+        self._stop_is_reported |= stop > 0
+        self.progress.take(report)
+        return report
