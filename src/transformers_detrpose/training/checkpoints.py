@@ -127,14 +127,15 @@ class Checkpoints:
             ValueError: if there is none, if a file of it is damaged, or if it is of a training with other settings.
         """
         content = on_first_process(self.accelerator, self._read_state)
-        folder, groups = self.output / "state", self.scheduler.optimizer.param_groups
+        folder, optimizer = self.output / "state", self.scheduler.optimizer
+        groups = optimizer.param_groups
         present = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        base_lrs = self.scheduler.base_lrs
         self.accelerator.load_state(folder)
         load_model(self.average, folder / AVERAGE_FILE)
-        base_lrs = self.scheduler.base_lrs
         self.scheduler.load_state_dict({**content["scheduler"], "base_lrs": base_lrs})
-        step = self.scheduler.last_epoch
-        for group, options, lr, factor in zip(groups, present, base_lrs, self.scheduler.lr_lambdas, strict=True):
+        step, factors = self.scheduler.last_epoch, self.scheduler.lr_lambdas
+        for group, options, lr, factor in zip(optimizer.param_groups, present, base_lrs, factors, strict=True):
             group.update({**options, "lr": lr * factor(step)})
         self.progress.__dict__.update(content["progress"])
         if self.accelerator.is_main_process:

@@ -160,14 +160,9 @@ class StepReports:
         values = F.pad(values, (0, 1), value=float(self.watch.number is not None))
         if self.accelerator.num_processes > 1:
             values = self.accelerator.reduce(values, "mean")
-        arrived = None
-        if values.device.type == "cuda":
-            # Only pinned memory is written while the host goes on.
-            values = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
+        sent = step, image_ids, *copy_to_host(values)
         report = self.receive()
-        self._sent = (step, image_ids, values, arrived)
+        self._sent = sent
         return report
 
     def receive(self) -> StepReport | None:
@@ -186,3 +181,14 @@ class StepReports:
         self._stop_is_reported |= stop > 0
         self.progress.take(report)
         return report
+
+
+def copy_to_host(values: torch.Tensor) -> tuple[torch.Tensor, "torch.cuda.Event | None"]:
+    """Returns a copy on the host, and the event to wait for before reading it, if it is still on its way."""
+    if values.device.type != "cuda":
+        return values.cpu(), None
+    # Only pinned memory is written while the host goes on.
+    values = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return values, event
