@@ -36,7 +36,7 @@ from transformers_detrpose.data import CocoPoseDataset, check_dataset, evaluatio
 from transformers_detrpose.data.augmentation import UNCHANGED, seed_for
 from transformers_detrpose.evaluation import METRICS, KeypointMetric, evaluate_model
 from transformers_detrpose.files import check_new_folder
-from transformers_detrpose.loading import load_config, load_model
+from transformers_detrpose.loading import first_line, load_config, load_model
 from transformers_detrpose.training import (
     FINE_TUNING,
     RECIPES,
@@ -212,12 +212,7 @@ def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Training:
     # Not prepared: accelerate would step it once for each process.
     scheduler = build_scheduler(optimizer, warmup_steps, drop_step)
     progress, watch = Progress(), SignalWatch()
-    names = ("train_annotations", "val_annotations")
-    sizes = {
-        name: f"{getattr(args, name).name} with {len(data)} images" for name, data in zip(names, datasets, strict=True)
-    }
-    options = {**vars(args), **asdict(recipe), "model": Path(args.model).name, **sizes}
-    settings = Settings.of({**options, "num_processes": accelerator.num_processes})
+    settings = get_settings(args, accelerator, recipe, datasets)
     checkpoints = Checkpoints(args.output, accelerator, average, scheduler, progress, settings)
     logger.info("%d epochs of %d steps, of which %d warm up", recipe.epochs, steps_per_epoch, warmup_steps)
     return Training(
@@ -368,7 +363,12 @@ def train(args: argparse.Namespace):
     except LoadingError as error:
         if accelerator.num_processes == 1:  # the others do not know of it
             save_state(training)
-        raise CommandError(f"{error}; --resume goes on from the saved state") from error
+        raise CommandError(f"{error}; --resume goes on after step {training.progress.step}") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        # PyTorch raises it wherever the training is, be it in the midst of a step, which could not be saved.
+        raise CommandError(f"{first_line(error)} --resume goes on from {args.output / 'state'}") from error
     accelerator.end_training()
 
 

@@ -234,7 +234,7 @@ def test_accumulation_trains_like_one_batch(dataset, tmp_path, monkeypatch):
 
 
 def test_a_process_that_loads_images_is_killed(dataset, trained, tmp_path, monkeypatch, capsys):
-    """What was learnt until then is saved, and going on ends where a training without it does."""
+    """Going on from the last saved state ends where a training without it does."""
     show = train.show
 
     def killed(training, report, bar):
@@ -245,10 +245,10 @@ def test_a_process_that_loads_images_is_killed(dataset, trained, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "show", killed)
-        assert train.main(arguments(dataset, tmp_path, "--num-workers", "1")) == 1
+        assert train.main(arguments(dataset, tmp_path, "--num-workers", "1", "--save-steps", "1")) == 1
     error = capsys.readouterr().err
-    assert "images could not be loaded: DataLoader worker" in error and "Traceback" not in error
-    assert "--resume goes on from the saved state" in error
+    assert "is killed by signal" in error and f"--resume goes on from {tmp_path / 'state'}" in error
+    assert "Traceback" not in error
     assert train.main(arguments(dataset, tmp_path, "--resume")) == 0
     assert_same(weights(tmp_path), weights(trained))
 
@@ -261,7 +261,8 @@ def test_a_broken_image_is_named(dataset, tmp_path, capsys):
     (tmp_path / "7.png").write_bytes(content[: len(content) // 2])
     assert train.main(arguments(tmp_path, tmp_path / "output", "--num-workers", "1")) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "images could not be loaded: cannot read image 7 (7.png)" in error
+    assert "images could not be loaded: cannot read image 7 (7.png)" in error and "--resume goes on after step" in error
+    assert (tmp_path / "output" / "state" / "progress.json").exists()
 
 
 def test_metrics_have_losses_and_rates(trained):

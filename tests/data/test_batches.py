@@ -1,7 +1,7 @@
 """Batches: what the model gets, several sizes, workers, processes, accelerate and transformers' Trainer."""
 
-import os
 import signal
+import subprocess
 from collections import Counter
 
 import pytest
@@ -91,14 +91,19 @@ def test_images_that_travel_as_bytes_are_scaled_to_the_same_pixels(dataset):
             assert_same(to_device(batch, "cpu"), expected)
 
 
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="nobody can tell who has sent a signal")
 def test_workers_leave_signals_to_the_process_that_they_serve(dataset):
     """Ctrl-C reaches them too, and would kill them before the training has been saved."""
-    loader = iter(train_dataloader(dataset, 1, 64, num_workers=1))
+    batches = train_dataloader(dataset, 1, 64, num_workers=1)
+    loader = iter(batches)
     next(loader)
     (worker,) = loader._workers
-    for number in (signal.SIGINT, signal.SIGTERM):
-        os.kill(worker.pid, number)
+    for name in ("INT", "TERM"):  # from another process than this one
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     assert len(list(loader)) == 7
+    worker.terminate()
+    worker.join(10)
+    assert not worker.is_alive()
 
 
 def test_nobody_in_a_batch(folder):

@@ -1,6 +1,8 @@
 """Batches of samples in the form that the model takes, and data loaders that make them."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -255,6 +257,17 @@ def evaluation_dataloader(
 
 
 def _ignore_signals(worker_id: int):
-    """Lets a process that loads images live on when Ctrl-C or a cluster signals all: the one that it serves decides."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Lets a process that loads images live on when Ctrl-C or a cluster signals all: the one that it serves decides.
+
+    Of that one it still obeys SIGTERM, which ends it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere nobody can tell who has sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)

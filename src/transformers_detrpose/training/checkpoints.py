@@ -101,6 +101,8 @@ class Checkpoints:
         try:
             self._write_state(folder)
         except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+            if "DataLoader worker" in str(error):
+                raise  # has been killed meanwhile, and has nothing to do with the state
             raise OSError(f"{folder} could not be written: {first_line(error)}; the one before is kept") from error
 
     def _write_state(self, path: Path):

@@ -29,7 +29,7 @@ LOSSES = ("loss", "loss_class", "loss_keypoints", "loss_similarity")
 
 
 class LoadingError(Exception):
-    """Images could not be loaded: one is broken, or a process of the data loader has been killed."""
+    """Images could not be loaded, for example because one is broken."""
 
 
 def loaded(loader: Iterable[Any]) -> Iterator[Any]:
@@ -40,7 +40,7 @@ def loaded(loader: Iterable[Any]) -> Iterator[Any]:
     """
     try:
         yield from loader
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise LoadingError(f"images could not be loaded: {first_line(error)}") from error
 
 
