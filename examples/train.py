@@ -11,18 +11,21 @@ those of the training annotations. `--recipe` trains as the published model of t
 without people are left out; any option given besides wins over it. Without it, the defaults suit small datasets.
 
 The output folder holds, always complete: `last` and `best` (averaged weights, for `from_pretrained`), `metrics.jsonl`
-(a line per evaluation) and `state`, from which `--resume` goes on exactly as if nothing had happened.
+(a line per evaluation) and `state`, from which `--resume` goes on: on a CPU exactly as if nothing had
+happened, on a GPU but for the order in which some gradients are summed. Ctrl-C and SIGTERM save the state first.
 """
 
 import argparse
 import logging
 import math
-from dataclasses import dataclass
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, skip_first_batches
+from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -33,21 +36,37 @@ from transformers_detrpose.data import CocoPoseDataset, check_dataset, evaluatio
 from transformers_detrpose.data.augmentation import UNCHANGED, seed_for
 from transformers_detrpose.evaluation import METRICS, KeypointMetric, evaluate_model
 from transformers_detrpose.files import check_new_folder
-from transformers_detrpose.loading import load_config, load_model
+from transformers_detrpose.loading import first_line, load_config, load_model
 from transformers_detrpose.training import (
     FINE_TUNING,
     RECIPES,
     Checkpoints,
+    Interrupted,
+    LoadingError,
     Progress,
     Recipe,
-    build_average,
+    Settings,
+    SignalWatch,
+    StepReport,
+    StepReports,
+    WeightAverage,
+    batches_by_step,
     build_optimizer,
     build_scheduler,
     convert_sync_batch_norms,
+    loaded,
+    on_first_process,
+    prepare_inputs,
+    step_if_finite,
     variant_of,
 )
 
 logger = logging.getLogger("transformers_detrpose.train")
+
+RESUME_HELP = """go on from the state in --output, with the same options; learning rates may change. On a CPU the result
+    is exactly that of a training that never stopped; on a GPU, which sums some gradients in any order, nearly"""
+ACCUMULATION_HELP = """smaller batches that a process divides its share of --batch-size into: the same gradients
+    with less memory, in a third more time"""
 
 
 def get_datasets(args: argparse.Namespace, accelerator: Accelerator) -> tuple[CocoPoseDataset, CocoPoseDataset]:
@@ -56,17 +75,21 @@ def get_datasets(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Co
     train_dataset = CocoPoseDataset(args.train_images, args.train_annotations, only_with_people=bool(args.recipe))
     val_dataset = CocoPoseDataset(args.val_images, args.val_annotations)
     for dataset in (train_dataset, val_dataset):
-        images = "decode" if args.decode_images else "header"
-        try:
-            report = check_dataset(dataset, images, progress=accelerator.is_main_process)
-        except ValueError as error:
-            raise CommandError(f"{dataset.image_folder}: {' '.join(str(error).split())}") from error
-        if not report.num_people:
-            raise CommandError(f"{dataset.image_folder}: its {report.num_images} images have no labelled keypoints")
+        on_first_process(accelerator, lambda dataset=dataset: check(dataset, args))
     if args.recipe:
         left_out = len(train_dataset.image_ids) - len(train_dataset)
         logger.info("--recipe %s: %d images without people are left out", args.recipe, left_out)
     return train_dataset, val_dataset
+
+
+def check(dataset: CocoPoseDataset, args: argparse.Namespace):
+    """Looks at all images and annotations of a dataset."""
+    try:
+        report = check_dataset(dataset, "decode" if args.decode_images else "header")
+    except ValueError as error:
+        raise CommandError(f"{dataset.image_folder}: {' '.join(str(error).split())}") from error
+    if not report.num_people:
+        raise CommandError(f"{dataset.image_folder}: its {report.num_images} images have no labelled keypoints")
 
 
 def get_model(args: argparse.Namespace, dataset: CocoPoseDataset) -> DETRPoseForPoseEstimation:
@@ -102,7 +125,11 @@ def get_dataloaders(
     datasets: tuple[CocoPoseDataset, CocoPoseDataset],
     image_processor: DETRPoseImageProcessor,
 ) -> tuple[DataLoader, DataLoader]:
-    """Returns the loaders of training and evaluation; accelerate shares their batches among the processes."""
+    """Returns the loaders of training and evaluation; accelerate shares their batches among the processes.
+
+    Images travel to the device as bytes, and are scaled there.
+    """
+    pin_memory = accelerator.device.type == "cuda"
     shares = accelerator.num_processes * args.gradient_accumulation_steps
     if recipe.batch_size % shares:
         raise CommandError(
@@ -118,8 +145,27 @@ def get_dataloaders(
         args.seed,
         args.num_workers,
         accelerator.num_processes,
+        pin_memory,
+        scaled=False,
     )
-    return train_loader, evaluation_dataloader(datasets[1], args.eval_batch_size, image_processor, args.num_workers)
+    val_loader = evaluation_dataloader(
+        datasets[1], args.eval_batch_size, image_processor, args.num_workers, pin_memory, scaled=False
+    )
+    return train_loader, val_loader
+
+
+def get_settings(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    recipe: Recipe,
+    datasets: tuple[CocoPoseDataset, CocoPoseDataset],
+) -> Settings:
+    """Returns what `--resume` compares; folders may have moved."""
+    files = (args.train_annotations, args.val_annotations)
+    train_data, val_data = (f"{file.name} ({len(data)} images)" for file, data in zip(files, datasets, strict=True))
+    changes = {"model": Path(args.model).name, "train_annotations": train_data, "val_annotations": val_data}
+    changes |= {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
+    return Settings.of({**vars(args), **asdict(recipe), **changes})
 
 
 @dataclass
@@ -130,7 +176,7 @@ class Training:
     accelerator: Accelerator
     recipe: Recipe
     model: torch.nn.Module
-    average: torch.optim.swa_utils.AveragedModel
+    average: WeightAverage
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     train_loader: DataLoader
@@ -140,6 +186,8 @@ class Training:
     progress: Progress
     checkpoints: Checkpoints
     steps_per_epoch: int
+    watch: SignalWatch
+    reports: StepReports
 
 
 def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Training:
@@ -153,19 +201,23 @@ def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Training:
     loaders = get_dataloaders(args, accelerator, recipe, datasets, image_processor)
     optimizer = build_optimizer(model, recipe.lr, recipe.backbone_lr, args.weight_decay)
     model = convert_sync_batch_norms(model, accelerator.num_processes, accelerator.device).to(accelerator.device)
-    average = build_average(model, args.ema_decay)
-    model, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, *loaders)
+    average = WeightAverage(model, args.ema_decay)
+    # Batches stay on the host, where checking their labels does not wait for a GPU.
+    model, optimizer, train_loader, val_loader = accelerator.prepare(
+        model, optimizer, *loaders, device_placement=[True, True, False, False]
+    )
     steps_per_epoch = math.ceil(len(train_loader) / args.gradient_accumulation_steps)
     warmup_steps = recipe.warmup_steps(steps_per_epoch) if args.warmup_steps is None else args.warmup_steps
     drop_step = None if recipe.lr_drop_epoch is None else recipe.lr_drop_epoch * steps_per_epoch
     # Not prepared: accelerate would step it once for each process.
     scheduler = build_scheduler(optimizer, warmup_steps, drop_step)
-    progress = Progress()
-    checkpoints = Checkpoints(args.output, accelerator, average, scheduler, progress)
+    progress, watch = Progress(), SignalWatch()
+    settings = get_settings(args, accelerator, recipe, datasets)
+    checkpoints = Checkpoints(args.output, accelerator, average, scheduler, progress, settings)
     logger.info("%d epochs of %d steps, of which %d warm up", recipe.epochs, steps_per_epoch, warmup_steps)
     return Training(
         args, accelerator, recipe, model, average, optimizer, scheduler, train_loader, val_loader, image_processor,
-        metric, progress, checkpoints, steps_per_epoch,
+        metric, progress, checkpoints, steps_per_epoch, watch, StepReports(accelerator, progress, watch),
     )  # fmt: skip
 
 
@@ -174,72 +226,97 @@ def training_function(training: Training):
     args, recipe, progress = training.args, training.recipe, training.progress
     total = training.steps_per_epoch * recipe.epochs
     hidden = not training.accelerator.is_main_process
-    with tqdm(total=total, initial=progress.step, desc="training", unit="step", disable=hidden) as bar:
+    with tqdm(total=total, initial=progress.step, desc="training", unit="step", disable=hidden) as bar, training.watch:
         while progress.epoch < recipe.epochs:
             train_epoch(training, bar)
-            progress.count_epoch()
-            if progress.epoch % args.eval_epochs == 0 or progress.epoch == recipe.epochs:
+            if (progress.epoch + 1) % args.eval_epochs == 0 or progress.epoch + 1 == recipe.epochs:
+                save_state(training)  # whatever ends the evaluation, the epoch is safe
                 evaluate_and_save(training)
+            else:
+                progress.count_epoch()
 
 
 def train_epoch(training: Training, bar: tqdm):
     """Trains to the end of the current epoch."""
-    args, accelerator, progress = training.args, training.accelerator, training.progress
+    args, progress = training.args, training.progress
+    if progress.epoch_step == training.steps_per_epoch:  # resumed before its evaluation
+        return
+    if progress.epoch_step == 0:
+        progress.begin_epoch()
     training.model.train()
     training.train_loader.set_epoch(progress.epoch)
-    loader = training.train_loader
     num_seen = progress.epoch_step * args.gradient_accumulation_steps
-    if num_seen:  # resumed in the midst of an epoch
-        loader = skip_first_batches(loader, num_seen)
-    for index, batch in enumerate(loader, num_seen):
-        # The noise of the denoising queries depends on nothing but the batch, so that resuming repeats it.
-        torch.manual_seed(seed_for(args.seed, accelerator.process_index, progress.epoch, index))
-        with accelerator.accumulate(training.model):
-            loss = compute_loss(training, batch)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and args.max_grad_norm:
-                accelerator.clip_grad_norm_(training.model.parameters(), args.max_grad_norm)
-            training.optimizer.step()
-            training.optimizer.zero_grad()
-        if not accelerator.sync_gradients:
-            continue
-        training.scheduler.step()
-        training.average.update_parameters(accelerator.unwrap_model(training.model))
-        progress.count_step()
-        show(training, loss, bar)
+    loader = skip_first_batches(training.train_loader, num_seen) if num_seen else training.train_loader
+    for batches in batches_by_step(loader, args.gradient_accumulation_steps):
+        report = train_step(training, batches)
+        show(training, report, bar)
+        if training.reports.must_stop:
+            save_state(training)
+            raise training.watch.interruption(progress)
         if args.save_steps and progress.step % args.save_steps == 0:
-            training.checkpoints.save_state()
+            save_state(training)
+    training.reports.receive()
 
 
-def compute_loss(training: Training, batch: dict[str, Any]) -> torch.Tensor:
-    """Returns the loss of a batch, or stops the training if it is not a finite number."""
+def train_step(training: Training, batches: list[dict[str, Any]]) -> StepReport | None:
+    """Takes one optimiser step with the gradients of all batches; returns the report of the step before."""
+    args, accelerator, progress, model = training.args, training.accelerator, training.progress, training.model
+    first = progress.epoch_step * args.gradient_accumulation_steps
+    image_ids = [int(label["image_id"]) for batch in batches for label in batch["labels"]]
+    losses: dict[str, torch.Tensor] = {}
     try:
-        loss = training.model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
-        problem = None if torch.isfinite(loss) else f"the loss is {loss.item()}"
+        inputs = prepare_inputs(accelerator.unwrap_model(model), batches)
+        for index, batch in enumerate(inputs):
+            # The noise of the denoising queries depends on nothing but the batch, so that resuming repeats it.
+            torch.manual_seed(seed_for(args.seed, accelerator.process_index, progress.epoch, first + index))
+            with nullcontext() if index + 1 == len(inputs) else accelerator.no_sync(model):
+                batch_losses = compute_losses(training, batch)
+                accelerator.backward(batch_losses["loss"])
+            losses = {name: losses.get(name, 0) + loss.detach() for name, loss in batch_losses.items()}
     except ValueError as error:  # predictions that cannot be matched, because they are not finite
-        problem = str(error)
-    if problem:
-        ids = [int(label["image_id"]) for label in batch["labels"]]
-        raise CommandError(f"epoch {training.progress.epoch}, step {training.progress.step}, images {ids}: {problem}")
-    return loss
+        raise CommandError(f"epoch {progress.epoch}, step {progress.step}, images {image_ids}: {error}") from error
+    grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
+    step_if_finite(accelerator, training.optimizer, grad_norm)
+    training.scheduler.step()
+    training.average.update_parameters(accelerator.unwrap_model(model))
+    progress.count_step()
+    return training.reports.send(progress.step, image_ids, losses, grad_norm)
 
 
-def show(training: Training, loss: torch.Tensor, bar: tqdm):
-    """Shows a step in the progress bar and to the trackers."""
+def compute_losses(training: Training, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Returns the losses of a batch by name; their sum is "loss"."""
+    outputs = training.model(**batch)
+    return {"loss": outputs.loss, **outputs.loss_dict}
+
+
+def show(training: Training, report: StepReport | None, bar: tqdm):
+    """Shows a step in the progress bar and to the trackers; its loss is that of the step before, which has arrived."""
     rate = training.scheduler.get_last_lr()[-1]
     bar.update()
-    bar.set_postfix(epoch=training.progress.epoch, loss=f"{loss.item():.3f}", lr=f"{rate:.1e}")
-    if training.args.report_to:
-        training.accelerator.log({"loss": loss.item(), "lr": rate}, step=training.progress.step)
+    if report is not None:
+        loss = report.losses["loss"]
+        bar.set_postfix(epoch=training.progress.epoch, loss=f"{loss:.3f}", lr=f"{rate:.1e}")
+        if training.args.report_to:
+            training.accelerator.log({**report.losses, "lr": rate}, step=report.step)
+
+
+def save_state(training: Training):
+    """Saves everything that resuming needs, after the last step has come to an end."""
+    training.reports.receive()
+    training.checkpoints.save_state()
 
 
 def evaluate_and_save(training: Training):
     """Measures the averaged weights, and saves scores, weights and state."""
     args, accelerator, progress = training.args, training.accelerator, training.progress
     model, processor, checkpoints = training.average.module.eval(), training.image_processor, training.checkpoints
-    poses = evaluate_model(model, processor, training.val_loader, training.metric, accelerator.is_main_process)
-    scores = training.metric.score(poses)  # on every process the same
-    line = checkpoints.add_scores(scores)
+    loader = training.watch.watched(loaded(training.val_loader), progress)
+    poses = evaluate_model(model, processor, loader, training.metric, accelerator.is_main_process)
+    scores = on_first_process(accelerator, lambda: training.metric.score(poses))
+    progress.count_epoch()
+    backbone_lr, lr = training.scheduler.get_last_lr()
+    rates = {"lr": lr, "backbone_lr": backbone_lr, "skipped_steps": progress.skipped}
+    line = checkpoints.add_scores({**progress.mean_losses(), **rates, **scores})
     if accelerator.is_main_process:
         tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
     if args.report_to:
@@ -252,23 +329,26 @@ def evaluate_and_save(training: Training):
     checkpoints.save_state()
 
 
+def check_output(folder: Path):
+    """Raises `CommandError` if there is something in the output folder."""
+    try:
+        check_new_folder(folder)
+    except FileExistsError as error:
+        raise CommandError(f"--output {folder}: not empty; give --resume or another folder") from error
+
+
 def train(args: argparse.Namespace):
     """Checks everything first, then trains."""
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=args.report_to,
         project_config=ProjectConfiguration(project_dir=args.output),
     )
     set_seed(args.seed)
     if not accelerator.is_main_process:  # the first process says everything
         logging.getLogger("transformers_detrpose").setLevel(logging.ERROR)
-    try:
-        if not args.resume:
-            check_new_folder(args.output)
-    except FileExistsError as error:
-        raise CommandError(f"--output {args.output}: not empty; give --resume or another folder") from error
-    accelerator.wait_for_everyone()  # before the first process makes it
+    if not args.resume:
+        on_first_process(accelerator, lambda: check_output(args.output))
     training = prepare(args, accelerator)
     args.output.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("detrpose", {key: str(value) for key, value in vars(args).items()})
@@ -278,7 +358,17 @@ def train(args: argparse.Namespace):
         finished = progress.epoch >= training.recipe.epochs
         state = "finished already: nothing to do" if finished else "resumed"
         logger.info("%s after epoch %d, step %d", state, progress.epoch, progress.step)
-    training_function(training)
+    try:
+        training_function(training)
+    except LoadingError as error:
+        if accelerator.num_processes == 1:  # the others do not know of it
+            save_state(training)
+        raise CommandError(f"{error}; --resume goes on after step {training.progress.step}") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        # PyTorch raises it wherever the training is, be it in the midst of a step, which could not be saved.
+        raise CommandError(f"{first_line(error)} --resume goes on from {args.output / 'state'}") from error
     accelerator.end_training()
 
 
@@ -299,7 +389,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--val-images", **folder, help="folder of the validation images")
     parser.add_argument("--val-annotations", **file, help="their COCO-format JSON file")
     parser.add_argument("--output", **folder, help="folder for checkpoints and metrics")
-    parser.add_argument("--resume", action="store_true", help="go on from the state in --output")
+    parser.add_argument("--resume", action="store_true", help=RESUME_HELP)
     parser.add_argument(
         "--recipe",
         choices=list(RECIPES),
@@ -348,7 +438,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-workers", type=whole, default=4, help="processes that load images, for each that trains")
     parser.add_argument("--eval-batch-size", type=count, default=16, help="images per process in evaluation")
     parser.add_argument("--eval-epochs", type=count, default=1, help="epochs between evaluations, and saved states")
-    parser.add_argument("--gradient-accumulation-steps", type=count, default=1, help="backward passes per step")
+    parser.add_argument("--gradient-accumulation-steps", type=count, default=1, help=ACCUMULATION_HELP)
     parser.add_argument(
         "--mixed-precision",
         choices=["no", "fp16", "bf16"],
@@ -366,7 +456,12 @@ def main(argv: list[str] | None = None) -> int:
     """Reads the command line and returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it would name every file that it saves
-    return run_command("detrpose train", train, parse_arguments(argv))
+    try:
+        return run_command("detrpose train", train, parse_arguments(argv))
+    except Interrupted as interruption:
+        if PartialState().is_main_process:
+            tqdm.write(f"detrpose train: {interruption}", file=sys.stderr)
+        return interruption.exit_code
 
 
 if __name__ == "__main__":

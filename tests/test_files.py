@@ -5,9 +5,17 @@ import os
 import signal
 
 import pytest
+from kills import Kill, Killed
 from safetensors import SafetensorError
 
-from transformers_detrpose.files import check_new_folder, check_outputs, naming_full_disk, whole_file, whole_folder
+from transformers_detrpose.files import (
+    check_new_folder,
+    check_outputs,
+    naming_full_disk,
+    restore_folder,
+    whole_file,
+    whole_folder,
+)
 
 
 @pytest.fixture(params=[OSError("disk full"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
@@ -96,6 +104,69 @@ class TestFolder:
         with whole_folder("folder") as unfinished:
             (unfinished / "a").touch()
         assert names(tmp_path / "folder") == ["a"]
+
+
+def write(path, text):
+    """Writes a folder of two files, as often as it is called."""
+    with whole_folder(path, replace=True) as unfinished:
+        for name in ("a", "b"):
+            (unfinished / name).write_text(text)
+
+
+def content(path):
+    return {file.name: file.read_text() for file in path.iterdir()}
+
+
+def restore_and_write(path, text):
+    restore_folder(path)
+    write(path, text)
+
+
+def killed_at(operation, function, *arguments) -> bool:
+    """Calls a function and kills it at a file operation; returns whether there were so many."""
+    try:
+        with Kill(operation):
+            function(*arguments)
+    except Killed:
+        return True
+    return False
+
+
+def test_any_two_kills_leave_a_complete_folder(tmp_path):
+    """The first while a folder is replaced, the second while that is put right and replaced again."""
+    first, kills = 0, 0
+    while first == 0 or kills:
+        kills, second, more = 0, 0, True
+        while more:
+            path = tmp_path / f"{first}-{second}" / "folder"
+            write(path, "1")
+            kills += killed_at(first, write, path, "2")
+            more = killed_at(second, restore_and_write, path, "3")
+            restore_folder(path)
+            assert content(path) in ({"a": text, "b": text} for text in "123"), (first, second)
+            assert more or content(path) == {"a": "3", "b": "3"}
+            assert names(path.parent) == ["folder"]
+            second += 1
+        first += 1
+    assert first > 8  # kills were simulated
+
+
+@pytest.mark.parametrize("operation", [1, 2])
+def test_ctrl_c_while_a_folder_is_replaced(tmp_path, monkeypatch, operation):
+    """What is raised between the two renames, or instead of one, loses nothing."""
+    path, rename, calls = tmp_path / "folder", os.rename, []
+    write(path, "1")
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == operation:
+            raise KeyboardInterrupt
+        rename(*arguments)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, "2")
+    assert content(path)["a"] in "12" and len(content(path)) == 2 and names(tmp_path) == ["folder"]
 
 
 def test_new_folders(tmp_path):

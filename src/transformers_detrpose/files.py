@@ -93,13 +93,16 @@ def whole_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Pat
     path = path.resolve()
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
-            unfinished = Path(beside) / path.name
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            unfinished = beside / path.name
             unfinished.mkdir()
             yield unfinished
             if path.exists():
-                os.rename(path, Path(beside) / "replaced")
+                os.rename(path, beside / "replaced")
             os.rename(unfinished, path)
+        finally:
+            _clear(path, beside)
 
 
 def restore_folder(path: str | os.PathLike):
@@ -110,10 +113,19 @@ def restore_folder(path: str | os.PathLike):
     """
     path = Path(path).resolve()
     for beside in path.parent.glob(f".{glob.escape(path.name)}-*"):
-        # The old folder is moved aside once the new one is complete.
-        if not path.exists() and (beside / "replaced").is_dir():
-            os.rename(beside / path.name if (beside / path.name).is_dir() else beside / "replaced", path)
-        shutil.rmtree(beside, ignore_errors=True)
+        _clear(path, beside)
+
+
+def _clear(path: Path, beside: Path):
+    """Removes what `whole_folder` has made beside a folder, unless that is the only complete one."""
+    replaced, new = beside / "replaced", beside / path.name
+    # The old folder is moved aside once the new one is complete.
+    if not path.exists() and replaced.is_dir():
+        os.rename(new if new.is_dir() else replaced, path)
+    # Half removed, it must not be taken for a complete one, whatever else is killed.
+    if replaced.is_dir():
+        os.rename(replaced, beside / "removed")
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def check_new_folder(path: str | os.PathLike):

@@ -39,6 +39,7 @@ def pose_estimation_loss(
     config,
     denoising_queries: DenoisingQueries | None = None,
     denoising_output_sets: Mapping[str, Mapping[str, Tensor]] | None = None,
+    divisors: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Computes the weighted training losses of a batch (paper, section on losses).
 
@@ -55,6 +56,8 @@ def pose_estimation_loss(
         config (`DETRPoseConfig`): weights of costs and losses, sigmas.
         denoising_queries: the queries of `make_denoising_queries`, or `None`.
         denoising_output_sets: outputs for them, (B, P, ...); every decoder layer "0", ..., "L-1" and "initial".
+        divisors (`torch.FloatTensor` of shape `(2,)`): the two divisors, where gradients are accumulated over several
+            batches: `average_over_processes` of the sum of their `count_matches`. Of this batch if not given.
 
     Returns:
         The sum of all losses, and each by its name: "loss_class", "loss_keypoints" and "loss_similarity" with the
@@ -68,8 +71,9 @@ def pose_estimation_loss(
     outputs = stack_output_sets(output_sets)
     matches = match_people(outputs, targets, config)
     union = union_matches(matches, num_people=targets.is_person.shape[1])
-    counts = torch.stack([targets.is_person.sum(), (union >= 0).sum()])
-    num_people, num_union_matches = average_over_processes(counts)
+    if divisors is None:
+        divisors = average_over_processes(_count(targets, union))
+    num_people, num_union_matches = divisors
 
     losses = _losses_by_set(outputs, targets.at(matches), targets.at(union), num_people, num_union_matches, config)
     loss_dict = _named_losses(losses, [f"_{name}" if name else "" for name in output_sets])
@@ -81,6 +85,20 @@ def pose_estimation_loss(
         losses = _losses_by_set(outputs, matched, matched, num_positives, num_positives, config)
         loss_dict |= _named_losses(losses, [f"_denoising_{name}" for name in denoising_output_sets])
     return torch.stack(list(loss_dict.values())).sum(), loss_dict
+
+
+@torch.no_grad()
+def count_matches(
+    output_sets: Mapping[str, Mapping[str, Tensor]], labels: list[Mapping[str, Tensor]], config
+) -> Tensor:
+    """Counts what the losses of a batch are divided by; see `pose_estimation_loss` for the arguments.
+
+    Returns:
+        `torch.LongTensor` of shape `(2,)`: people with a labelled keypoint, and union matches.
+    """
+    targets = pad_targets(labels)
+    matches = match_people(stack_output_sets(output_sets), targets, config)
+    return _count(targets, union_matches(matches, num_people=targets.is_person.shape[1]))
 
 
 def stack_output_sets(output_sets: Mapping[str, Mapping[str, Tensor]]) -> OutputSets:
@@ -264,6 +282,10 @@ def similarity_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, c
 
 CLASSIFICATION_LOSSES = {"ksvf": ksvf_loss, "focal": focal_loss}
 KEYPOINT_LOSSES = {"keypoints": keypoints_loss, "similarity": similarity_loss}
+
+
+def _count(targets: PoseTargets, union: Tensor) -> Tensor:
+    return torch.stack([targets.is_person.sum(), (union >= 0).sum()])
 
 
 def _losses_by_set(outputs, own_matched, union_matched, num_people, num_matches, config) -> dict[str, Tensor]:

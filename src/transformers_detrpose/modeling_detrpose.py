@@ -1127,6 +1127,8 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        labels_are_valid: bool = False,
+        loss_divisors: torch.Tensor | None = None,
     ) -> tuple | DETRPoseForPoseEstimationOutput:
         """Predicts the poses in a batch of images, and with labels the losses.
 
@@ -1139,6 +1141,9 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
             output_attentions: whether to return attention weights.
             output_hidden_states: whether to return tokens and feature maps between layers.
             return_dict: whether to return a [`DETRPoseForPoseEstimationOutput`] and not a tuple.
+            labels_are_valid: whether `validate_labels` has seen the labels already, best on the host: on a GPU it waits
+                for the device.
+            loss_divisors: what the losses are divided by where gradients are accumulated, see [`pose_estimation_loss`].
 
         Raises:
             ValueError: if images or labels are malformed; the message names image, key, expected and found.
@@ -1162,7 +1167,8 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if labels is not None:
-            validate_labels(labels, self.config, len(pixel_values))
+            if not labels_are_valid:
+                validate_labels(labels, self.config, len(pixel_values))
             if self.training and denoising_queries is None:
                 denoising_queries = make_denoising_queries(labels, self.config, tuple(pixel_values.shape[-2:]))
 
@@ -1177,22 +1183,31 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         )
         loss, loss_dict = None, None
         if labels is not None:
-            loss, loss_dict = self._compute_loss(outputs, labels, denoising_queries)
+            loss, loss_dict = self._compute_loss(outputs, labels, denoising_queries, loss_divisors)
         outputs = DETRPoseForPoseEstimationOutput(loss=loss, loss_dict=loss_dict, **outputs)
         return outputs if return_dict else outputs.to_tuple()
 
+    def output_sets(self, outputs: DETRPoseForPoseEstimationOutput) -> dict[str, dict[str, torch.Tensor]]:
+        """Returns the outputs that the losses compare with the labels, by the names that [`pose_estimation_loss`] has
+        for them; `outputs` are those of a model in training mode, or with labels."""
+        last = {"logits": outputs.logits, "pred_keypoints": outputs.pred_keypoints}
+        names = ("encoder", *self.model.decoder.output_set_names[:-1])
+        return {"": last, **dict(zip(names, outputs.auxiliary_outputs, strict=True))}
+
     def _compute_loss(
-        self, outputs: DETRPoseModelOutput, labels: list[dict], denoising_queries: DenoisingQueries | None
+        self,
+        outputs: DETRPoseModelOutput,
+        labels: list[dict],
+        denoising_queries: DenoisingQueries | None,
+        divisors: torch.Tensor | None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Returns the sum of the losses of all output sets, and each by its name."""
-        names = self.model.decoder.output_set_names
-        last = {"logits": outputs.logits, "pred_keypoints": outputs.pred_keypoints}
-        auxiliary = zip(("encoder", *names[:-1]), outputs.auxiliary_outputs, strict=True)
         denoising_sets = None
         if denoising_queries is not None:
+            names = self.model.decoder.output_set_names
             denoising_sets = dict(zip(names, outputs.denoising_outputs, strict=True))
         loss, loss_dict = self.loss_function(
-            {"": last, **dict(auxiliary)}, labels, self.config, denoising_queries, denoising_sets
+            self.output_sets(outputs), labels, self.config, denoising_queries, denoising_sets, divisors
         )
         if self.training and denoising_queries is None:
             # Training on several processes needs every parameter in every step, with people or without.

@@ -1,7 +1,10 @@
 """The training command on a few tiny pictures: what it writes, resuming, several processes, and what stops it."""
 
 import json
+import multiprocessing
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +63,19 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def assert_same_moments(output: Path, expected_output: Path):
+    """Compares gradients as AdamW has averaged them."""
+    found, expected = (
+        torch.load(folder / "state" / "optimizer.bin", weights_only=True)["state"]
+        for folder in (output, expected_output)
+    )
+    scale = torch.cat([state["exp_avg"].flatten() for state in expected.values()]).norm()
+    assert scale > 0 and found.keys() == expected.keys()
+    for index, state in expected.items():
+        error = (found[index]["exp_avg"] - state["exp_avg"]).norm()
+        assert error < 1e-2 * state["exp_avg"].norm() + 1e-4 * scale, index
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +154,156 @@ def test_resume_after_a_kill_between_scores_and_state(dataset, trained, tmp_path
     assert_same(weights(tmp_path / "once"), weights(trained))
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_signal_saves_the_state(dataset, trained, tmp_path, monkeypatch, capsys, number, code, step):
+    """In the midst of an epoch, or after its last step; going on ends where a training without it does."""
+    show = train.show
+
+    def interrupted(training, *args):
+        show(training, *args)
+        if training.progress.step == step:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "show", interrupted)
+        assert train.main(arguments(dataset, tmp_path)) == code
+    error = capsys.readouterr().err
+    assert f"after step {step}, which is saved: the same command with --resume goes on" in error.splitlines()[-1]
+    assert "Traceback" not in error
+    assert train.main(arguments(dataset, tmp_path, "--resume")) == 0
+    assert_same(weights(tmp_path), weights(trained))
+    assert (tmp_path / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
+
+
+def test_a_signal_in_an_evaluation_loses_nothing(dataset, trained, tmp_path, monkeypatch):
+    evaluate_model = train.evaluate_model
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate_model(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate_model", interrupted)
+        assert train.main(arguments(dataset, tmp_path)) == 143
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert train.main(arguments(dataset, tmp_path, "--resume")) == 0
+    assert (tmp_path / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
+
+
+def test_bad_gradients_are_skipped_and_counted(dataset, tmp_path, monkeypatch, caplog):
+    compute_losses = train.compute_losses
+
+    def poisoned(training, batch):
+        losses = compute_losses(training, batch)
+        factor = float("nan") if training.progress.step in (2, 3) else 1.0
+        return {**losses, "loss": losses["loss"] * factor}
+
+    monkeypatch.setattr(train, "compute_losses", poisoned)
+    assert train.main(arguments(dataset, tmp_path, "--epochs", "1")) == 0
+    assert "step 3, images [" in caplog.text and "the gradients are not finite; the step is skipped" in caplog.text
+    (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert line["skipped_steps"] == 2 and line["loss"] > 0
+    for name in ("last", "state"):
+        assert all(tensor.isfinite().all() for tensor in weights(tmp_path, name).values())
+
+
+def test_too_many_bad_gradients_stop_the_run(dataset, tmp_path, monkeypatch, capsys):
+    compute_losses = train.compute_losses
+
+    def poisoned(training, batch):
+        losses = compute_losses(training, batch)
+        return {**losses, "loss": losses["loss"] * (float("inf") if training.progress.step > 0 else 1.0)}
+
+    monkeypatch.setattr(train, "compute_losses", poisoned)
+    assert train.main(arguments(dataset, tmp_path)) == 1
+    assert "the gradients are not finite, like those of the 9 steps before" in capsys.readouterr().err.splitlines()[-1]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+
+
+def test_accumulation_trains_like_one_batch(dataset, tmp_path, monkeypatch):
+    """As `test_two_processes_train_like_one`, with one process that takes the batches one after the other."""
+    options = ["--epochs", "1", "--batch-size", "4", "--no-augment", "--lr", "1e-9", "--backbone-lr", "1e-9"]
+    monkeypatch.setattr(train, "get_model", fixed_norms.get_model)
+    for name, steps in (("one", "1"), ("two", "2")):
+        line = arguments(dataset, tmp_path / name, *options, "--gradient-accumulation-steps", steps)
+        assert train.main([*line, "num_denoising=0"]) == 0
+    assert_same_moments(tmp_path / "two", tmp_path / "one")
+    lines = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("one", "two")]
+    assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-4) and lines[0]["step"] == lines[1]["step"] == 3
+
+
+def test_a_process_that_loads_images_is_killed(dataset, trained, tmp_path, monkeypatch, capsys):
+    """Going on from the last saved state ends where a training without it does."""
+    show = train.show
+
+    def killed(training, report, bar):
+        show(training, report, bar)
+        if training.progress.step == 2:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "show", killed)
+        assert train.main(arguments(dataset, tmp_path, "--num-workers", "1", "--save-steps", "1")) == 1
+    error = capsys.readouterr().err
+    assert "is killed by signal" in error and f"--resume goes on from {tmp_path / 'state'}" in error
+    assert "Traceback" not in error
+    assert train.main(arguments(dataset, tmp_path, "--resume")) == 0
+    assert_same(weights(tmp_path), weights(trained))
+
+
+def test_a_broken_image_is_named(dataset, tmp_path, capsys):
+    """Only decoding finds it, which happens in a process of the loader."""
+    for path in dataset.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = (tmp_path / "7.png").read_bytes()
+    (tmp_path / "7.png").write_bytes(content[: len(content) // 2])
+    assert train.main(arguments(tmp_path, tmp_path / "output", "--num-workers", "1")) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "images could not be loaded: cannot read image 7 (7.png)" in error and "--resume goes on after step" in error
+    assert (tmp_path / "output" / "state" / "progress.json").exists()
+
+
+def test_metrics_have_losses_and_rates(trained):
+    for line in map(json.loads, (trained / "metrics.jsonl").read_text().splitlines()):
+        parts = [line["loss_class"], line["loss_keypoints"], line["loss_similarity"]]
+        assert 0 < sum(parts) < line["loss"] and (line["lr"], line["backbone_lr"]) == (1e-4, 1e-4)
+        assert line["skipped_steps"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", "3"], "--batch-size was 2 and is 3 now"),
+        (["--seed", "7"], "--seed was 0 and is 7 now"),
+        (["--size", "96"], "--size was 64 and is 96 now"),
+        (["--recipe", "coco"], "--recipe was None and is coco now"),
+    ],
+)
+def test_resuming_compares_arguments(dataset, trained, capsys, monkeypatch, options, message):
+    monkeypatch.setattr(train, "variant_of", lambda config: "n")
+    assert train.main(arguments(dataset, trained, "--resume", *options)) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_resuming_compares_datasets(dataset, trained, tmp_path, capsys):
+    content = json.loads((dataset / "birds.json").read_text())
+    (tmp_path / "birds.json").write_text(json.dumps({**content, "images": content["images"][:-1]}))
+    line = arguments(dataset, trained, "--resume", "--train-annotations", str(tmp_path / "birds.json"))
+    assert train.main(line) == 1
+    message = "--train-annotations was birds.json (12 images) and is birds.json (11 images) now"
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_resuming_takes_another_rate_over(dataset, trained, tmp_path, caplog):
+    shutil.copytree(trained, tmp_path / "copy")
+    assert train.main(arguments(dataset, tmp_path / "copy", "--resume", "--lr", "5e-5", "--epochs", "3")) == 0
+    assert "--lr was 0.0001 and is 5e-05 from now on" in caplog.text and "--epochs was 2 and is 3" in caplog.text
+    line = json.loads((tmp_path / "copy" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (line["epoch"], line["lr"], line["backbone_lr"]) == (3, 5e-5, 1e-4)
+
+
 def test_resuming_a_finished_training_says_so(dataset, trained, caplog):
     before = (trained / "metrics.jsonl").read_text()
     with caplog.at_level("INFO"):
@@ -147,14 +313,14 @@ def test_resuming_a_finished_training_says_so(dataset, trained, caplog):
 
 def test_stops_at_a_loss_that_is_not_finite(dataset, tmp_path, monkeypatch, capsys):
     """The images are named, and what was saved before is intact."""
-    compute_loss = train.compute_loss
+    compute_losses = train.compute_losses
 
     def poisoned(training, batch):
         if training.progress.step == 8:
             batch["pixel_values"][0, 0, 0, 0] = float("nan")
-        return compute_loss(training, batch)
+        return compute_losses(training, batch)
 
-    monkeypatch.setattr(train, "compute_loss", poisoned)
+    monkeypatch.setattr(train, "compute_losses", poisoned)
     assert train.main(arguments(dataset, tmp_path)) == 1
     message = capsys.readouterr().err
     assert "epoch 1, step 8, images [" in message and "Traceback" not in message
@@ -184,14 +350,7 @@ def test_two_processes_train_like_one(dataset, tmp_path, monkeypatch):
     assert (tmp_path / "two" / "state" / "random_states_1.pkl").exists()  # written by the second process
 
     assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"), tolerance=1e-5)
-    found, expected = (
-        torch.load(tmp_path / name / "state" / "optimizer.bin", weights_only=True)["state"] for name in ("two", "one")
-    )
-    scale = torch.cat([state["exp_avg"].flatten() for state in expected.values()]).norm()
-    assert scale > 0 and found.keys() == expected.keys()
-    for index, state in expected.items():
-        error = (found[index]["exp_avg"] - state["exp_avg"]).norm()
-        assert error < 1e-2 * state["exp_avg"].norm() + 1e-4 * scale, index
+    assert_same_moments(tmp_path / "two", tmp_path / "one")
 
 
 def test_fine_tunes_a_folder(trained, dataset, tmp_path):

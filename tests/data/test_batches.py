@@ -1,5 +1,7 @@
 """Batches: what the model gets, several sizes, workers, processes, accelerate and transformers' Trainer."""
 
+import signal
+import subprocess
 from collections import Counter
 
 import pytest
@@ -20,6 +22,7 @@ from transformers_detrpose.data import (
     evaluation_dataloader,
     multi_scale_sizes,
     paper_phases,
+    to_device,
     to_labels,
     train_dataloader,
 )
@@ -71,6 +74,36 @@ def test_evaluation_batches_are_those_of_the_image_processor(dataset, people_fol
         assert labels.keys() == others.keys()
         for key in labels:
             torch.testing.assert_close(labels[key], others[key], msg=key)
+
+
+def test_images_that_travel_as_bytes_are_scaled_to_the_same_pixels(dataset):
+    processor = DETRPoseImageProcessor(size={"height": 96, "width": 160}, keypoint_schema=dataset.schema)
+    loaders = {
+        scaled: (
+            train_dataloader(dataset, 4, 64, ALWAYS, base_repeats=1, scaled=scaled),
+            evaluation_dataloader(dataset, 3, processor, scaled=scaled),
+        )
+        for scaled in (True, False)
+    }
+    for scaled_loader, byte_loader in zip(*loaders.values(), strict=True):
+        for expected, batch in zip(scaled_loader, byte_loader, strict=True):
+            assert batch["pixel_values"].dtype == torch.uint8
+            assert_same(to_device(batch, "cpu"), expected)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="nobody can tell who has sent a signal")
+def test_workers_leave_signals_to_the_process_that_they_serve(dataset):
+    """Ctrl-C reaches them too, and would kill them before the training has been saved."""
+    batches = train_dataloader(dataset, 1, 64, num_workers=1)
+    loader = iter(batches)
+    next(loader)
+    (worker,) = loader._workers
+    for name in ("INT", "TERM"):  # from another process than this one
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    assert len(list(loader)) == 7
+    worker.terminate()
+    worker.join(10)
+    assert not worker.is_alive()
 
 
 def test_nobody_in_a_batch(folder):

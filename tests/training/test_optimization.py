@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from transformers_detrpose.training import (
-    build_average,
+    WeightAverage,
     build_optimizer,
     build_scheduler,
     convert_sync_batch_norms,
@@ -54,7 +54,7 @@ def test_learning_rates(options, expected):
 def test_averaged_weights_follow_the_formula():
     """The first update copies; after s of them the decay is 0.9999 (1 - exp(-s / 2000))."""
     model = Tiny()
-    average = build_average(model, 0.9999)
+    average = WeightAverage(model, 0.9999)
     expected = None
     for step in range(1, 6):
         with torch.no_grad():
@@ -85,7 +85,7 @@ class CountedOperations(TorchDispatchMode):
 
 def test_averaging_is_one_operation_and_reads_no_weight_back():
     model = Tiny()
-    average = build_average(model)
+    average = WeightAverage(model)
     average.update_parameters(model)
     assert average.n_averaged.device.type == "cpu"  # also where the weights are on a GPU
     with CountedOperations() as counted:

@@ -22,6 +22,7 @@ from .batches import (
     collate_poses,
     evaluation_dataloader,
     multi_scale_sizes,
+    to_device,
     train_dataloader,
 )
 from .checks import DatasetReport, check_dataset
@@ -48,6 +49,7 @@ __all__ = [
     "phase_at",
     "read_annotations",
     "read_coco_categories",
+    "to_device",
     "to_labels",
     "train_dataloader",
 ]

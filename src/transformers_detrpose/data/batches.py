@@ -1,5 +1,8 @@
 """Batches of samples in the form that the model takes, and data loaders that make them."""
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -43,19 +46,36 @@ def collate_poses(samples: Sequence[Sample]) -> dict[str, Any]:
     Raises:
         ValueError: if the images have different sizes.
     """
+    batch = collate_unscaled(samples)
+    return {**batch, "pixel_values": scale(batch["pixel_values"])}
+
+
+def collate_unscaled(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Makes a batch as `collate_poses` does, but leaves uint8 images as they are, for `to_device` to scale."""
     images = [sample["image"].as_subclass(torch.Tensor) for sample in samples]
     sizes = sorted({tuple(image.shape) for image in images})
     if len(sizes) > 1:
         raise ValueError(f"the images of a batch must have one size, but got {sizes}: resize them first.")
-    pixel_values = torch.stack(images).contiguous()
-    if pixel_values.dtype == torch.uint8:
-        pixel_values = pixel_values.float().mul_(1 / 255)
-    return {"pixel_values": pixel_values, "labels": [to_labels(sample) for sample in samples]}
+    return {"pixel_values": torch.stack(images).contiguous(), "labels": [to_labels(sample) for sample in samples]}
 
 
-def _limit_pixels(max_pixels: int | None, worker: int):
-    """Sets the limit of `images.open_image` in a process of a data loader, which does not inherit it everywhere."""
-    Image.MAX_IMAGE_PIXELS = max_pixels
+def scale(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Divides uint8 images by 255, with exactly the result of the image processor; others are scaled already."""
+    return pixel_values.float().mul_(1 / 255) if pixel_values.dtype == torch.uint8 else pixel_values
+
+
+def to_device(batch: dict[str, Any], device: torch.device | str | None) -> dict[str, Any]:
+    """Copies a batch to a device without waiting for it, and scales its images there.
+
+    Args:
+        batch: `pixel_values` and `labels`, as a data loader makes them, best in pinned memory.
+        device: where to; the device they are on if not given.
+
+    Returns:
+        `pixel_values` float32, and `labels`.
+    """
+    labels = [{key: value.to(device, non_blocking=True) for key, value in image.items()} for image in batch["labels"]]
+    return {"pixel_values": scale(batch["pixel_values"].to(device, non_blocking=True)), "labels": labels}
 
 
 def multi_scale_sizes(size: tuple[int, int] | int = 640, base_repeats: int = 4) -> list[tuple[int, int]]:
@@ -141,6 +161,7 @@ def train_dataloader(
     num_workers: int = 0,
     num_processes: int = 1,
     pin_memory: bool = False,
+    scaled: bool = True,
 ) -> DataLoader:
     """Makes the data loader of a training: shuffled, augmented, batches of several sizes.
 
@@ -159,16 +180,17 @@ def train_dataloader(
         num_workers: processes that prepare samples.
         num_processes: processes that train.
         pin_memory: see `torch.utils.data.DataLoader`.
+        scaled: whether images are divided by 255. Unscaled they are uint8, a quarter of the bytes, for `to_device`.
     """
     samples = TrainingSamples(dataset, size, phases, seed)
     sizes_hw = multi_scale_sizes(size, base_repeats)
     return DataLoader(
         samples,
         batch_sampler=PoseBatchSampler(samples, batch_size, sizes_hw, num_processes),
-        collate_fn=collate_poses,
+        collate_fn=collate_poses if scaled else collate_unscaled,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        worker_init_fn=partial(_limit_pixels, Image.MAX_IMAGE_PIXELS),
+        worker_init_fn=partial(_init_worker, Image.MAX_IMAGE_PIXELS),
         pin_memory=pin_memory,
     )
 
@@ -179,6 +201,7 @@ def evaluation_dataloader(
     image_processor: Callable[..., dict[str, torch.Tensor]],
     num_workers: int = 0,
     pin_memory: bool = False,
+    scaled: bool = True,
 ) -> DataLoader:
     """Makes a data loader of all images in their order, with exactly the pixels that the image processor gives.
 
@@ -188,13 +211,42 @@ def evaluation_dataloader(
         image_processor: the image processor of the model.
         num_workers: processes that prepare samples.
         pin_memory: see `torch.utils.data.DataLoader`.
+        scaled: see `train_dataloader`; only image processors that do no more than divide by 255 can leave it.
     """
     return DataLoader(
-        EvaluationSamples(dataset, image_processor),
+        EvaluationSamples(dataset, image_processor if scaled else partial(image_processor, do_rescale=False)),
         batch_size=batch_size,
-        collate_fn=collate_poses,
+        collate_fn=collate_poses if scaled else collate_unscaled,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        worker_init_fn=partial(_limit_pixels, Image.MAX_IMAGE_PIXELS),
+        worker_init_fn=partial(_init_worker, Image.MAX_IMAGE_PIXELS),
         pin_memory=pin_memory,
     )
+
+
+def _init_worker(max_pixels: int | None, worker_id: int):
+    """Prepares a process that loads images.
+
+    Args:
+        max_pixels: the limit of `images.open_image`, which such a process does not inherit on every system.
+        worker_id: its number.
+    """
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    _ignore_signals()
+
+
+def _ignore_signals():
+    """Lets a process that loads images live on when Ctrl-C or a cluster signals all: the one that it serves decides.
+
+    Of that one it still obeys SIGTERM, which ends it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere nobody can tell who has sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..data.batches import scale
 from ..image_processing_detrpose import DETRPoseImageProcessor
 from .keypoint_metrics import KeypointMetric, Poses
 
@@ -32,10 +33,11 @@ def evaluate_model(
         progress: whether to show a progress bar.
     """
     metric.reset()
-    placement = {"device": getattr(model, "device", None), "dtype": getattr(model, "dtype", None)}
+    device, dtype = getattr(model, "device", None), getattr(model, "dtype", None)
     # `leave=None`: the bar stays unless it is inside another one.
     for batch in tqdm(loader, desc="evaluating", unit="batch", leave=None, disable=not progress):
-        outputs = model(batch["pixel_values"].to(**placement))
+        pixel_values = scale(batch["pixel_values"].to(device, non_blocking=True))
+        outputs = model(pixel_values.to(dtype=dtype))
         sizes_hw = torch.stack([labels["orig_size"] for labels in batch["labels"]])
         # Average precision counts poses of any score.
         poses = image_processor.post_process_keypoint_detection(outputs, threshold=0.0, target_sizes=sizes_hw)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..configuration_detrpose import DETRPoseConfig
 from ..modeling_detrpose import DETRPoseForPoseEstimation
-from .optimization import build_average, build_optimizer
+from .optimization import WeightAverage, build_optimizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,7 +32,7 @@ class TrainingStep:
         self.accelerator, self.batch, self.raw_model = accelerator, batch, model
         # Learning rates of 0 take as long as others, and keep random weights from diverging.
         optimizer = build_optimizer(model, lr=0.0, backbone_lr=0.0, weight_decay=1e-4)
-        self.average = build_average(model)
+        self.average = WeightAverage(model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.model.train()
 

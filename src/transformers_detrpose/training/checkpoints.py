@@ -1,18 +1,25 @@
 """The output folder of a training: weights, scores and the state to resume from, each written whole or not at all."""
 
 import json
+import zlib
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch.optim.swa_utils import AveragedModel
 
 from ..files import restore_folder, whole_file, whole_folder
 from ..image_processing_detrpose import DETRPoseImageProcessor
+from ..loading import first_line
 from ..model_card import model_card
+from .processes import on_first_process
+from .progress import Progress
+from .settings import Settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -21,37 +28,13 @@ AVERAGE_FILE = "average.safetensors"
 PROGRESS_FILE = "progress.json"
 
 
-@dataclass
-class Progress:
-    """Where a training is.
-
-    Args:
-        epoch: epochs that are done.
-        epoch_step: steps that are done in the current epoch.
-        step: steps that are done in all.
-        best_ap: the best AP so far, or -1.
-    """
-
-    epoch: int = 0
-    epoch_step: int = 0
-    step: int = 0
-    best_ap: float = -1.0
-
-    def count_step(self):
-        """Counts an optimiser step."""
-        self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
-
-    def count_epoch(self):
-        """Counts an epoch."""
-        self.epoch, self.epoch_step = self.epoch + 1, 0
-
-
 class Checkpoints:
     """Writes and reads the output folder of a training.
 
     It holds `last` and `best`, the averaged weights for `from_pretrained`; `metrics.jsonl`, a line of scores per
     evaluation; and `state`, everything that resuming needs: what accelerate saves, the averaged weights in safetensors,
-    progress and schedule in JSON. Nothing in it is read by running pickled code.
+    and in JSON settings, progress, schedule, and size and checksum of every file. Nothing in it is read by running
+    pickled code, and nothing is written that is not finite.
 
     Args:
         output: the folder.
@@ -59,6 +42,7 @@ class Checkpoints:
         average: the averaged weights.
         scheduler: of the learning rates.
         progress: of the training; updated when resuming.
+        settings: of the training; compared when resuming.
     """
 
     def __init__(
@@ -68,13 +52,16 @@ class Checkpoints:
         average: AveragedModel,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         progress: Progress,
+        settings: Settings | None = None,
     ):
         self.output = output
         self.accelerator = accelerator
         self.average = average
         self.scheduler = scheduler
         self.progress = progress
+        self.settings = settings or Settings()
         self.metrics_file = output / "metrics.jsonl"
+        accelerator.register_save_state_pre_hook(lambda models, weights, folder: check_finite(*weights))
 
     def save_weights(self, name: str, image_processor: DETRPoseImageProcessor, origin: str, scores: dict[str, float]):
         """Writes the averaged weights, the image processor and a model card into a folder for `from_pretrained`.
@@ -88,6 +75,7 @@ class Checkpoints:
         if not self.accelerator.is_main_process:
             return
         model = self.average.module
+        check_finite(model.state_dict())
         with whole_folder(self.output / name, replace=True) as folder:
             model.save_pretrained(folder)
             image_processor.save_pretrained(folder)
@@ -103,41 +91,78 @@ class Checkpoints:
         return line
 
     def save_state(self):
-        """Writes everything that resuming needs; all processes have to call this."""
+        """Writes everything that resuming needs; all processes have to call this.
+
+        Raises:
+            OSError: if it cannot be written, on a full disk for example. What was saved before stays.
+            ValueError: if a weight is not finite, likewise.
+        """
+        folder = self.output / "state"
+        try:
+            self._write_state(folder)
+        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+            if "DataLoader worker" in str(error):
+                raise  # has been killed meanwhile, and has nothing to do with the state
+            raise OSError(f"{folder} could not be written: {first_line(error)}; the one before is kept") from error
+
+    def _write_state(self, path: Path):
         from accelerate.utils import broadcast_object_list
 
         is_main = self.accelerator.is_main_process
-        with whole_folder(self.output / "state", replace=True) if is_main else nullcontext() as folder:
+        with whole_folder(path, replace=True) if is_main else nullcontext() as folder:
             folder = broadcast_object_list([folder])[0]
             self.accelerator.save_state(folder)
+            self.accelerator.wait_for_everyone()
             if is_main:
+                check_finite(self.average.state_dict())
                 save_model(self.average, str(folder / AVERAGE_FILE))
-                content = {"progress": asdict(self.progress), "scheduler": self.scheduler.state_dict()}
+                content = {"settings": asdict(self.settings), "progress": asdict(self.progress)}
+                content |= {"scheduler": self.scheduler.state_dict(), "files": fingerprints(folder)}
                 (folder / PROGRESS_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
             self.accelerator.wait_for_everyone()
         self.accelerator.wait_for_everyone()
 
     def load_state(self):
-        """Goes back to the last saved state; all processes have to call this.
+        """Goes back to the last saved state, but with the learning rates of now; all processes have to call this.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there is none, if a file of it is damaged, or if it is of a training with other settings.
         """
-        if self.accelerator.is_main_process:
-            for name in ("last", "best", "state"):
-                restore_folder(self.output / name)
-        self.accelerator.wait_for_everyone()
-        folder = self.output / "state"
-        if not (folder / PROGRESS_FILE).is_file():
-            raise ValueError(f"--resume: {self.output} holds no state to resume from")
+        content = on_first_process(self.accelerator, self._read_state)
+        folder, optimizer = self.output / "state", self.scheduler.optimizer
+        groups = optimizer.param_groups
+        present = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        base_lrs = self.scheduler.base_lrs
         self.accelerator.load_state(folder)
         load_model(self.average, folder / AVERAGE_FILE)
-        content = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
-        self.scheduler.load_state_dict(content["scheduler"])
+        self.scheduler.load_state_dict({**content["scheduler"], "base_lrs": base_lrs})
+        step, factors = self.scheduler.last_epoch, self.scheduler.lr_lambdas
+        for group, options, lr, factor in zip(optimizer.param_groups, present, base_lrs, factors, strict=True):
+            group.update({**options, "lr": lr * factor(step)})
         self.progress.__dict__.update(content["progress"])
         if self.accelerator.is_main_process:
             self._forget_later_scores()
         self.accelerator.wait_for_everyone()
+
+    def _read_state(self) -> dict[str, Any]:
+        """Puts back what a kill has left beside its place, and returns the content of `progress.json`, checked."""
+        for name in ("last", "best", "state"):
+            restore_folder(self.output / name)
+        file = self.output / "state" / PROGRESS_FILE
+        if not file.is_file():
+            raise ValueError(f"--resume: {self.output} holds no state to resume from")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            saved, expected = content["settings"], content["files"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"--resume: {file} is damaged: {first_line(error)}") from error
+        self.settings.compare(saved)
+        found = fingerprints(file.parent)
+        for name, fingerprint in expected.items():
+            if found.get(name) != fingerprint:
+                what = "damaged" if name in found else "missing"
+                raise ValueError(f"--resume: {file.parent / name} is {what}; `last` and `best` are not concerned")
+        return content
 
     def _forget_later_scores(self):
         """Drops what a training that was killed has written after the state: later scores, and a broken last line."""
@@ -154,3 +179,25 @@ class Checkpoints:
         kept = [line + "\n" for line in lines if is_known(line)]
         with whole_file(self.metrics_file) as path:
             path.write_text("".join(kept), encoding="utf-8")
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor]):
+    """Raises `ValueError` if a tensor holds NaN or infinity; waits for the device once."""
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    finite = torch.stack([tensors[name].isfinite().all() for name in names]).tolist()
+    bad = [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(names)} weights are not finite, such as {bad[0]}: they are not saved")
+
+
+def fingerprints(folder: Path) -> dict[str, list[int]]:
+    """Returns size and CRC-32 of the files in a folder, by name, without `progress.json`, which holds them."""
+    return {path.name: _fingerprint(path) for path in sorted(folder.iterdir()) if path.name != PROGRESS_FILE}
+
+
+def _fingerprint(path: Path) -> list[int]:
+    checksum = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            checksum = zlib.crc32(chunk, checksum)
+    return [path.stat().st_size, checksum]

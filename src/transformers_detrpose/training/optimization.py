@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 def build_optimizer(model: torch.nn.Module, lr: float, backbone_lr: float, weight_decay: float) -> torch.optim.AdamW:
     """Returns AdamW with two parameter groups: the backbone's first, then that of everything else.
 
+    It is the fused one, which can leave out a step without the host knowing; see `step_if_finite`.
+
     Args:
         model: the model to train; frozen parameters are left out.
         lr: learning rate of everything but the backbone.
@@ -23,7 +25,7 @@ def build_optimizer(model: torch.nn.Module, lr: float, backbone_lr: float, weigh
         {"params": [parameter for name, parameter in named if ".backbone." in name], "lr": backbone_lr},
         {"params": [parameter for name, parameter in named if ".backbone." not in name], "lr": lr},
     ]
-    return torch.optim.AdamW(groups, weight_decay=weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
 
 def build_scheduler(
@@ -44,8 +46,8 @@ def build_scheduler(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def build_average(model: torch.nn.Module, decay: float = 0.9999) -> AveragedModel:
-    """Returns the moving average of a model's weights and buffers.
+class WeightAverage(AveragedModel):
+    """The moving average of a model's weights and buffers, `module`.
 
     After step s it decays by decay * (1 - exp(-s / 2000)), so that it follows the model closely at first.
 
@@ -54,17 +56,24 @@ def build_average(model: torch.nn.Module, decay: float = 0.9999) -> AveragedMode
         decay: per step, once the training is long; from 0 to 1.
     """
 
-    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], _: torch.Tensor):
-        if not averaged[0].is_floating_point():  # counters of batch norms
-            torch._foreach_copy_(averaged, current)
-            return
-        # PyTorch hands over its counter on the device of the weights, which would have to be waited for; the counter
-        # itself is on the CPU.
-        step = int(average.n_averaged) + 1
-        torch._foreach_lerp_(averaged, current, 1 - decay * (1 - math.exp(-step / 2000)))
+    def __init__(self, model: torch.nn.Module, decay: float = 0.9999):
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
 
-    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)  # `update` reads it
-    return average
+    @torch.no_grad()
+    def update_parameters(self, model: torch.nn.Module):
+        """Adds the weights and buffers after a step to the average."""
+        # PyTorch's own method copies its counter to the device of the weights, which the host would wait for.
+        step = int(self.n_averaged) + 1
+        weight = 1 - self.decay * (1 - math.exp(-step / 2000)) if step > 1 else 1.0
+        numbers, counters = [], []  # pairs; batch norms count batches
+        for part in (torch.nn.Module.parameters, torch.nn.Module.buffers):
+            for pair in zip(part(self.module), part(model), strict=True):
+                (numbers if pair[0].is_floating_point() else counters).append(pair)
+        torch._foreach_lerp_(*zip(*numbers, strict=True), weight)
+        if counters:
+            torch._foreach_copy_(*zip(*counters, strict=True))
+        self.n_averaged += 1
 
 
 def convert_sync_batch_norms(model: torch.nn.Module, num_processes: int, device: torch.device) -> torch.nn.Module:
