@@ -126,7 +126,7 @@ def make_tensor(name: str, shape: list[int]) -> np.ndarray:
 
 
 def make_images(name: str, batch: int, height: int, width: int) -> np.ndarray:
-    """Draws smooth RGB images: a coarse grid of random colours, stretched; (batch, 3, height, width), from 0 to 1."""
+    """Draws smooth RGB images: a coarse grid of random colors, stretched; (batch, 3, height, width), from 0 to 1."""
     coarse = numbers_for(name).random((batch, 3, height // 32 + 2, width // 32 + 2))
     rows = stretch(coarse, width)
     return stretch(rows.swapaxes(2, 3), height).swapaxes(2, 3).astype(np.float32)

@@ -48,14 +48,14 @@ def split(queries, values):
 
 
 def displacements(labels, queries):
-    """Returns the displacements (B, G, 2, m, K, 2) of all keypoints and the mask (B, m, K) of labelled ones."""
+    """Returns the displacements (B, G, 2, m, K, 2) of all keypoints and the mask (B, m, K) of labeled ones."""
     targets = pad_targets(labels)
     moved = split(queries, queries.reference_points)[..., 1:, :]
     return moved - targets.keypoints[:, None, None], targets.visibility.bool()
 
 
 def similarities(labels, queries):
-    """Returns the KS of each labelled keypoint by itself: positives, negatives."""
+    """Returns the KS of each labeled keypoint by itself: positives, negatives."""
     offset, labelled = displacements(labels, queries)
     kappa = 2 * torch.tensor(COCO_PERSON.sigmas)
     area = pad_targets(labels).area[:, None, None, :, None]
@@ -261,7 +261,7 @@ def test_slots_match_the_reference(case):
     reference_points = expected.reference_points
     filled = expected.labels >= 0
     assert torch.equal(queries.labels >= 0, filled)
-    # Unlabelled keypoints and empty slots have no noise, so that they are the same.
+    # Unlabeled keypoints and empty slots have no noise, so that they are the same.
     still = (reference_points - reference_points.clamp(max=0.0011)).abs().sum(-1) == 0
     still |= ~filled.unsqueeze(-1)
     assert still.any()

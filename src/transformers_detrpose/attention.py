@@ -76,7 +76,7 @@ def bilinear_sample(feature_maps: torch.Tensor, points: torch.Tensor) -> torch.T
     Half precision is too coarse for coordinates, so this works in float32.
 
     Args:
-        feature_maps: (N, channels, height, width), whose pixel centres are at half-integers.
+        feature_maps: (N, channels, height, width), whose pixel centers are at half-integers.
         points: (N, rows, columns, 2), x and y as fractions of the map.
 
     Returns:

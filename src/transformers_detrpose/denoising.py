@@ -1,4 +1,4 @@
-"""Pose denoising: noisy copies of the labelled poses as extra decoder queries, and who may attend to whom.
+"""Pose denoising: noisy copies of the labeled poses as extra decoder queries, and who may attend to whom.
 
 Everything here is a pure function of the labels.
 """
@@ -131,7 +131,7 @@ def _noisy_class_labels(targets: PoseTargets, num_groups: int, config, generator
 
 
 def _noisy_points(targets: PoseTargets, num_groups: int, config, image_size, generator) -> torch.Tensor:
-    """Returns points (B, G, 2, m, K + 1, 2): the mean of the labelled keypoints, then the moved keypoints."""
+    """Returns points (B, G, 2, m, K + 1, 2): the mean of the labeled keypoints, then the moved keypoints."""
     noise = _keypoint_noise(targets, num_groups, config, image_size, generator)
     moved = targets.keypoints[:, None, None] + noise * targets.visibility[:, None, None, ..., None]
     num_labelled = targets.visibility.sum(-1, keepdim=True).clamp(min=1)

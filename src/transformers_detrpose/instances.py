@@ -69,9 +69,9 @@ class Instances:
 
     Who is a person follows from three properties of an annotation, and nowhere from anything else:
 
-    - `is_target`: a person to learn from has a labelled keypoint and is no crowd. Others are no targets of a training.
+    - `is_target`: a person to learn from has a labeled keypoint and is no crowd. Others are no targets of a training.
     - `is_counted`: a person whom the metrics expect to be found is a target whose `num_keypoints` is not 0. COCO counts
-      labelled keypoints, so that these are the targets; CrowdPose counts visible ones only. To the metrics everybody
+      labeled keypoints, so that these are the targets; CrowdPose counts visible ones only. To the metrics everybody
       else is neither found nor missed.
     - Annotations of categories without keypoints never become instances, if other categories have keypoints.
 
@@ -79,12 +79,12 @@ class Instances:
         names: what to call each annotation in messages, such as "annotation 5 of image 3".
         image_index (`np.ndarray` of shape `(n,)`): int64, index of the image in the dataset.
         category_ids (`np.ndarray` of shape `(n,)`): int64.
-        keypoints (`np.ndarray` of shape `(n, K, 3)`): float64, x, y and visibility (0 not labelled, then x = y = 0;
+        keypoints (`np.ndarray` of shape `(n, K, 3)`): float64, x, y and visibility (0 not labeled, then x = y = 0;
             1 hidden; 2 visible).
         boxes (`np.ndarray` of shape `(n, 4)`): float64, x, y, width, height; NaN where missing.
         areas (`np.ndarray` of shape `(n,)`): float64; NaN where missing.
         is_crowd (`np.ndarray` of shape `(n,)`): bool.
-        num_keypoints (`np.ndarray` of shape `(n,)`): int64, as annotated, else the number of labelled keypoints.
+        num_keypoints (`np.ndarray` of shape `(n,)`): int64, as annotated, else the number of labeled keypoints.
     """
 
     names: np.ndarray
@@ -104,7 +104,7 @@ class Instances:
 
     @property
     def is_labelled(self) -> np.ndarray:
-        """`np.ndarray` of shape `(n,)`: whether a keypoint is labelled."""
+        """`np.ndarray` of shape `(n,)`: whether a keypoint is labeled."""
         return (self.keypoints[..., 2] > 0).any(-1)
 
     @property
@@ -137,11 +137,11 @@ def complete(
     Args:
         keypoints: (n, K, 2), x, y.
         labelled: (n, K) bool.
-        boxes: (n, 4), x, y, width, height. Those of no size, or NaN, give way to the box of the labelled keypoints.
+        boxes: (n, 4), x, y, width, height. Those of no size, or NaN, give way to the box of the labeled keypoints.
         areas: (n,). Those of 0 or less, or NaN, give way to 0.53 times the area of the box.
 
     Returns:
-        The boxes (n, 4), as they were given where no keypoint is labelled, and the areas (n,).
+        The boxes (n, 4), as they were given where no keypoint is labeled, and the areas (n,).
     """
     is_replaced = ~(boxes[:, 2:] > 0).all(1) & labelled.any(1)
     if is_replaced.any():
@@ -176,7 +176,7 @@ def parse_instances(
 
     Args:
         annotations: n annotations: `category_id`, and optionally `keypoints` (x, y, visibility for each of K keypoints,
-            none of them labelled if missing), `bbox` (x, y, width, height), `area`, `iscrowd` and `num_keypoints`;
+            none of them labeled if missing), `bbox` (x, y, width, height), `area`, `iscrowd` and `num_keypoints`;
             lengths in pixels.
         names: what to call each of them in messages.
         num_keypoints: K.

@@ -1,7 +1,7 @@
 """Keypoint schemas: what a skeleton is called, how it is drawn, flipped and scored.
 
 A schema travels inside `config.json`; the loss, the augmentation, the metric, the drawing and the pipeline read it from
-there. Nothing in the package recognises a skeleton by the number of its keypoints.
+there. Nothing in the package recognizes a skeleton by the number of its keypoints.
 """
 
 import math

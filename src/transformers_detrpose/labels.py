@@ -19,7 +19,7 @@ TOLERANCE_PIXELS = 1.0
 def to_labels(sample: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Turns the people of a sample into labels of the model.
 
-    Keypoints more than a pixel outside the image count as not labelled, and people without any are left out.
+    Keypoints more than a pixel outside the image count as not labeled, and people without any are left out.
 
     Args:
         sample: `keypoints`, `visibility`, `class_labels`, `area`, `boxes`, `image_id` and `orig_size`, as samples of
@@ -27,7 +27,7 @@ def to_labels(sample: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
     Returns:
         For n people `class_labels` (n,) int64; `keypoints` (n, K, 3), x, y as fractions of the image and visibility (0
-        not labelled, then x = y = 0; 1 hidden; 2 visible); `area` (n,), fraction of the image's area; `boxes` (n, 4),
+        not labeled, then x = y = 0; 1 hidden; 2 visible); `area` (n,), fraction of the image's area; `boxes` (n, 4),
         center x, center y, width, height as fractions; all float32. Also `image_id` (1,) and `orig_size` (2,), height
         and width of the original image in pixels; both int64.
     """
@@ -101,10 +101,10 @@ def prepare_coco_labels(
     num_keypoints: int,
     device: str | torch.device | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Turns the COCO annotations of one image into labels; crowds and people without a labelled keypoint are left out.
+    """Turns the COCO annotations of one image into labels; crowds and people without a labeled keypoint are left out.
 
     Nothing is repaired, unlike in datasets, whose `check_dataset` reports repairs: everybody but a crowd needs
-    keypoints, and whoever has a labelled one a box and, if there is an area, one above 0.
+    keypoints, and whoever has a labeled one a box and, if there is an area, one above 0.
 
     Args:
         target: `image_id` (an integer) and `annotations`, as for `DETRPoseImageProcessor.preprocess`.

@@ -17,7 +17,7 @@ from torchvision.ops import sigmoid_focal_loss
 from .denoising import DenoisingQueries, positive_matches
 from .pose_targets import PoseTargets, keypoint_sigmas, pad_targets
 
-# Keeps similarities above 0 and the divisor of people without a labelled keypoint away from it.
+# Keeps similarities above 0 and the divisor of people without a labeled keypoint away from it.
 _KS_EPSILON = 1e-6
 
 
@@ -100,7 +100,7 @@ def keypoint_similarity(
     Args:
         pred_keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y in image fractions.
         keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y of the labels in image fractions.
-        visibility (`torch.FloatTensor` of shape `(..., K)`): 1 where labelled, else 0.
+        visibility (`torch.FloatTensor` of shape `(..., K)`): 1 where labeled, else 0.
         area (`torch.FloatTensor` of shape `(...)`): areas in fractions of the image area, above 0.
         sigmas (`torch.FloatTensor` of shape `(K,)`): fall-off of each keypoint.
 
@@ -252,7 +252,7 @@ def focal_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, config
 
 
 def keypoints_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, config) -> Tensor:
-    """L1 distance of the labelled coordinates, in image fractions."""
+    """L1 distance of the labeled coordinates, in image fractions."""
     return _labelled_l1_distance(outputs.keypoints, matched.keypoints, matched.visibility).flatten(1).sum(1)
 
 

@@ -145,7 +145,7 @@ def sine_position_encoding(points: torch.Tensor, num_channels: int, temperature:
 
 
 def pixel_centers(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """Returns the pixel centres of a feature map, (height * width, 2), x and y as fractions, row by row."""
+    """Returns the pixel centers of a feature map, (height * width, 2), x and y as fractions, row by row."""
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
     return torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).flatten(0, 1)
@@ -340,7 +340,7 @@ class DETRPoseHybridEncoder(nn.Module):
     def attend(self, feature_map: torch.Tensor, output_attentions: bool = False):
         """Applies the transformer layer to one map, (B, D, height, width)."""
         height, width = feature_map.shape[-2:]
-        # Positions count from 1 to the size, not from pixel centres.
+        # Positions count from 1 to the size, not from pixel centers.
         x = torch.arange(1, width + 1, device=feature_map.device, dtype=torch.float32) / (width + 1e-6)
         y = torch.arange(1, height + 1, device=feature_map.device, dtype=torch.float32) / (height + 1e-6)
         points = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).flatten(0, 1)
@@ -403,7 +403,7 @@ class DETRPosePositionHead(DETRPoseMLP):
 
 
 class DETRPoseQuerySelection(nn.Module):
-    """Picks the locations that look most like the centre of an instance and predicts a first pose there."""
+    """Picks the locations that look most like the center of an instance and predicts a first pose there."""
 
     def __init__(self, config):
         super().__init__()
@@ -442,14 +442,14 @@ class DETRPoseQuerySelection(nn.Module):
 
 
 class DETRPoseEmbeddingTable(nn.Embedding):
-    """Learnt vectors that are read all at once; by a call, because offloaded weights are only there during one."""
+    """Learned vectors that are read all at once; by a call, because offloaded weights are only there during one."""
 
     def forward(self) -> torch.Tensor:
         return self.weight
 
 
 class DETRPoseQueryContent(nn.Module):
-    """The learnt vectors that fill instance and keypoint tokens before the first decoder layer."""
+    """The learned vectors that fill instance and keypoint tokens before the first decoder layer."""
 
     def __init__(self, config):
         super().__init__()
@@ -473,7 +473,7 @@ class DETRPoseQueryContent(nn.Module):
 
 
 class DETRPoseGate(nn.Module):
-    """Weighs tokens against what they attended to, channel by channel, and normalises the sum."""
+    """Weighs tokens against what they attended to, channel by channel, and normalizes the sum."""
 
     def __init__(self, config):
         super().__init__()

@@ -25,10 +25,10 @@ class PoseTargets:
 
     Args:
         class_labels (`torch.LongTensor` of shape `(...)`): class ids.
-        keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y as image fractions, 0 where unlabelled.
-        visibility (`torch.FloatTensor` of shape `(..., K)`): 1 where labelled, else 0.
+        keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y as image fractions, 0 where unlabeled.
+        visibility (`torch.FloatTensor` of shape `(..., K)`): 1 where labeled, else 0.
         area (`torch.FloatTensor` of shape `(...)`): areas as fractions of the image area.
-        is_person (`torch.BoolTensor` of shape `(...)`): entries that stand for a person with a labelled keypoint.
+        is_person (`torch.BoolTensor` of shape `(...)`): entries that stand for a person with a labeled keypoint.
     """
 
     class_labels: torch.Tensor
@@ -60,10 +60,10 @@ def pad_targets(labels: list[Mapping[str, torch.Tensor]]) -> PoseTargets:
 
     Args:
         labels: one dictionary per image with `class_labels` (n,), `keypoints` (n, K, 3) = x, y as image fractions and
-            visibility (0 unlabelled, 1 or 2 labelled), and `area` (n,) as fractions of the image area.
+            visibility (0 unlabeled, 1 or 2 labeled), and `area` (n,) as fractions of the image area.
 
     Returns:
-        `PoseTargets` of shape (B, M). People without a labelled keypoint are no targets: `is_person` is False.
+        `PoseTargets` of shape (B, M). People without a labeled keypoint are no targets: `is_person` is False.
     """
     keypoints = _pad([image["keypoints"] for image in labels]).float()
     labelled = keypoints[..., 2] > 0

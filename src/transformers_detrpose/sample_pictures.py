@@ -53,7 +53,7 @@ def _samples(batches: Iterable[dict[str, Any]]) -> Iterator[tuple[torch.Tensor, 
 def draw_labels(pixel_values: torch.Tensor, labels: dict[str, torch.Tensor], schema: KeypointSchema) -> Image.Image:
     """Draws the labels of one image.
 
-    Every person has lines of one colour. Keypoints of the left side are red, of the right side green, others white;
+    Every person has lines of one color. Keypoints of the left side are red, of the right side green, others white;
     hidden ones are hollow.
 
     Args:
@@ -83,7 +83,7 @@ def draw_labels(pixel_values: torch.Tensor, labels: dict[str, torch.Tensor], sch
 
 
 def _draw_sides(draw: ImageDraw.ImageDraw, keypoints: list, visibility: list, schema: KeypointSchema):
-    """Draws the keypoints x, y of one person in the colours of their sides, hollow where hidden."""
+    """Draws the keypoints x, y of one person in the colors of their sides, hollow where hidden."""
     sides = {index: color for pair in schema.flip_pairs for index, color in zip(pair, (LEFT, RIGHT), strict=True)}
     for index, ((x, y), seen) in enumerate(zip(keypoints, visibility, strict=True)):
         color = sides.get(index, MIDDLE)

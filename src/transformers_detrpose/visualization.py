@@ -8,7 +8,7 @@ from PIL import Image
 
 from .keypoint_schemas import KeypointSchema
 
-# Neighbours in this list are easy to tell apart, and each stands out from skin, grass, sky and tarmac.
+# Neighbors in this list are easy to tell apart, and each stands out from skin, grass, sky and tarmac.
 PALETTE = sv.ColorPalette.from_hex(
     ["#FF9500", "#1E90FF", "#2ECC40", "#F012BE", "#FFE000", "#00E5FF", "#FF4136", "#A56BFF", "#B6FF00", "#FF8FC7"]
 )
@@ -56,18 +56,18 @@ def draw_poses(
     thickness: int | None = None,
     color_indices: Sequence[int] | None = None,
 ) -> Image.Image | np.ndarray:
-    """Draws the poses of one image, the best on top and each in its own colour.
+    """Draws the poses of one image, the best on top and each in its own color.
 
     Args:
         image: PIL image, or RGB array of shape (height, width, 3) and type uint8.
         result: Poses of this image as `post_process_keypoint_detection` returns them (see `to_supervision`).
         schema: The keypoints' schema, `model.config.keypoint_schema`; its edges are the lines that are drawn.
-        id2label: Names of the labels, `model.config.id2label`. When given, each pose is labelled with its name and
+        id2label: Names of the labels, `model.config.id2label`. When given, each pose is labeled with its name and
             score.
         keypoint_threshold: Keypoints with a lower score, and the edges that end there, are left out.
         thickness: Width of the lines in pixels; chosen from the sizes of the image and of each pose when not given.
-        color_indices: One number of at least 0 per pose that chooses its colour, such as the ids of a tracker, which
-            keep a person's colour throughout a video. The pose's place in the result when not given.
+        color_indices: One number of at least 0 per pose that chooses its color, such as the ids of a tracker, which
+            keep a person's color throughout a video. The pose's place in the result when not given.
 
     Returns:
         A new RGB image with the poses, of the type of `image`.
@@ -125,7 +125,7 @@ def _line_thickness(size_hw: tuple[int, int], box_xyxy: np.ndarray) -> int:
 
 
 def _draw_pose(scene: np.ndarray, pose: sv.KeyPoints, color: sv.Color, edges, thickness: int):
-    """Draws one pose into a BGR array: lines and points in its colour, each on a slightly wider dark one."""
+    """Draws one pose into a BGR array: lines and points in its color, each on a slightly wider dark one."""
     border = max(1, round(thickness / 3))
     radius = round(1.2 * thickness)
     window, pose = _cut_out(scene, pose, margin=radius + border + 1)

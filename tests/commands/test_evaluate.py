@@ -33,7 +33,7 @@ def model_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     model = DETRPoseForPoseEstimation(tiny_config(num_queries=30)).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # as initialised, it gives one pose many times, in every image
+        for parameter in model.parameters():  # as initialized, it gives one pose many times, in every image
             parameter += 0.1 * torch.randn(parameter.shape)
     model.save_pretrained(folder)
     processor = DETRPoseImageProcessor(size={"height": 64, "width": 64}, keypoint_schema=model.config.keypoint_schema)

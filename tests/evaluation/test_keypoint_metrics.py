@@ -222,7 +222,7 @@ class TestByHand:
     @pytest.mark.parametrize("metric_class", [CocoKeypoints, CrowdPoseKeypoints])
     @pytest.mark.parametrize("box", [None, [0, 0, 0, 0]])
     def test_missing_boxes_and_areas(self, metric_class, box):
-        # As in training: the box is that of the labelled keypoints, 40 x 50 pixels, and the area 0.53 times that.
+        # As in training: the box is that of the labeled keypoints, 40 x 50 pixels, and the area 0.53 times that.
         distance = math.sqrt(-2 * 0.53 * 40 * 50 * (2 * 0.05) ** 2 * math.log(0.72))
         schema = KeypointSchema(names=("a", "b"), sigmas=(0.05, 0.05))
         corners = np.array([[100, 100], [140, 150]])

@@ -4,7 +4,7 @@
     detrpose benchmark-training --model n --images train2017 --annotations person_keypoints_train2017.json
 
 A step is that of `detrpose train`: forward pass (with checks of the labels, and denoising queries), matching and
-losses, backward pass, and the optimiser with clipping and the averaged weights. Its images are noise with equally many
+losses, backward pass, and the optimizer with clipping and the averaged weights. Its images are noise with equally many
 people at random places. The parts are timed in steps of their own, because waiting for a GPU after each part makes a
 step slower. With `--images` and `--annotations`, batches with the full augmentation are drawn from the data loader,
 without training meanwhile.

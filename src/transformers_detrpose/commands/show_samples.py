@@ -2,8 +2,8 @@
 
     detrpose show-samples --images train2017 --annotations person_keypoints_train2017.json --output samples
 
-Every person has lines of one colour. Points on their left side are red, on their right side green, and others white;
-those that are labelled but hidden are hollow. Faces show best whether mirroring is right: where a person looks at you,
+Every person has lines of one color. Points on their left side are red, on their right side green, and others white;
+those that are labeled but hidden are hollow. Faces show best whether mirroring is right: where a person looks at you,
 their left eye, the red one, is on your right, mirrored or not.
 
 Written are one picture per sample, named after its place in the epoch and its image id, and all of them together as

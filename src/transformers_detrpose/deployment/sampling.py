@@ -1,6 +1,6 @@
 """Reading feature maps between their pixels, in the ways that different runtimes are fast at.
 
-All do what [`bilinear_sample`] does: zeros outside a map, whose pixel centres are at half-integers, in float32.
+All do what [`bilinear_sample`] does: zeros outside a map, whose pixel centers are at half-integers, in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ class FeatureTable:
     """
 
     def __init__(self, feature_maps: Sequence[torch.Tensor], num_heads: int, num_samples: int, read: Callable):
-        # A point on the far border has a neighbour beyond it.
+        # A point on the far border has a neighbor beyond it.
         rows = torch.cat([F.pad(x, (1, 2, 1, 2)).flatten(2).transpose(1, 2) for x in feature_maps], dim=1)
         batch_size, num_locations, d_model = rows.shape
         self.num_heads, self.rows = num_heads, rows.reshape(-1, d_model // num_heads).float()
@@ -112,7 +112,7 @@ class FeatureTable:
         Returns:
             (B, N, D). Where a point or an offset is NaN, so are all values read around it.
         """
-        # In pixels of the bordered map, from the centre of its first one.
+        # In pixels of the bordered map, from the center of its first one.
         positions = points[..., None, None] * self.size + (offsets + 0.5)
         positions = torch.minimum(positions.clamp(min=0), self.size + 1)
         # NaN stays in the weights, but would become an arbitrary index.

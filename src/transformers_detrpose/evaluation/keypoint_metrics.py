@@ -223,7 +223,7 @@ class CocoKeypoints(KeypointMetric):
 
     `compute` returns the average precision AP over keypoint similarities of 0.50, 0.55, ..., 0.95, AP50 and AP75 at one
     of them, APM and APL for people of 32² to 96² pixels and of more; and the same for the average recall: AR, AR50,
-    AR75, ARM, ARL. People without a labelled keypoint and crowds count neither way. Several categories are averaged.
+    AR75, ARM, ARL. People without a labeled keypoint and crowds count neither way. Several categories are averaged.
     See `KeypointMetric` for the arguments.
     """
 

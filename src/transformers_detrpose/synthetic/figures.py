@@ -51,7 +51,7 @@ def build_figure(skeleton: Skeleton, body: Body, look: Look, height: float, styl
     Args:
         skeleton: From `find_joints`.
         body: The same as for the skeleton.
-        look: Colours and clothes.
+        look: Colors and clothes.
         height: Height of the body, if it stood upright, in pixels of the canvas.
         style: How shapes are drawn.
 
@@ -89,7 +89,7 @@ def paint_part_map(draw: ImageDraw.ImageDraw, figure: Figure):
 
 
 def paint_figure(draw: ImageDraw.ImageDraw, figure: Figure):
-    """Paints a figure in its colours."""
+    """Paints a figure in its colors."""
     for part in figure.parts:
         paint_shapes(draw, part.layers)
 

@@ -49,7 +49,7 @@ def _visible_cap(direction: np.ndarray, degrees: float, skull: np.ndarray) -> np
 
     Args:
         direction: Its middle, on the axes of the head.
-        degrees: Its radius, as seen from the centre of the ball.
+        degrees: Its radius, as seen from the center of the ball.
         skull: Rotation of the head.
     """
     direction = skull @ (direction / np.linalg.norm(direction))

@@ -68,7 +68,7 @@ def generate_picture(
         size: (height, width) in pixels, or one number for both.
         max_people: Most figures in the picture; fewer where they do not fit.
         min_height: Least height of a figure, if it stood upright, as fraction of the picture's height; at most 0.9.
-        plain: Whether there is nothing but the figures, on a single colour, without the camera's flaws.
+        plain: Whether there is nothing but the figures, on a single color, without the camera's flaws.
         upright: Whether all figures stand or walk and face the viewer.
 
     Returns:
@@ -225,7 +225,7 @@ def label_keypoints(person: PlacedFigure) -> np.ndarray:
     height, width = person.part_map.shape
     labels = np.zeros((COCO_PERSON.num_keypoints, 3))
     for index, (x, y) in enumerate(person.figure.keypoints):
-        column, row = math.floor(x + 0.5), math.floor(y + 0.5)  # drawing takes whole numbers for centres of pixels
+        column, row = math.floor(x + 0.5), math.floor(y + 0.5)  # drawing takes whole numbers for centers of pixels
         if not (0 <= column < width and 0 <= row < height):
             continue
         part = int(person.part_map[row, column]) - 1
@@ -236,7 +236,7 @@ def label_keypoints(person: PlacedFigure) -> np.ndarray:
 
 
 def to_picture(points: np.ndarray) -> np.ndarray:
-    """Turns positions on the canvas, where whole numbers are centres of pixels, into positions in the picture, where
+    """Turns positions on the canvas, where whole numbers are centers of pixels, into positions in the picture, where
     whole numbers are borders between pixels; to a hundredth, rounded down so that they stay inside."""
     return np.floor(100 * (points + 0.5) / SUPERSAMPLING) / 100
 

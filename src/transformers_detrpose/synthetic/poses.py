@@ -132,7 +132,7 @@ def rotation(axis: str, degrees: float) -> np.ndarray:
 
 
 def skull_points(body: Body) -> dict[str, np.ndarray]:
-    """Returns where the five keypoints of the head are, on the axes of the head and from its centre."""
+    """Returns where the five keypoints of the head are, on the axes of the head and from its center."""
     half = 0.5 * body.head
     points = {"nose": np.array([0, 0.15, -1.0]) * half}
     for side, sign in SIDES:

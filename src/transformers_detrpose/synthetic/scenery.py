@@ -1,6 +1,6 @@
 """What is behind and in front of the figures: backgrounds, clutter, things that hide people, and the camera's flaws.
 
-Shapes are polygons with a colour, as in `figures.py`. Backgrounds are made at a size (height, width).
+Shapes are polygons with a color, as in `figures.py`. Backgrounds are made at a size (height, width).
 """
 
 import math
@@ -13,7 +13,7 @@ from .shapes import CIRCLE, Color, Shapes, Style, sample_color, shade, shaded_bl
 
 
 def paint_background(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Returns a random background: a wash of colours, noise, stripes, tiles, a landscape or a room."""
+    """Returns a random background: a wash of colors, noise, stripes, tiles, a landscape or a room."""
     kinds = (_wash, _noise, _stripes, _tiles, _landscape, _room)
     image = kinds[rng.choice(len(kinds), p=[0.15, 0.2, 0.1, 0.1, 0.25, 0.2])](rng, size)
     if rng.random() < 0.6:
@@ -82,7 +82,7 @@ def _wash(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
 
 
 def _noise(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Clouds between two colours, from coarse to fine."""
+    """Clouds between two colors, from coarse to fine."""
     first, second = (np.array(sample_color(rng), dtype=np.float32) for _ in range(2))
     total = np.zeros(size, dtype=np.float32)
     cells, amplitude = rng.integers(2, 6), 1.0

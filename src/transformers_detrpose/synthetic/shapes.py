@@ -40,7 +40,7 @@ class Part:
     Args:
         name: Such as "torso" or "left_hand".
         depth: How far it is, in heights of the figure; smaller is nearer.
-        layers: Polygons and colours, drawn in this order.
+        layers: Polygons and colors, drawn in this order.
     """
 
     name: str
@@ -80,12 +80,12 @@ class View:
 
 
 def shade(color: Color, factor: float) -> Color:
-    """Returns a darker (factor below 1) or lighter (above 1) colour."""
+    """Returns a darker (factor below 1) or lighter (above 1) color."""
     return tuple(int(min(255.0, max(0.0, channel * factor))) for channel in color)
 
 
 def sample_color(rng: np.random.Generator, saturation: tuple[float, float] = (0.0, 0.95)) -> Color:
-    """Returns a random colour that is not very dark, pale ones more often than bright ones."""
+    """Returns a random color that is not very dark, pale ones more often than bright ones."""
     low, high = saturation
     rgb = colorsys.hsv_to_rgb(rng.random(), low + (high - low) * rng.random() ** 1.5, rng.uniform(0.2, 1.0))
     return tuple(int(255 * channel) for channel in rgb)
