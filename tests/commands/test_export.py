@@ -39,7 +39,7 @@ def test_export(command, model_dir, capfd):
     torch.testing.assert_close(found.pred_keypoints, expected.pred_keypoints, atol=1e-4, rtol=0)
     # What PyTorch's exporter and onnxslim say on the way is not seen.
     printed = "".join(capfd.readouterr())
-    assert "model.onnx computes what PyTorch computes" in printed or not printed
+    assert "model.onnx agrees with PyTorch" in printed or not printed
 
 
 def test_options(command):

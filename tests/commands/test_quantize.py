@@ -117,7 +117,7 @@ def make_graph(**inputs):
     [
         ({"pixel_values": TensorProto.FLOAT16}, "model.onnx is not in float32"),
         ({"pixel_values": TensorProto.FLOAT, "target_sizes": TensorProto.INT64}, "does not take pixel_values alone"),
-        ({"input_ids": TensorProto.FLOAT}, "model.onnx is no exported DETRPose: it takes input_ids"),
+        ({"input_ids": TensorProto.FLOAT}, "model.onnx is not an exported DETRPose: it takes input_ids"),
     ],
 )
 def test_other_graphs_are_refused(command, exported, capsys, tmp_path, inputs, message):

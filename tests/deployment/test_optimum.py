@@ -44,7 +44,7 @@ def test_export(model_dir, tmp_path):
     options = ["--model", model_dir, "--task", "keypoint-detection", tmp_path / "out"]
     process = subprocess.run([script, "export", "onnx", *options], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert "model.onnx computes what PyTorch computes, to: logits " in process.stderr
+    assert "model.onnx agrees with PyTorch; largest differences: logits " in process.stderr
     assert "Warning" not in process.stderr and "slow image processor" not in process.stderr
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "preprocessor_config.json", "model.onnx"} <= files
