@@ -1,4 +1,4 @@
-"""What figures wear, and the colors of their skin and hair."""
+"""The clothes of figures, and the colors of their skin and hair."""
 
 from dataclasses import dataclass
 
@@ -21,11 +21,11 @@ class Look:
         skin, hair, shirt, trousers, shoes: Colors.
         shirt_stripe, trousers_stripe: Colors of stripes, or `None`.
         num_stripes: Stripes on the shirt.
-        sleeve, leg_cover: How far the clothes reach: 0 not at all, 1 to the elbow or knee, 2 to the wrist or ankle.
+        sleeve, leg_cover: How far the clothes reach: 0 for none, 1 to the elbow or knee, 2 to the wrist or ankle.
         skirt: Length as a fraction of the thigh's, 0 for none.
         hair_style: "bald", "short", "long", "tail" or "hat".
-        beard: Whether there is one.
-        front: What the shirt has on its front: "plain", "buttons", "logo" or "vest".
+        beard: Whether there is a beard.
+        front: The front of the shirt: "plain", "buttons", "logo" or "vest".
         backpack: Color, or `None`.
     """
 
@@ -47,7 +47,7 @@ class Look:
 
 
 def sample_skin(rng: np.random.Generator) -> Color:
-    """Returns a random color of skin."""
+    """Returns a random skin color."""
     return shade(SKIN_COLORS[rng.integers(len(SKIN_COLORS))], rng.uniform(0.92, 1.06))
 
 
