@@ -81,7 +81,7 @@ def test_people_are_labels_that_the_model_takes(model_dir):
     ("options", "message"),
     [
         (["--model", "missing"], "there is no model missing: no such folder"),
-        (["--images", "."], "--images and --annotations belong together"),
+        (["--images", "."], "--images and --annotations must be given together"),
         (["--images", ".", "--annotations", "missing.json"], "missing.json"),
         (["--output", "missing/out.json"], "--output missing/out.json must be a file in an existing folder"),
         (["--size", "65"], "multiples of 32"),

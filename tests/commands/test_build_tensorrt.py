@@ -183,7 +183,11 @@ def test_library_that_is_missing(tmp_path, command, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--min-batch", "9"], "must rise"), (["--verify-model", "m"], "belong together"), (["--precision", "x"], "x")],
+    [
+        (["--min-batch", "9"], "ascending order"),
+        (["--verify-model", "m"], "must be given together"),
+        (["--precision", "x"], "x"),
+    ],
 )
 def test_wrong_arguments(command, capsys, options, message):
     with pytest.raises(SystemExit) as caught:

@@ -30,7 +30,7 @@ def test_differences(export, model):
 def test_other_weights(export, model):
     other = make_model()
     torch.nn.init.normal_(other.model.decoder.keypoint_heads[-1].layers[-1].bias)
-    with pytest.raises(ExportError, match="differs from PyTorch by more than 0.0001, .*: logits"):
+    with pytest.raises(ExportError, match="differs from PyTorch by more than 0.0001; .*: logits"):
         validate_onnx(export("default") / "model.onnx", other)
 
 
