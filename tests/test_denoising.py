@@ -115,7 +115,7 @@ def test_similarity_is_the_one_asked_for(config):
     assert len(positive) > 8000
     assert 0.5 - 1e-3 < positive.min() < 0.51 and 0.99 < positive.max() <= 1
     assert 0.1 - 1e-3 < negative.min() < 0.11 and 0.49 < negative.max() < 0.5 + 1e-3
-    # Uniform in KS: every tenth of the range holds a tenth of the draws.
+    # Uniform in KS: every tenth of the range contains a tenth of the samples.
     for similarity, low, high in ((positive, 0.5, 1.0), (negative, 0.1, 0.5)):
         shares = torch.histc(similarity, 10, low, high) / len(similarity)
         assert (shares - 0.1).abs().max() < 0.015
@@ -211,7 +211,7 @@ def test_label_noise(config):
     labels = make_labels([10] * 40)
     queries = make_denoising_queries(labels, config, SQUARE, generator())
     replaced = queries.labels != 1
-    # A quarter is drawn anew, of which one in 80 gives the old label.
+    # A quarter is redrawn, of which one in 80 gets its old label.
     assert replaced.float().mean().item() == pytest.approx(0.25 * 79 / 80, abs=0.02)
     assert queries.labels[replaced].min() == 0 and queries.labels.max() == 79
     exact = DETRPoseConfig(label_noise_ratio=0.0)

@@ -1,4 +1,4 @@
-"""Labels made of COCO annotations; more tests of them are those of the image processor."""
+"""Labels made from COCO annotations; the tests of the image processor cover more of them."""
 
 import pytest
 import torch

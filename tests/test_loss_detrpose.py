@@ -36,7 +36,7 @@ def make_labels(counts, config, seed=0):
     for count in counts:
         keypoints = torch.rand(count, config.num_keypoints, 3, generator=generator)
         keypoints[..., 2] = torch.randint(3, keypoints.shape[:2], generator=generator).float()
-        keypoints[:, :1, 2] = 2  # everybody has a labeled keypoint
+        keypoints[:, :1, 2] = 2  # everyone has a labeled keypoint
         class_labels = torch.randint(config.num_labels, (count,), generator=generator)
         area = 0.05 + 0.1 * torch.rand(count, generator=generator)
         labels.append({"class_labels": class_labels, "keypoints": keypoints, "area": area})
@@ -157,7 +157,7 @@ def test_keypoint_similarity_of_all_pairs():
 
 
 def pair_cost(logits, pred, label, person, config):
-    """Cost of one query and one person, number by number."""
+    """Returns the cost of one query and one person, computed with scalars."""
     score = 1 / (1 + math.exp(-logits.detach()[label["class_labels"][person]]))
     alpha, gamma = config.matcher_alpha, config.matcher_gamma
     focal = alpha * (1 - score) ** gamma * -math.log(score) - (1 - alpha) * score**gamma * -math.log(1 - score)
@@ -214,7 +214,7 @@ def test_more_people_than_queries():
 
 
 class CountingSynchronisations(TorchDispatchMode):
-    """Counts what makes a host wait for its accelerator; `.cpu()` of a host tensor is invisible here."""
+    """Counts operations that make the host wait for the device; `.cpu()` of a host tensor is invisible here."""
 
     def __init__(self):
         super().__init__()

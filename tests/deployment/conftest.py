@@ -1,4 +1,4 @@
-"""A model for the export tests: tiny, with random weights and with an image size that is not square."""
+"""A model for the export tests: tiny, with random weights and a non-square image size."""
 
 import copy
 from functools import cache
@@ -22,7 +22,7 @@ def make_model(**fields) -> DETRPoseForPoseEstimation:
     )
     model = DETRPoseForPoseEstimation(config).eval()
     for parameter in model.parameters():
-        # Layers that start at zero would hide errors.
+        # Layers initialized to zero would hide errors.
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -48,7 +48,7 @@ def model_dir(model, processor, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def export(model, processor, tmp_path_factory):
-    """Returns a function that exports the model, once in each way, to a folder that tests must not change."""
+    """Returns a function that exports the model, once per variant, to a folder that tests must not modify."""
 
     @cache
     def run(variant="default", dtype=torch.float32):
