@@ -1,4 +1,4 @@
-"""Starts a DETRPose model from a D-FINE detector: its backbone and encoder, with an untrained pose decoder."""
+"""Initializes a DETRPose model from a D-FINE detector: its backbone and encoder, with an untrained pose decoder."""
 
 import sys
 

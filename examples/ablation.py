@@ -1,13 +1,12 @@
-"""Trains the same model with and without each of the paper's steps, and prints what each is worth (paper, table 4).
+"""Repeats the paper's ablation study (table 4): trains a model with more and more of its components.
 
     python examples/generate_people.py --output people --size 192 --max-people 2 --min-height 0.6 --plain --upright
     python examples/ablation.py --data people --output ablation --set feature_strides=[8,16]
 
-The steps add up: denoising, then heads with distributions (FDR), then the keypoint similarity varifocal loss (KSVF),
-then Pose-LQE. The last line takes the full method, but moves keypoints in denoising as the official code does, right
-and down alone. Every model starts from the same weights (random ones, or with `--model` a folder's), sees the same
-pictures in the same order, and is measured by COCO's AP on the same unseen ones. Trainings that are done already are
-not repeated.
+The components are cumulative: denoising, then heads with distributions (FDR), then the keypoint similarity varifocal
+loss (KSVF), then Pose-LQE. The last row is the full method, but with keypoints moved only right and down in denoising,
+as in the official code. All models start from the same weights (random, or those of `--model`), see the same training
+images in the same order, and are evaluated by COCO's AP on the same validation images. Finished runs are not repeated.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from statistics import mean
 
 from tqdm import tqdm
 
-NUM_DENOISING = 4  # fewer than the default, 20, as pictures have at most two people
+NUM_DENOISING = 4  # fewer than the default, 20, as images have at most two people
 TRAIN = Path(__file__).with_name("train.py")
 BASELINE = {
     "num_denoising": 0,
@@ -39,7 +38,7 @@ STEPS = {
 
 
 def configurations() -> dict[str, dict]:
-    """Returns the configuration fields of each step by its name: those of the steps before it, and its own."""
+    """Returns the configuration fields of each step by name: its own and those of the preceding steps."""
     fields, steps = dict(BASELINE), {}
     for name, changes in STEPS.items():
         fields = {**fields, **changes}
@@ -48,7 +47,7 @@ def configurations() -> dict[str, dict]:
 
 
 def train(args: argparse.Namespace, fields: dict, seed: int, output: Path) -> dict[str, float]:
-    """Trains one model, unless it is there already, and returns its last scores."""
+    """Trains one model, unless it is finished already, and returns its last scores."""
     metrics = output / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     if not lines or json.loads(lines[-1])["epoch"] < args.epochs:
@@ -70,23 +69,23 @@ def train(args: argparse.Namespace, fields: dict, seed: int, output: Path) -> di
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Reads the command line, trains, prints the table in Markdown and returns the exit code."""
+    """Trains all models, prints the table in Markdown, and returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     required = {"required": True, "type": Path, "metavar": "DIR", "default": argparse.SUPPRESS}
-    parser.add_argument("--data", **required, help="folder that generate_people.py has made")
-    parser.add_argument("--output", **required, help="folder for a checkpoint folder and a log of each training")
+    parser.add_argument("--data", **required, help="folder written by generate_people.py")
+    parser.add_argument("--output", **required, help="folder for the checkpoints and logs of all runs")
     parser.add_argument("--model", default="n", help="model folder, or n, s, m, l or x for random weights")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of all configurations")
     parser.add_argument("--size", type=int, default=192, help="height and width of the images in pixels")
-    parser.add_argument("--num-queries", type=int, default=6, help="most people found in a picture")
-    parser.add_argument("--epochs", type=int, default=3, help="passes over the training pictures")
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures per step")
+    parser.add_argument("--num-queries", type=int, default=6, help="maximum number of people found in an image")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the training images")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per step")
     parser.add_argument("--lr", type=float, default=5e-4, help="learning rate")
     parser.add_argument("--warmup-steps", type=int, default=100, help="steps of linear warm-up")
     parser.add_argument("--num-workers", type=int, default=1, help="processes that load images")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each; scores are averaged")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run each; scores are averaged")
     args = parser.parse_args(argv)
 
     rows = []

@@ -1,4 +1,4 @@
-"""Measures how fast a model is: in PyTorch, ONNX Runtime, TensorRT and OpenVINO, alone and from files to poses."""
+"""Benchmarks a model in PyTorch, ONNX Runtime, TensorRT and OpenVINO, alone and from image files to poses."""
 
 import sys
 

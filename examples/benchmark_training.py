@@ -1,4 +1,4 @@
-"""Measures what a training step takes, and whether the data loader keeps up with it."""
+"""Measures the time of a training step, and whether the data loader keeps up."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Builds a TensorRT engine from an ONNX file, and lets it pass only if it finds the poses that PyTorch finds."""
+"""Builds a TensorRT engine from an ONNX file, and writes it only if it finds the same poses as PyTorch."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Draws pictures of made-up people with exactly known poses: a COCO keypoint dataset without any download."""
+"""Generates synthetic images of people with exact keypoints: a COCO keypoint dataset without any download."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Counts parameters and floating-point operations of the published models, as they are deployed."""
+"""Counts the parameters and floating-point operations of the published models, fused for deployment."""
 
 import sys
 

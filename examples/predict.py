@@ -1,4 +1,4 @@
-"""Predicts poses in images, videos and camera pictures, draws them and writes them as JSON."""
+"""Predicts poses in images, videos and camera streams, draws them and writes them as JSON."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Makes an 8-bit copy of an exported model: a smaller file that processors run faster, with slightly other poses."""
+"""Quantizes an exported model to 8 bits: a smaller file that runs faster on CPUs, with slightly different poses."""
 
 import sys
 

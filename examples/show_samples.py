@@ -1,4 +1,4 @@
-"""Draws samples as a model gets them in training, so that you can see whether images and labels agree."""
+"""Draws augmented training samples, to check that images and labels match."""
 
 import sys
 

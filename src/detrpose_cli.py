@@ -1,7 +1,7 @@
-"""The console command `detrpose`: which subcommands there are, and how one is started.
+"""The console command `detrpose` and its subcommands.
 
-This module lies outside the package `transformers_detrpose`, because importing anything of that package registers the
-model with transformers, and so imports torch: several seconds that `detrpose --help` should not take.
+This module is outside the package `transformers_detrpose`, because importing anything from that package registers the
+model with transformers and so imports torch, which takes several seconds: too long for `detrpose --help`.
 """
 
 import importlib
@@ -9,11 +9,11 @@ import sys
 
 # name → (module of `transformers_detrpose.commands`, what it does)
 COMMANDS = {
-    "predict": ("predict", "find and draw poses in images, videos and camera pictures"),
+    "predict": ("predict", "predict and draw poses in images, videos and camera streams"),
     "convert": ("convert", "convert official weights into a folder for `from_pretrained`"),
-    "convert-dfine": ("convert_dfine", "start a model for training from a D-FINE detector"),
+    "convert-dfine": ("convert_dfine", "initialize a model for training from a D-FINE detector"),
     "train": ("train", "train or fine-tune a model on a COCO keypoint dataset"),
-    "evaluate": ("evaluate", "compute average precision and recall as COCO or CrowdPose define them"),
+    "evaluate": ("evaluate", "compute average precision and recall as defined by COCO or CrowdPose"),
     "export": ("export", "export a model to ONNX"),
     "quantize": ("quantize", "quantize an exported model to 8 bits"),
     "build-tensorrt": ("build_tensorrt", "build a TensorRT engine from an exported model"),
@@ -24,7 +24,7 @@ COMMANDS = {
     "generate-people": ("generate_people", "generate a COCO dataset of articulated figures with exact labels"),
 }
 
-# Packages that the library does without → the extra that brings them.
+# Optional packages → the extra that installs them.
 EXTRAS = {
     **dict.fromkeys(["accelerate", "datasets", "evaluate", "faster_coco_eval", "pycocotools"], "train"),
     **dict.fromkeys(["onnx", "onnxruntime", "onnxslim"], "onnx"),
@@ -36,14 +36,13 @@ EXTRAS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a subcommand, which reads the rest of the command line itself.
+    """Runs a subcommand, which parses the rest of the command line.
 
     Args:
-        argv: The command line without the program's name; that of the process if not given.
+        argv: The command line without the program's name; `sys.argv[1:]` if not given.
 
     Returns:
-        The exit code: 2 for a subcommand that does not exist, 1 for a package that is not installed, else that of the
-        subcommand.
+        The exit code: 2 for an unknown subcommand, 1 if a package is not installed, else that of the subcommand.
     """
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
@@ -72,7 +71,7 @@ def _usage() -> str:
         [
             "usage: detrpose COMMAND [OPTIONS]",
             "",
-            "DETRPose, the real-time end-to-end multi-person pose estimator.",
+            "DETRPose: real-time, end-to-end multi-person pose estimation.",
             "",
             "commands:",
             *rows,

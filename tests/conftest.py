@@ -1,4 +1,4 @@
-"""What several test files share: converted reference cases."""
+"""Fixtures shared by several test files: converted reference cases."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub; read when huggingface_hub is imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test uses the Hub; read when huggingface_hub is imported
 
 import reference  # noqa: E402
 from transformers_detrpose.commands import convert  # noqa: E402
@@ -16,7 +16,7 @@ from transformers_detrpose.commands import convert  # noqa: E402
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory) -> Callable[[str], Path]:
-    """Converts a reference case by the command and returns its folder, which tests must not change."""
+    """Converts a reference case with the command and returns its folder, which tests must not modify."""
 
     @cache
     def convert_case(name: str) -> Path:

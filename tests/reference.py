@@ -1,4 +1,4 @@
-"""The reference cases: a checkpoint in the official layout, its inputs, and what the official code computed from them.
+"""The reference cases: a checkpoint in the official layout, its inputs, and the outputs of the official code.
 
 A case is `golden/<name>.json` (names, shapes, targets, losses) and `golden/<name>.npz` (arrays). Weights and images are
 not stored: every number of them is drawn by a generator that the name of the tensor seeds.
@@ -44,7 +44,8 @@ class Case:
         return dict(np.load(GOLDEN / f"{self.name}.npz"))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Returns the checkpoint by its official names. What the model computes itself, such as anchors, is zero."""
+        """Returns the checkpoint with its official names. Tensors that the model computes itself, such as anchors, are
+        zero."""
         return {
             name: torch.zeros(entry["shape"], dtype=getattr(torch, entry["dtype"]))
             if entry.get("constant")
@@ -82,12 +83,12 @@ class Case:
 
 @cache
 def load_case(name: str) -> Case:
-    """Returns the case called `name`; its files are read when they are needed, once."""
+    """Returns the case `name`; its files are read once, when needed."""
     return Case(name)
 
 
 def our_names(official_name: str) -> list[str]:
-    """Returns what a tensor of the official code becomes here: one tensor, or three of a joint projection."""
+    """Returns the counterparts of an official tensor: one tensor, or three for a joint projection."""
     return list(translate({official_name: torch.empty(3)}, OFFICIAL))
 
 
@@ -99,13 +100,13 @@ def our_loss_name(official_name: str) -> str:
 
 
 def numbers_for(name: str) -> np.random.Generator:
-    """Returns the generator that a name seeds; it draws the same numbers on every machine."""
+    """Returns a generator seeded by a name, which draws the same numbers on every machine."""
     digest = hashlib.sha256(name.encode()).digest()
     return np.random.Generator(np.random.Philox(int.from_bytes(digest[:8], "little")))
 
 
 def make_tensor(name: str, shape: list[int]) -> np.ndarray:
-    """Draws a weight or buffer from its official name: float32, of a size that keeps activations in a sane range."""
+    """Draws a weight or buffer from its official name: float32, scaled to keep activations in a reasonable range."""
     leaf, is_vector = name.split(".")[-1], len(shape) < 2
     is_table = "embed" in name and "class_embed" not in name and "layers" not in name
     if leaf == "num_batches_tracked":
@@ -126,7 +127,7 @@ def make_tensor(name: str, shape: list[int]) -> np.ndarray:
 
 
 def make_images(name: str, batch: int, height: int, width: int) -> np.ndarray:
-    """Draws smooth RGB images: a coarse grid of random colours, stretched; (batch, 3, height, width), from 0 to 1."""
+    """Draws smooth RGB images: a coarse grid of random colors, stretched; (batch, 3, height, width), from 0 to 1."""
     coarse = numbers_for(name).random((batch, 3, height // 32 + 2, width // 32 + 2))
     rows = stretch(coarse, width)
     return stretch(rows.swapaxes(2, 3), height).swapaxes(2, 3).astype(np.float32)

@@ -27,8 +27,8 @@ def tiny_config() -> DETRPoseConfig:
 
 
 def save_tiny_model(folder: Path) -> Path:
-    """Writes a tiny model and its image processor; returns the folder. The weights are random, in the heads too, whose
-    zeros would put all keypoints of a pose in one place."""
+    """Writes a tiny model and its image processor, and returns the folder. All weights are random: heads initialized to
+    zero would put all keypoints of a pose in one place."""
     config = tiny_config()
     model = DETRPoseForPoseEstimation(config)
     generator = torch.Generator().manual_seed(0)

@@ -12,7 +12,7 @@ from transformers_detrpose.commands import sizes
 from transformers_detrpose.configuration_detrpose import VARIANTS, hgnet_config
 from transformers_detrpose.keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, SCHEMAS
 
-# Published for COCO: millions of parameters as deployed; GFLOPs of the official model, counted as model_sizes.py does.
+# For COCO: millions of parameters of the fused model; GFLOPs of the official model, as counted by `detrpose sizes`.
 PARAMETERS = {"n": 4.07, "s": 11.51, "m": 20.76, "l": 32.75, "x": 73.34}
 GFLOPS = {"n": 8.91, "s": 31.55, "m": 65.16, "l": 103.86, "x": 232.04}
 
@@ -33,7 +33,7 @@ def test_published_models(variant, skeleton):
     with torch.device("meta"):
         model = DETRPoseForPoseEstimation(config)
     parameters = sum(parameter.numel() for parameter in model.fuse().parameters()) / 1e6
-    # CrowdPose has three keypoints less.
+    # CrowdPose has three keypoints fewer.
     assert parameters == pytest.approx(PARAMETERS[variant], rel={"coco": 0.005, "crowdpose": 0.01}[skeleton])
     assert config.num_keypoints == {"coco": 17, "crowdpose": 14}[skeleton]
     assert config.num_labels == 2 and config.id2label[1] == "person"

@@ -48,14 +48,14 @@ def split(queries, values):
 
 
 def displacements(labels, queries):
-    """Returns the displacements (B, G, 2, m, K, 2) of all keypoints and the mask (B, m, K) of labelled ones."""
+    """Returns the displacements (B, G, 2, m, K, 2) of all keypoints and the mask (B, m, K) of labeled ones."""
     targets = pad_targets(labels)
     moved = split(queries, queries.reference_points)[..., 1:, :]
     return moved - targets.keypoints[:, None, None], targets.visibility.bool()
 
 
 def similarities(labels, queries):
-    """Returns the KS of each labelled keypoint by itself: positives, negatives."""
+    """Returns the KS of each labeled keypoint by itself: positives, negatives."""
     offset, labelled = displacements(labels, queries)
     kappa = 2 * torch.tensor(COCO_PERSON.sigmas)
     area = pad_targets(labels).area[:, None, None, :, None]
@@ -115,7 +115,7 @@ def test_similarity_is_the_one_asked_for(config):
     assert len(positive) > 8000
     assert 0.5 - 1e-3 < positive.min() < 0.51 and 0.99 < positive.max() <= 1
     assert 0.1 - 1e-3 < negative.min() < 0.11 and 0.49 < negative.max() < 0.5 + 1e-3
-    # Uniform in KS: every tenth of the range holds a tenth of the draws.
+    # Uniform in KS: every tenth of the range contains a tenth of the samples.
     for similarity, low, high in ((positive, 0.5, 1.0), (negative, 0.1, 0.5)):
         shares = torch.histc(similarity, 10, low, high) / len(similarity)
         assert (shares - 0.1).abs().max() < 0.015
@@ -211,7 +211,7 @@ def test_label_noise(config):
     labels = make_labels([10] * 40)
     queries = make_denoising_queries(labels, config, SQUARE, generator())
     replaced = queries.labels != 1
-    # A quarter is drawn anew, of which one in 80 gives the old label.
+    # A quarter is redrawn, of which one in 80 gets its old label.
     assert replaced.float().mean().item() == pytest.approx(0.25 * 79 / 80, abs=0.02)
     assert queries.labels[replaced].min() == 0 and queries.labels.max() == 79
     exact = DETRPoseConfig(label_noise_ratio=0.0)
@@ -261,7 +261,7 @@ def test_slots_match_the_reference(case):
     reference_points = expected.reference_points
     filled = expected.labels >= 0
     assert torch.equal(queries.labels >= 0, filled)
-    # Unlabelled keypoints and empty slots have no noise, so that they are the same.
+    # Unlabeled keypoints and empty slots have no noise, so that they are the same.
     still = (reference_points - reference_points.clamp(max=0.0011)).abs().sum(-1) == 0
     still |= ~filled.unsqueeze(-1)
     assert still.any()

@@ -1,4 +1,4 @@
-"""Annotations as arrays: who is a person, and what stands in for missing boxes and areas."""
+"""Annotations as arrays: training targets, ground truth of the metrics, and missing boxes and areas."""
 
 import math
 
@@ -23,11 +23,11 @@ def parse(*annotations, num_keypoints=2):
         ({}, True, True),
         ({"iscrowd": 1}, False, False),
         ({"keypoints": [10, 20, 0, 40, 60, 0]}, False, False),
-        ({"keypoints": [10, 20, 0, 40, 60, 1]}, True, True),  # hidden, but labelled
+        ({"keypoints": [10, 20, 0, 40, 60, 1]}, True, True),  # labeled, but not visible
         ({"keypoints": None}, False, False),
         ({"keypoints": []}, False, False),
         ({"num_keypoints": 0}, True, False),  # CrowdPose, where all keypoints are hidden
-        ({"num_keypoints": 2, "keypoints": [0] * 6}, False, False),  # nothing to be found, whatever it says
+        ({"num_keypoints": 2, "keypoints": [0] * 6}, False, False),  # nothing to detect, whatever it says
     ],
 )
 def test_who_is_a_person(annotation, is_target, is_counted):
@@ -44,7 +44,7 @@ def test_who_is_a_person(annotation, is_target, is_counted):
         ({"bbox": [1, 2, 30, 40], "area": -7}, [1, 2, 30, 40], 0.53 * 30 * 40),
         ({"area": 700}, [10, 20, 30, 40], 700),
         ({"bbox": [1, 2, 0, 40]}, [10, 20, 30, 40], 0.53 * 30 * 40),
-        # Keypoints that are not labelled say nothing of the box.
+        # Unlabeled keypoints do not affect the box.
         ({"keypoints": [10, 20, 2, 40, 60, 0]}, [10, 20, 0, 0], 0),
         ({"keypoints": [0] * 6}, [math.nan] * 4, math.nan),
     ],

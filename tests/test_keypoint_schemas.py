@@ -12,7 +12,7 @@ from transformers_detrpose.keypoint_schemas import (
     find_flip_pairs,
 )
 
-# What CrowdPose's own files carry: COCO's edges, counted from 1, for 14 keypoints.
+# As in CrowdPose's files: COCO's edges, counted from 1, for 14 keypoints.
 COCO_SKELETON = [[start + 1, end + 1] for start, end in COCO_PERSON.edges]
 
 
@@ -119,9 +119,9 @@ class TestOf:
         (("upper-left-lip", "upper-right-lip"), ((0, 1),)),
         (("l_ear", "r_ear", "L-hip", "R-hip", "l knee", "r knee", "l.toe", "r.toe"), ((0, 1), (2, 3), (4, 5), (6, 7))),
         (("ear_l", "ear_r", "Hip.L", "Hip.R"), ((0, 1), (2, 3))),
-        (("left_eye", "nose"), ()),  # its counterpart is not there
-        (("lip", "rip", "tail", "tair"), ()),  # an l that means nothing
-        (("left_eye", "r_eye"), ()),  # two ways of saying it
+        (("left_eye", "nose"), ()),  # its counterpart is missing
+        (("lip", "rip", "tail", "tair"), ()),  # an l that does not mean left
+        (("left_eye", "r_eye"), ()),  # two naming schemes
         (("nose",), ()),
         ((), ()),
     ],

@@ -1,4 +1,4 @@
-"""Labels made of COCO annotations; more tests of them are those of the image processor."""
+"""Labels made from COCO annotations; the tests of the image processor cover more of them."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def labels_of(**changes):
 @pytest.mark.parametrize(
     "keypoints, expected",
     [
-        ([10, 20, 2, 41.5, 5, 1], [[0.25, 1, 2], [0, 0, 0]]),  # more than a pixel outside: as if not labelled
+        ([10, 20, 2, 41.5, 5, 1], [[0.25, 1, 2], [0, 0, 0]]),  # more than a pixel outside: as if not labeled
         ([10, 20.5, 2, -0.5, 5, 1], [[0.25, 1, 2], [0, 0.25, 1]]),  # annotation tools round: on the border
     ],
 )

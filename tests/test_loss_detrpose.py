@@ -36,7 +36,7 @@ def make_labels(counts, config, seed=0):
     for count in counts:
         keypoints = torch.rand(count, config.num_keypoints, 3, generator=generator)
         keypoints[..., 2] = torch.randint(3, keypoints.shape[:2], generator=generator).float()
-        keypoints[:, :1, 2] = 2  # everybody has a labelled keypoint
+        keypoints[:, :1, 2] = 2  # everyone has a labeled keypoint
         class_labels = torch.randint(config.num_labels, (count,), generator=generator)
         area = 0.05 + 0.1 * torch.rand(count, generator=generator)
         labels.append({"class_labels": class_labels, "keypoints": keypoints, "area": area})
@@ -118,7 +118,7 @@ def test_denoising_leaves_the_losses_of_matching_queries_alone(case):
 
 
 def test_keypoint_similarity_by_hand():
-    # Two keypoints 0.02 and 0.03 away, and an unlabelled one far away.
+    # Two keypoints 0.02 and 0.03 away, and an unlabeled one far away.
     pred = torch.tensor([[0.52, 0.5], [0.5, 0.53], [0.0, 0.0]])
     target = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.9, 0.9]])
     visibility, sigmas = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.05, 0.1, 0.025])
@@ -133,7 +133,7 @@ def test_keypoint_similarity_by_hand():
     [
         (0.0, 1.0, 1.0),  # a perfect prediction
         (1e6, 1.0, 1e-6),  # as far away as can be
-        (0.0, 0.0, 1e-6),  # nothing labelled
+        (0.0, 0.0, 1e-6),  # nothing labeled
     ],
 )
 def test_keypoint_similarity_at_its_limits(distance, visible, expected):
@@ -157,7 +157,7 @@ def test_keypoint_similarity_of_all_pairs():
 
 
 def pair_cost(logits, pred, label, person, config):
-    """Cost of one query and one person, number by number."""
+    """Returns the cost of one query and one person, computed with scalars."""
     score = 1 / (1 + math.exp(-logits.detach()[label["class_labels"][person]]))
     alpha, gamma = config.matcher_alpha, config.matcher_gamma
     focal = alpha * (1 - score) ** gamma * -math.log(score) - (1 - alpha) * score**gamma * -math.log(1 - score)
@@ -214,7 +214,7 @@ def test_more_people_than_queries():
 
 
 class CountingSynchronisations(TorchDispatchMode):
-    """Counts what makes a host wait for its accelerator; `.cpu()` of a host tensor is invisible here."""
+    """Counts operations that make the host wait for the device; `.cpu()` of a host tensor is invisible here."""
 
     def __init__(self):
         super().__init__()

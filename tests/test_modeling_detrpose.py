@@ -1,4 +1,4 @@
-"""The network against the reference numbers, and its promises beyond them."""
+"""The network against the reference numbers, and its other guarantees."""
 
 import subprocess
 import sys
@@ -119,7 +119,7 @@ class TestReference:
     def train_step(case, model, denoising_queries=None):
         """The reference batch in training mode; without denoising unless its queries are given."""
         model.train().zero_grad()
-        # Batch norms must not remember the batch: the model serves several tests.
+        # Batch norms must not remember the batch, as several tests share the model.
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 0.0
@@ -132,7 +132,7 @@ class TestHalfPrecision:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @torch.no_grad()
     def test_agrees_with_float32(self, dtype, converted, monkeypatch):
-        """Poses of the same selected locations; with random weights, near ties select in another order."""
+        """Poses of the same selected locations; with random weights, near ties may be selected in another order."""
         case = reference.load_case("detrpose-n-crowdpose")
         selections = []
         topk = torch.Tensor.topk
@@ -305,7 +305,7 @@ class TestDistributions:
         torch.testing.assert_close(offsets, -offsets.flip(0))
 
     def test_two_bins(self):
-        """Half of the mass at -4 and half at 4: mean 0, deviation 4, divided by the regression scale 4."""
+        """Half of the mass at -4 and half at 4: mean 0, standard deviation 4, divided by the regression scale 4."""
         config = DETRPoseConfig()
         logits = torch.full((1, 1, 17, 2, 33), -100.0)
         logits[..., [0, 32]] = 0
@@ -368,7 +368,7 @@ class TestTraining:
 class TestMemory:
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc, as Linux has it")
     def test_of_the_large_model(self):
-        """L on one 640x640 image in float32, everything that the process holds included: under 1.5 GB."""
+        """L on one 640x640 image in float32: the whole process uses less than 1.5 GB."""
         script = (
             "import re, torch\n"
             "from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation\n"

@@ -21,7 +21,7 @@ TRIANGLE = KeypointSchema(names=("top", "left", "right"))
 
 
 def tiny_model():
-    """A model with random weights everywhere; fresh ones have zeros that put all keypoints of a pose in one place."""
+    """A model with only random weights; heads initialized to zero would put all keypoints of a pose in one place."""
     backbone = {
         "model_type": "hgnet_v2",
         "stem_channels": [3, 4, 8],
@@ -72,11 +72,11 @@ def images(count=3):
 
 
 class PreTrainedModel:
-    """transformers 4 tells PyTorch models by the name of a base class; ONNX Runtime's have one of this name, too."""
+    """transformers 4 recognizes PyTorch models by the name of a base class, which ONNX Runtime's models have, too."""
 
 
 class KnownModel(PreTrainedModel):
-    """Finds seven people of known scores in a bright image and nobody in a dark one, free of rounding."""
+    """Finds seven people with known scores in a bright image and none in a dark one, without rounding errors."""
 
     device = torch.device("cpu")
     config = DETRPoseConfig(keypoint_schema=TRIANGLE)
@@ -221,7 +221,7 @@ def test_orientation_is_applied(pipe, tmp_path):
 
 
 class OnnxModel(PreTrainedModel):
-    """Not a module: has a configuration, is called with pixel values, returns the outputs that an export has."""
+    """Not a module: has a configuration, takes pixel values, and returns the outputs of an exported model."""
 
     device = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""What importing the package brings: public names, and what transformers knows of it."""
+"""Importing the package: public names, and registration with transformers."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ assert type(processor) is transformers_detrpose.DETRPoseImageProcessor
 
 
 def test_importing_is_light_and_loading_is_quiet(tmp_path):
-    """In a process of its own: transformers 4 says only once that an image processor be slow."""
+    """In its own process, as transformers 4 warns of a slow image processor only once."""
     run = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == []

@@ -109,7 +109,7 @@ def test_attention_implementations(folder, model, image):
 
 
 def test_new_number_of_labels(folder):
-    """Fine-tuning on other classes: the heads that no longer fit start fresh, the rest is kept."""
+    """Fine-tuning on other labels: heads of the wrong size are reinitialized, the rest is kept."""
     loaded = AutoModelForKeypointDetection.from_pretrained(folder, num_labels=5, ignore_mismatched_sizes=True)
     prior = modeling_detrpose.DETRPosePreTrainedModel._prior_logit.fget(loaded)
     assert loaded.model.decoder.class_heads[0].bias.tolist() == pytest.approx([prior] * 5)
@@ -119,7 +119,7 @@ def test_new_number_of_labels(folder):
 
 
 def test_missing_weights_start_as_in_a_new_model(folder, tmp_path):
-    """A checkpoint without a decoder, as from a detector: no garbage, and the zeros that heads start with."""
+    """A checkpoint without a decoder, as from a detector: the decoder is properly initialized."""
     model = DETRPoseForPoseEstimation.from_pretrained(folder)
     kept = {name: tensor for name, tensor in model.state_dict().items() if ".decoder." not in name}
     model.save_pretrained(tmp_path, state_dict=kept)
@@ -157,7 +157,7 @@ print(json.dumps(results))
 
 
 def test_code_travels(folder, tmp_path):
-    """A Python that does not know the package loads the folder with `trust_remote_code`, and gets the same numbers."""
+    """Without the package, Python loads the folder with `trust_remote_code` and computes the same outputs."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     image.save(tmp_path / "image.png")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
@@ -186,14 +186,14 @@ def test_code_travels(folder, tmp_path):
 
 
 def test_pipeline_of_the_package_needs_no_trust(folder):
-    """Although the folder names a pipeline of its own; neither does that one run where the package is installed."""
+    """Although the folder names its own pipeline, which must not run where the package is installed."""
     assert "custom_pipelines" in json.loads((folder / "config.json").read_text())
     assert type(pipeline("keypoint-detection", model=str(folder))) is KeypointDetectionPipeline
     assert not hasattr(AutoConfig.from_pretrained(folder), "custom_pipelines")
 
 
 class FakeHub:
-    """What `push_to_hub` asks of the Hub, without a network."""
+    """A stand-in for the Hub's interface that `push_to_hub` uses, without network access."""
 
     def __init__(self, has_card):
         self.has_card = has_card

@@ -8,11 +8,11 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from tiny import make_labels, tiny_config
 from transformers_detrpose import DETRPoseForPoseEstimation
 
-COUNTS = (2, 0, 1, 3)  # people in each picture
+COUNTS = (2, 0, 1, 3)  # people in each image
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Pictures of noise, with people."""
+    """Noise images, with people."""
 
     def __init__(self, config):
         self.labels = make_labels(config, COUNTS)
@@ -38,7 +38,7 @@ def trainer(tmp_path):
     config = tiny_config(num_denoising=4)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        """Counts what comes in: a list of batches, since pictures have different numbers of people."""
+        """Counts the predictions: a list of batches, since images have different numbers of people."""
         logits = [outputs[1] for outputs in prediction.predictions]  # after the dictionary of losses
         people = [len(image["class_labels"]) for batch in prediction.label_ids for image in batch]
         assert all(values.shape[1:] == (config.num_queries, config.num_labels) for values in logits)

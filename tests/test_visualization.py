@@ -1,4 +1,4 @@
-"""Drawing: what is painted where, and that nothing is edited."""
+"""Drawing: what is drawn where, and that inputs are not modified."""
 
 import numpy as np
 import pytest
@@ -51,13 +51,13 @@ class TestDrawPoses:
         drawn = draw_poses(grey_image(), make_result([[[50, 20], [50, 100], [80, 180]]]), STICK)
         assert tuple(drawn[20, 50]) == ORANGE
         assert tuple(drawn[180, 80]) == ORANGE
-        assert tuple(drawn[60, 50]) == ORANGE  # half way along the first edge
-        assert tuple(drawn[140, 65]) == ORANGE  # half way along the second
+        assert tuple(drawn[60, 50]) == ORANGE  # halfway along the first edge
+        assert tuple(drawn[140, 65]) == ORANGE  # halfway along the second
         assert tuple(drawn[100, 20]) == (128, 128, 128)  # and nothing far from them
         assert colors_in(drawn) == {(128, 128, 128), ORANGE, OUTLINE.as_rgb()}
 
     def test_keypoints_that_no_edge_joins_are_not_joined(self):
-        # supervision counts keypoints from 1: taken as they are, these edges would join other keypoints
+        # supervision counts keypoints from 1: without conversion, these edges would connect other keypoints
         schema = KeypointSchema(names=("a", "b", "c"), edges=((1, 2),))
         drawn = draw_poses(grey_image(), make_result([[[20, 20], [20, 180], [80, 180]]]), schema)
         assert tuple(drawn[100, 20]) == (128, 128, 128)
@@ -117,7 +117,7 @@ class TestDrawPoses:
         drawn = draw_poses(grey_image(), make_result([keypoints.tolist()]), schema)
         assert tuple(drawn[10, 50]) == ORANGE
         if num_keypoints == 5:
-            assert tuple(drawn[77, 50]) == (128, 128, 128)  # half way between the second and the third
+            assert tuple(drawn[77, 50]) == (128, 128, 128)  # halfway between the second and the third
 
     def test_each_pose_has_its_colour_and_the_best_is_on_top(self):
         upright, across = [[50, 20], [50, 100], [50, 180]], [[10, 60], [90, 60], [90, 120]]
@@ -154,8 +154,8 @@ class TestDrawPoses:
         [
             [[-1000, -1000], [-900, -1000], [-900, -900]],  # outside
             [[-30, 50], [130, 50], [50, 300]],  # across the borders
-            [[1e20, 50], [50, -1e20], [50, 100]],  # more than drawing can count
-            [[np.nan, 50], [50, np.nan], [50, 100]],  # not a place
+            [[1e20, 50], [50, -1e20], [50, 100]],  # beyond 32-bit integers
+            [[np.nan, 50], [50, np.nan], [50, 100]],  # not finite
             [[np.inf, 50], [50, -np.inf], [50, 100]],
             [[0, 0], [50, 0], [0, 50]],  # the corner
             [[50, 50], [50, 50], [50, 50]],  # all in one place

@@ -1,4 +1,4 @@
-"""What is in the wheel, and what it depends on. `.ci/run` installs it away from the clone and uses it."""
+"""The contents and dependencies of the wheel. `.ci/run` installs and uses it outside the clone."""
 
 import stat
 import subprocess

@@ -1,4 +1,4 @@
-"""Models small enough for tests, with every kind of part that the real ones have, and labels for them."""
+"""Models small enough for tests, with all parts of the real ones, and labels for them."""
 
 import torch
 
@@ -21,7 +21,7 @@ TINY_BACKBONE = {
 
 
 def tiny_config(num_keypoints=3, **fields):
-    """A configuration of every part of the network, small enough for a test."""
+    """A configuration with every part of the network, small enough for a test."""
     schema = KeypointSchema(names=tuple(f"keypoint_{index}" for index in range(num_keypoints)))
     fields = {"d_model": 32, "decoder_layers": 2, "num_queries": 7, "lqe_hidden_dim": 8, **fields}
     fields = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "decoder_attention_heads": 4, **fields}
@@ -40,7 +40,7 @@ def make_labels(config, counts, seed=0):
 
 
 def noisy(model, scale=0.05):
-    """Moves every parameter: heads that start at zero would hide what is behind them."""
+    """Changes every parameter: heads initialized to zero would hide the layers before them."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

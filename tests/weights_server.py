@@ -7,7 +7,7 @@ from threading import Event, Thread
 
 
 class WeightsServer(ThreadingHTTPServer):
-    """Serves `files` (path → content) on 127.0.0.1, and notes in `requests` what it is asked for.
+    """Serves `files` (path → content) on 127.0.0.1, and records the `requests`.
 
     Of the paths in `cut_off` only the first half is sent; the paths in `silent` are never answered.
     """
@@ -29,7 +29,7 @@ class WeightsServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self):
-        """Answers with the length alone."""
+        """Answers with the headers only."""
         self.answer()
 
     def do_GET(self):
@@ -37,7 +37,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer()
 
     def answer(self):
-        """Notes the request and answers it as the server is told to."""
+        """Records the request and answers it as configured."""
         self.server.requests.append(f"{self.command} {self.path}")
         if self.path in self.server.silent:
             self.server.stopped.wait(60)
@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve_weights() -> Iterator[WeightsServer]:
-    """Gives a server that runs until the end of the block."""
+    """Yields a server that runs until the end of the block."""
     with WeightsServer() as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()

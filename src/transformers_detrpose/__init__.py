@@ -45,12 +45,12 @@ __all__ = [
 ]
 
 
-# What few need and what takes a while to import, and the module it is in.
+# Names that are slow to import and rarely needed → the module that defines them.
 _IMPORTED_LATER = {"draw_poses": ".visualization", "read_coco_categories": ".data", "to_supervision": ".visualization"}
 
 
 def __getattr__(name: str):
-    """Imports a function when it is first asked for."""
+    """Imports a function on first access."""
     if name in _IMPORTED_LATER:
         return getattr(importlib.import_module(_IMPORTED_LATER[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

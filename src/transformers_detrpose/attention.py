@@ -1,4 +1,4 @@
-"""The attentions of DETRPose: among tokens, and from tokens to the feature maps."""
+"""The attention layers of DETRPose: self-attention, and deformable cross-attention to the feature maps."""
 
 import math
 
@@ -9,7 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, **kwargs):
-    """Attention written out, as transformers' attention functions: for processors, and where its weights are wanted."""
+    """Unfused attention, which returns the weights, with the interface of transformers' attention functions."""
     scores = torch.matmul(query, key.transpose(-2, -1)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -44,7 +44,7 @@ class DETRPoseSelfAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Lets the tokens of each sequence attend to each other.
+        """Computes the attention among the tokens of each sequence.
 
         Args:
             hidden_states: (..., length, D).
@@ -60,7 +60,7 @@ class DETRPoseSelfAttention(nn.Module):
         states = self.q_proj(located), self.k_proj(located), self.v_proj(hidden_states)
         states = [x.view(shape).transpose(-3, -2) for x in states]
 
-        # Only attention that is written out returns its weights, and takes any number of leading axes.
+        # Only eager attention returns the weights and accepts any number of leading axes.
         attention = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation)
         if output_attentions or attention is None:
             attention = eager_attention_forward
@@ -71,12 +71,12 @@ class DETRPoseSelfAttention(nn.Module):
 
 
 def bilinear_sample(feature_maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Reads feature maps between their pixels, with zeros outside.
+    """Samples feature maps bilinearly, with zeros outside.
 
-    Half precision is too coarse for coordinates, so this works in float32.
+    Computes in float32, as half precision is too coarse for coordinates.
 
     Args:
-        feature_maps: (N, channels, height, width), whose pixel centres are at half-integers.
+        feature_maps: (N, channels, height, width), with pixel centers at half-integers.
         points: (N, rows, columns, 2), x and y as fractions of the map.
 
     Returns:
@@ -87,11 +87,11 @@ def bilinear_sample(feature_maps: torch.Tensor, points: torch.Tensor) -> torch.T
 
 
 class DETRPoseZeroLinear(nn.Linear):
-    """Starts at zero, so that what it refines starts unchanged."""
+    """A linear layer initialized to zero, so that it changes nothing at first."""
 
 
 class DETRPoseSamplingOffsets(nn.Linear):
-    """Says how far from a token's point to sample; starts with one direction per head, farther out point by point."""
+    """Predicts sampling offsets; initially each head has its own direction, and its points lie at growing distances."""
 
     def __init__(self, config):
         self.shape = (config.decoder_attention_heads, len(config.feature_strides), config.decoder_n_points, 2)
@@ -109,7 +109,7 @@ class DETRPoseSamplingOffsets(nn.Linear):
 
 
 class DETRPoseValues(nn.Module):
-    """Makes the values of the deformable attention: the encoder's feature maps, in float32 and without a projection."""
+    """Returns the values of deformable attention: the encoder's feature maps, in float32 and without a projection."""
 
     def __init__(self, config):
         super().__init__()
@@ -121,9 +121,9 @@ class DETRPoseValues(nn.Module):
 
 
 class DETRPoseDeformableAttention(nn.Module):
-    """Multi-scale deformable attention: every token reads each feature map at a few points around its own.
+    """Multi-scale deformable attention: each token samples each feature map at a few points around its reference point.
 
-    Source: Deformable DETR (arXiv 2010.04159), without projections of values and output.
+    Source: Deformable DETR (arXiv 2010.04159), without value and output projections.
     """
 
     def __init__(self, config):
@@ -137,7 +137,7 @@ class DETRPoseDeformableAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, reference_points: torch.Tensor, *values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples and mixes the values.
+        """Returns weighted sums of sampled values.
 
         Args:
             hidden_states: (B, Q, K + 1, D).
@@ -145,7 +145,7 @@ class DETRPoseDeformableAttention(nn.Module):
             values: one per level, finest first, each (B * H, D / H, height, width); see [`DETRPoseValues`].
 
         Returns:
-            The mixed values (B, Q, K + 1, D), and the weights (B, Q, K + 1, H, levels * points).
+            The sums (B, Q, K + 1, D), and the weights (B, Q, K + 1, H, levels * points).
         """
         batch_size, num_queries, num_tokens, d_model = hidden_states.shape
         logits = self.attention_weights(hidden_states).view(*hidden_states.shape[:-1], self.num_heads, -1)

@@ -1,4 +1,4 @@
-"""DETRPose configuration: every number of the network, its losses and its denoising, named and checked."""
+"""DETRPose configuration: the hyperparameters of the network, its losses and its denoising, with their validation."""
 
 import math
 import re
@@ -37,16 +37,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "x": {"backbone": "B5", "d_model": 384, "encoder_ffn_dim": 2048, "reg_scale": 8.0},
 }
 
-# Official label ids: the networks have two labels, of which only 1 was ever used.
+# Labels of the official models, which use only the second.
 OFFICIAL_ID2LABEL = {0: "N/A", 1: "person"}
 
 
 def hgnet_config(plan: str, feature_strides=(8, 16, 32)) -> dict[str, Any]:
-    """Returns the transformers configuration of one HGNetV2 as a dictionary.
+    """Returns the transformers configuration of an HGNetV2 as a dictionary.
 
     Args:
         plan: "B0", "B2", "B4" or "B5".
-        feature_strides: strides of the feature maps to return, finest first, out of 4, 8, 16 and 32.
+        feature_strides: strides of the feature maps to return, finest first, from 4, 8, 16 and 32.
 
     Raises:
         ValueError: if there are no such feature maps.
@@ -70,7 +70,7 @@ def hgnet_config(plan: str, feature_strides=(8, 16, 32)) -> dict[str, Any]:
         "stage_light_block": [False, False, True, True],
         "stage_kernel_size": [3, 3, 5, 5],
     }
-    # Stages after the last one that is returned would only cost time.
+    # Stages after the last one returned would be wasted computation.
     num_stages = sum(stride <= max(feature_strides, default=32) for stride in stage_of_stride)
     return {
         "model_type": "hgnet_v2",
@@ -85,19 +85,19 @@ def hgnet_config(plan: str, feature_strides=(8, 16, 32)) -> dict[str, Any]:
 class DETRPoseConfig(PretrainedConfig):
     """Configuration of a DETRPose model: backbone, hybrid encoder, pose decoder, losses and pose denoising.
 
-    The defaults are DETRPose-L for COCO; `from_variant` gives the published sizes. Lengths are in channels, coordinates
-    are fractions of the image, keypoint similarities (KS) lie in (0, 1].
+    The defaults are DETRPose-L for COCO; `from_variant` gives the published sizes. Widths are in channels, coordinates
+    are fractions of the image, and keypoint similarities (KS) lie in (0, 1].
 
     Args:
         backbone_config (`dict` or `PretrainedConfig`, *optional*):
-            Configuration of the backbone, any that `AutoBackbone` builds. HGNetV2-B4 if not given.
+            Configuration of any backbone that `AutoBackbone` supports; HGNetV2-B4 if not given.
         freeze_backbone_batch_norms (`bool`, defaults to `True`):
-            Keep statistics and affine parameters of the backbone's batch norms fixed. Training from random weights
-            needs `False`.
+            Freeze the statistics and affine parameters of the backbone's batch norms. Training from random weights
+            requires `False`.
         keypoint_schema (`KeypointSchema`, `dict` or `str`, *optional*):
-            The skeleton; a string names a known one ("coco", "crowdpose"). COCO's if not given.
+            The skeleton, or the name of a known one ("coco", "crowdpose"); COCO's if not given.
         id2label (`dict[int, str]`, *optional*):
-            Names of the classes; `{0: "N/A", 1: "person"}` if neither it nor `num_labels` is given.
+            Names of the labels; `{0: "N/A", 1: "person"}` if neither it nor `num_labels` is given.
         feature_strides (`list[int]`, defaults to `[8, 16, 32]`):
             Strides of the backbone's feature maps, finest first; each twice the one before.
         d_model (`int`, defaults to 256): Channels D of encoder and decoder.
@@ -110,50 +110,53 @@ class DETRPoseConfig(PretrainedConfig):
         encoder_position_temperature (`float`, defaults to 20.0): Temperature of the encoder's position encoding.
         hidden_expansion (`float`, defaults to 1.0): Width of the encoder's fusion blocks, relative to D / 2.
         depth_mult (`float`, defaults to 1.0): Depth of the encoder's fusion blocks, relative to 3.
-        num_queries (`int`, defaults to 60): Instance queries Q, the most poses that one image can yield.
+        num_queries (`int`, defaults to 60): Instance queries Q, the maximum number of poses per image.
         decoder_layers (`int`, defaults to 6): Decoder layers L.
         decoder_ffn_dim (`int`, defaults to 1024): Feed-forward width of the decoder layers.
         decoder_attention_heads (`int`, defaults to 8): Heads H of all decoder attentions.
-        decoder_n_points (`int`, defaults to 4): Points that each head samples in each feature map.
+        decoder_n_points (`int`, defaults to 4): Sampling points per head and feature map.
         decoder_activation_function (`str`, defaults to `"relu"`): Activation in the decoder and its heads.
         decoder_position_temperature (`float`, defaults to 10000.0): Temperature of the keypoints' position encoding.
         anchor_margin (`float`, defaults to 0.01): Feature-map locations closer than this to the border of the image
             are not selected as queries.
         use_fdr_heads (`bool`, defaults to `True`):
-            Refine keypoints through distributions over offsets (fine-grained distribution refinement). Without, each
-            layer moves the points that it was given.
-        max_num_bins (`int`, defaults to 32): Bins R of a distribution, minus one; even, at least 4.
+            Refine keypoints through distributions over offsets (fine-grained distribution refinement). If `False`, each
+            layer predicts offsets from the keypoints of the layer before.
+        max_num_bins (`int`, defaults to 32): Number of bins of a distribution minus one, R; even, at least 4.
         reg_scale (`float`, defaults to 4.0): Regression scale, the divisor of the expected offset.
         up (`float`, defaults to 0.5): Upper bound of the weighting function, relative to `reg_scale`.
         use_pose_lqe (`bool`, defaults to `True`):
-            Add a quality read off the finest encoder map at the predicted keypoints to the class scores (Pose-LQE).
-        lqe_top_k (`int`, defaults to 4): Largest channels per keypoint that Pose-LQE reads, beside their mean.
+            Add a pose quality, estimated from the finest encoder feature map at the predicted keypoints, to the class
+            logits (Pose-LQE).
+        lqe_top_k (`int`, defaults to 4): Number of largest channels per keypoint that Pose-LQE uses, together with
+            their mean.
         lqe_hidden_dim (`int`, defaults to 256): Hidden width of Pose-LQE.
         num_denoising (`int`, defaults to 20):
-            Denoising groups times people per image, at most (at least one group); 0 switches pose denoising off.
+            Upper limit of denoising groups times people per image (there is at least one group); 0 disables pose
+            denoising.
         num_denoising_labels (`int`, defaults to 80):
-            Class ids from which label noise is drawn; the label table has one row more.
-        label_noise_ratio (`float`, defaults to 0.25): Share of denoising queries that get a random class id.
+            Number of label ids from which label noise is drawn; the label embedding has one more row.
+        label_noise_ratio (`float`, defaults to 0.25): Fraction of denoising queries that get a random label id.
         denoising_positive_similarity (`list[float]`, defaults to `[0.5, 1.0]`): Range of KS of positive queries.
         denoising_negative_similarity (`list[float]`, defaults to `[0.1, 0.5]`): Range of KS of negative queries.
         denoising_max_angle (`float`, defaults to 360.0):
-            Keypoints are moved into directions drawn from 0 (to the right) to this angle, in degrees, clockwise: all
-            directions, as in the paper. The official code moves them right and down alone, which is 90.
+            Keypoints are moved in directions drawn from 0 (right) to this angle, clockwise, in degrees: by default all
+            directions, as in the paper. The official code moves them only right and down, which is 90.
         matcher_class_cost (`float`, defaults to 2.0): Weight of the classification cost in the matching.
         matcher_keypoints_cost (`float`, defaults to 10.0): Weight of the L1 cost in the matching.
         matcher_similarity_cost (`float`, defaults to 4.0): Weight of 1 - KS in the matching.
         matcher_alpha (`float`, defaults to 0.25): Alpha of the matcher's focal cost.
         matcher_gamma (`float`, defaults to 2.0): Gamma of the matcher's focal cost.
         classification_loss (`str`, defaults to `"ksvf"`): "ksvf" (keypoint similarity varifocal) or "focal".
-        focal_loss_alpha (`float`, defaults to 0.25): Alpha of either classification loss.
-        focal_loss_gamma (`float`, defaults to 2.0): Gamma of either classification loss.
+        focal_loss_alpha (`float`, defaults to 0.25): Alpha of both classification losses.
+        focal_loss_gamma (`float`, defaults to 2.0): Gamma of both classification losses.
         weight_loss_class (`float`, defaults to 2.0): Weight of the classification loss.
         weight_loss_keypoints (`float`, defaults to 10.0): Weight of the L1 loss of keypoints.
         weight_loss_similarity (`float`, defaults to 4.0): Weight of the 1 - KS loss.
-        initializer_bias_prior_prob (`float`, defaults to 0.01): Score of an untrained classification head.
+        initializer_bias_prior_prob (`float`, defaults to 0.01): Initial score of the classification heads.
 
     Raises:
-        ValueError: if a value is impossible; the message names the field, the value and what would be accepted.
+        ValueError: if a value is invalid; the message names the field, the value and what would be accepted.
 
     Example:
 
@@ -288,17 +291,17 @@ class DETRPoseConfig(PretrainedConfig):
 
     @property
     def sub_configs(self) -> dict[str, type[PretrainedConfig]]:
-        """Configurations inside this one, for transformers."""
+        """Nested configurations, as transformers expects them."""
         return {"backbone_config": type(self.backbone_config)}
 
     @classmethod
     def from_variant(cls, variant: str, skeleton: str | KeypointSchema = "coco", **kwargs) -> "DETRPoseConfig":
-        """Builds the configuration of a published size.
+        """Returns the configuration of a published size.
 
         Args:
             variant: "n", "s", "m", "l" or "x".
             skeleton: "coco", "crowdpose" or a `KeypointSchema` of your own.
-            kwargs: any field of the configuration, in place of the variant's value.
+            kwargs: fields of the configuration that override those of the variant.
 
         Raises:
             ValueError: if the variant or the skeleton is unknown.
@@ -326,8 +329,8 @@ class DETRPoseConfig(PretrainedConfig):
         return fields
 
     def _check_fields(self):
-        """Raises `ValueError` for the first field whose value is impossible."""
-        from transformers.activations import ACT2FN  # here, because it imports torch
+        """Raises `ValueError` for the first field whose value is invalid."""
+        from transformers.activations import ACT2FN  # here because it imports torch
 
         def require(field: str, condition: bool, accepted: str):
             if not condition:
@@ -393,7 +396,7 @@ _INTEGERS = {
     "num_denoising": 0,
     "num_denoising_labels": 1,
 }
-# Lower bound (exclusive where there is no upper bound) and upper bound.
+# Lower bound (exclusive if there is no upper bound) and upper bound.
 _NUMBERS = {
     "batch_norm_eps": (0, None),
     "layer_norm_eps": (0, None),

@@ -1,4 +1,4 @@
-"""Pose denoising: noisy copies of the labelled poses as extra decoder queries, and who may attend to whom.
+"""Pose denoising: noisy copies of the labeled poses as additional decoder queries, and their attention mask.
 
 Everything here is a pure function of the labels.
 """
@@ -11,18 +11,18 @@ import torch
 
 from .pose_targets import PoseTargets, keypoint_sigmas, pad_targets
 
-# What a coordinate and its distance from 1 count as at least, so that no logit is infinite.
+# Lower bound of a coordinate and of its distance from 1, so that no logit is infinite.
 _LOGIT_EPSILON = 1e-3
 
 
 @dataclass
 class DenoisingQueries:
-    """Noisy poses that the decoder learns to repair; P = 2 · m · G of them, before the Q matching queries.
+    """Noisy poses that the decoder learns to denoise; P = 2 · m · G of them precede the Q matching queries.
 
     Args:
-        labels (`torch.LongTensor` of shape `(B, P)`): class id in each slot after label noise, -1 where empty.
+        labels (`torch.LongTensor` of shape `(B, P)`): label id of each slot after label noise, -1 in empty slots.
         reference_points (`torch.FloatTensor` of shape `(B, P, K + 1, 2)`):
-            x, y as image fractions, the instance point first; 0.5 in empty slots.
+            x, y as fractions of the image, the instance point first; 0.5 in empty slots.
         attention_mask (`torch.BoolTensor` of shape `(P + Q, P + Q)`): True where a row may not attend to a column.
         num_groups (`int`): G; each group has m positive slots, then m negative ones.
     """
@@ -34,7 +34,7 @@ class DenoisingQueries:
 
     @property
     def num_slots(self) -> int:
-        """`int`: positive (as many as negative) slots in each group, m."""
+        """`int`: the number m of positive slots per group, and of negative ones."""
         return self.labels.shape[1] // (2 * self.num_groups)
 
 
@@ -46,17 +46,17 @@ def make_denoising_queries(
 ) -> DenoisingQueries | None:
     """Makes the denoising queries of a batch (paper, Pose Denoising).
 
-    With at most m people in an image there are G = max(1, `config.num_denoising` // m) groups. Slot i of the positives
-    and slot i of the negatives of every group are noisy copies of person i.
+    With at most m people in an image there are G = max(1, `config.num_denoising` // m) groups. In every group, positive
+    slot i and negative slot i are noisy copies of person i.
 
     Args:
         labels: one dictionary per image, as in `pad_targets`.
-        config (`DETRPoseConfig`): the fields that name denoising or label noise, the sigmas, `num_queries`.
+        config (`DETRPoseConfig`): provides the denoising and label-noise settings, the sigmas and `num_queries`.
         image_size: (height, width) of the images in pixels.
-        generator: source of all random numbers, on the labels' device; the global one if not given.
+        generator: random number generator on the labels' device; the global one if not given.
 
     Returns:
-        The queries on the labels' device, or `None` if denoising is off or there is nobody in the batch.
+        The queries on the labels' device, or `None` if denoising is disabled or there are no people in the batch.
 
     Raises:
         ValueError: if `image_size` is not two positive numbers.
@@ -82,13 +82,13 @@ def make_denoising_queries(
 def denoising_attention_mask(
     num_slots: int, num_groups: int, num_queries: int, device: torch.device | str | None = None
 ) -> torch.Tensor:
-    """Keeps matching queries from seeing denoising ones, and groups from seeing each other.
+    """Returns the mask that hides denoising queries from matching queries, and groups from each other.
 
     Args:
-        num_slots: positive (as many as negative) slots in each group, m.
+        num_slots: positive slots per group, m; there are as many negative ones.
         num_groups: denoising groups G.
-        num_queries: matching queries Q, which every query may see.
-        device: where to make the mask.
+        num_queries: matching queries Q, to which every query may attend.
+        device: device of the mask.
 
     Returns:
         `torch.BoolTensor` of shape `(P + Q, P + Q)` with P = 2 · m · G, True where a row may not attend to a column.
@@ -99,14 +99,14 @@ def denoising_attention_mask(
 
 
 def positive_matches(targets: PoseTargets, num_groups: int) -> torch.Tensor:
-    """Says which person each denoising query is a positive copy of.
+    """Returns the person that each positive denoising query is a copy of.
 
     Args:
         targets: the people of the batch, of shape (B, m).
         num_groups: denoising groups G.
 
     Returns:
-        `torch.LongTensor` of shape `(B, 2 · m · G)`: index of a person, -1 for negatives and empty slots.
+        `torch.LongTensor` of shape `(B, 2 · m · G)`: index of the person, -1 for negative queries and empty slots.
     """
     num_slots = targets.is_person.shape[1]
     person = torch.arange(num_slots, device=targets.is_person.device)
@@ -115,13 +115,13 @@ def positive_matches(targets: PoseTargets, num_groups: int) -> torch.Tensor:
 
 
 def clamped_logit(fractions: torch.Tensor) -> torch.Tensor:
-    """Returns ln(max(x, 1e-3) / max(1 - x, 1e-3)) of x clamped to [0, 1], so that it stays finite at the border."""
+    """Returns ln(max(x, 1e-3) / max(1 - x, 1e-3)) of x clamped to [0, 1], which is finite at the borders."""
     fractions = fractions.clamp(0, 1)
     return torch.log(fractions.clamp(min=_LOGIT_EPSILON) / (1 - fractions).clamp(min=_LOGIT_EPSILON))
 
 
 def _noisy_class_labels(targets: PoseTargets, num_groups: int, config, generator) -> torch.Tensor:
-    """Returns class ids (B, G, 2, m), some of them replaced by random ones, -1 where the slot is empty."""
+    """Returns label ids (B, G, 2, m), some of them replaced by random ones, -1 in empty slots."""
     shape = (len(targets.area), num_groups, 2, targets.area.shape[1])
     draws = {"generator": generator, "device": targets.area.device}
     replaced = torch.rand(shape, **draws) < config.label_noise_ratio
@@ -131,7 +131,7 @@ def _noisy_class_labels(targets: PoseTargets, num_groups: int, config, generator
 
 
 def _noisy_points(targets: PoseTargets, num_groups: int, config, image_size, generator) -> torch.Tensor:
-    """Returns points (B, G, 2, m, K + 1, 2): the mean of the labelled keypoints, then the moved keypoints."""
+    """Returns points (B, G, 2, m, K + 1, 2): the mean of the labeled keypoints, then the noisy keypoints."""
     noise = _keypoint_noise(targets, num_groups, config, image_size, generator)
     moved = targets.keypoints[:, None, None] + noise * targets.visibility[:, None, None, ..., None]
     num_labelled = targets.visibility.sum(-1, keepdim=True).clamp(min=1)
@@ -142,14 +142,16 @@ def _noisy_points(targets: PoseTargets, num_groups: int, config, image_size, gen
 
 
 def _keypoint_noise(targets: PoseTargets, num_groups: int, config, image_size, generator) -> torch.Tensor:
-    """Draws the displacement of every keypoint that leaves it with a similarity drawn uniformly from its range.
+    """Draws displacements that give each keypoint a similarity drawn uniformly from the configured range.
 
-    KS = exp(-α² / (2 s² κ²)) gives α = s κ √(-2 ln KS), with s² the area and κ = 2σ; α goes along a unit vector drawn
-    uniformly over all angles (paper, Pose Denoising) or those of the configuration. s is in units of the longer side of
-    the image: in square images, as in the recipe, the similarity is exactly the one drawn, in others somewhat higher.
+    KS = exp(-α² / (2 s² κ²)) gives α = s κ √(-2 ln KS), with s² the area and κ = 2σ; the direction is drawn uniformly
+    from all angles (paper, Pose Denoising) or those of the configuration. s is in units of the longer side of the
+    image: in square images, as in the recipes, the similarity is exactly the one drawn; in others it is somewhat
+    higher.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, G, 2, m, K, 2)`, dx and dy as image fractions; positives, then negatives.
+        `torch.FloatTensor` of shape `(B, G, 2, m, K, 2)`, dx and dy as fractions of the image, first positive, then
+        negative.
     """
     height, width = image_size
     scale = (targets.area * (height * width)).sqrt() / max(height, width)
@@ -159,7 +161,7 @@ def _keypoint_noise(targets: PoseTargets, num_groups: int, config, image_size, g
     ranges = (config.denoising_positive_similarity, config.denoising_negative_similarity)
     similarity = torch.stack([low + (high - low) * torch.rand(shape, **draws) for low, high in ranges], dim=2)
     angle = math.radians(config.denoising_max_angle) * torch.rand(similarity.shape, **draws)
-    # Rounding can take a similarity of 1 above it.
+    # Rounding may yield a similarity above 1.
     distance = (-2 * similarity.log()).clamp(min=0).sqrt() * 2 * keypoint_sigmas(config, scale.device)
     distance = distance * scale[:, None, None, :, None]
     return distance.unsqueeze(-1) * torch.stack([angle.cos(), angle.sin()], dim=-1)

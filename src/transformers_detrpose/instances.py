@@ -1,6 +1,6 @@
-"""COCO annotations as arrays: one validation of them, and one rule for who is a person.
+"""COCO annotations as arrays: their validation, and the rule for which of them are people to train on and to score.
 
-Files, datasets and the image processor all read annotations through `parse_instances`.
+Files, datasets and the image processor all read annotations with `parse_instances`.
 """
 
 import reprlib
@@ -15,9 +15,9 @@ import torch
 
 from .keypoint_schemas import PERSON_TO_BOX_AREA
 
-# Coordinates beyond this many pixels are no coordinates; their squares still fit into float32.
+# Pixels. Larger coordinates are rejected; the square of this one still fits into float32.
 LARGEST_COORDINATE = 1_000_000
-# Square pixels. Whatever divides by an area below this overflows.
+# Square pixels. Dividing by a smaller area overflows.
 SMALLEST_AREA, LARGEST_AREA = 1e-6, LARGEST_COORDINATE**2
 
 _AT_MOST = f"at most {LARGEST_COORDINATE}"
@@ -25,14 +25,14 @@ _SHOWN_PROBLEMS = 10
 
 
 class DataError(ValueError):
-    """Annotations or images that cannot be used; the message has a line for each problem, or for each of the first."""
+    """Invalid annotations or images; the message has one line for each of the first problems."""
 
 
 class Problems:
-    """Collects what is wrong with annotations, to report all of it in one error.
+    """Collects the problems of annotations, to report them in a single error.
 
     Args:
-        source: name of the file, or of whatever else the annotations come from; no name if empty.
+        source: name of the file or other source of the annotations; omitted if empty.
     """
 
     def __init__(self, source: str = ""):
@@ -44,11 +44,11 @@ class Problems:
         """Adds one problem.
 
         Args:
-            where: which image, annotation or category has it.
-            what: which of its fields, in backticks.
-            accepted: what the field may hold.
-            found: what it holds.
-            remark: more about `found`.
+            where: the image, annotation or category.
+            what: the field, in backticks.
+            accepted: valid values of the field.
+            found: value of the field.
+            remark: further information about `found`.
         """
         self.count += 1
         if self.count <= _SHOWN_PROBLEMS:
@@ -65,26 +65,24 @@ class Problems:
 
 @dataclass
 class Instances:
-    """n annotations of one image or of many, in pixels.
+    """n annotations of one or more images, in pixels.
 
-    Who is a person follows from three properties of an annotation, and nowhere from anything else:
+    Three rules decide how an annotation is used:
 
-    - `is_target`: a person to learn from has a labelled keypoint and is no crowd. Others are no targets of a training.
-    - `is_counted`: a person whom the metrics expect to be found is a target whose `num_keypoints` is not 0. COCO counts
-      labelled keypoints, so that these are the targets; CrowdPose counts visible ones only. To the metrics everybody
-      else is neither found nor missed.
-    - Annotations of categories without keypoints never become instances, if other categories have keypoints.
+    - `is_target`: training targets have a labeled keypoint and are not crowds. Others are not trained on.
+    - `is_counted`: ground truth of the metrics are targets whose `num_keypoints` is not 0. In COCO, which counts
+      labeled keypoints, these are all targets; CrowdPose counts only visible ones. The metrics ignore everyone else.
+    - Annotations of categories without keypoints are dropped if other categories have keypoints.
 
     Args:
-        names: what to call each annotation in messages, such as "annotation 5 of image 3".
+        names: the name of each annotation in messages, such as "annotation 5 of image 3".
         image_index (`np.ndarray` of shape `(n,)`): int64, index of the image in the dataset.
         category_ids (`np.ndarray` of shape `(n,)`): int64.
-        keypoints (`np.ndarray` of shape `(n, K, 3)`): float64, x, y and visibility (0 not labelled, then x = y = 0;
-            1 hidden; 2 visible).
-        boxes (`np.ndarray` of shape `(n, 4)`): float64, x, y, width, height; NaN where missing.
-        areas (`np.ndarray` of shape `(n,)`): float64; NaN where missing.
-        is_crowd (`np.ndarray` of shape `(n,)`): bool.
-        num_keypoints (`np.ndarray` of shape `(n,)`): int64, as annotated, else the number of labelled keypoints.
+        keypoints (`np.ndarray` of shape `(n, K, 3)`): float64, x, y and visibility (0 not labeled, in which case x = y
+        = 0; 1 labeled but not visible; 2 visible). boxes (`np.ndarray` of shape `(n, 4)`): float64, x, y, width,
+        height; NaN where missing. areas (`np.ndarray` of shape `(n,)`): float64; NaN where missing. is_crowd
+        (`np.ndarray` of shape `(n,)`): bool. num_keypoints (`np.ndarray` of shape `(n,)`): int64, as annotated, or else
+        the number of labeled keypoints.
     """
 
     names: np.ndarray
@@ -104,26 +102,26 @@ class Instances:
 
     @property
     def is_labelled(self) -> np.ndarray:
-        """`np.ndarray` of shape `(n,)`: whether a keypoint is labelled."""
+        """`np.ndarray` of shape `(n,)`: whether a keypoint is labeled."""
         return (self.keypoints[..., 2] > 0).any(-1)
 
     @property
     def is_target(self) -> np.ndarray:
-        """`np.ndarray` of shape `(n,)`: whether this is a person to learn from."""
+        """`np.ndarray` of shape `(n,)`: whether this is a training target."""
         return self.is_labelled & ~self.is_crowd
 
     @property
     def is_counted(self) -> np.ndarray:
-        """`np.ndarray` of shape `(n,)`: whether this is a person whom the metrics expect to be found."""
+        """`np.ndarray` of shape `(n,)`: whether this is ground truth of the metrics."""
         return self.is_target & (self.num_keypoints > 0)
 
     @property
     def has_box(self) -> np.ndarray:
-        """`np.ndarray` of shape `(n,)`: whether there is a box that is not empty."""
+        """`np.ndarray` of shape `(n,)`: whether there is a nonempty bounding box."""
         return (self.boxes[:, 2:] > 0).all(-1)
 
     def completed(self) -> "Instances":
-        """Returns the instances with boxes and areas where they were missing or empty, see `complete`."""
+        """Returns the instances with missing or empty boxes and areas filled in, see `complete`."""
         keypoints, boxes, areas = map(torch.from_numpy, (self.keypoints, self.boxes, self.areas))
         boxes, areas = complete(keypoints[..., :2], keypoints[..., 2] > 0, boxes, areas)
         return replace(self, boxes=boxes.numpy(), areas=areas.numpy())
@@ -132,16 +130,16 @@ class Instances:
 def complete(
     keypoints: torch.Tensor, labelled: torch.Tensor, boxes: torch.Tensor, areas: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns boxes and areas where those given are missing or empty.
+    """Fills in missing or empty boxes and areas.
 
     Args:
         keypoints: (n, K, 2), x, y.
         labelled: (n, K) bool.
-        boxes: (n, 4), x, y, width, height. Those of no size, or NaN, give way to the box of the labelled keypoints.
-        areas: (n,). Those of 0 or less, or NaN, give way to 0.53 times the area of the box.
+        boxes: (n, 4), x, y, width, height. Empty boxes and NaN are replaced by the box around the labeled keypoints.
+        areas: (n,). Areas of 0 or less and NaN are replaced by 0.53 times the area of the box.
 
     Returns:
-        The boxes (n, 4), as they were given where no keypoint is labelled, and the areas (n,).
+        The boxes (n, 4), unchanged if no keypoint is labeled, and the areas (n,).
     """
     is_replaced = ~(boxes[:, 2:] > 0).all(1) & labelled.any(1)
     if is_replaced.any():
@@ -153,13 +151,13 @@ def complete(
 
 
 def box_areas(boxes):
-    """Returns the area (n,) of people in boxes (n, 4), given as x, y, width, height, where nobody has outlined them."""
+    """Estimates the areas (n,) of people without segmentation from boxes (n, 4), x, y, width, height."""
     return PERSON_TO_BOX_AREA * boxes[:, 2] * boxes[:, 3]
 
 
 def is_id(value: Any) -> bool:
-    """Returns whether a value is an integer of at most 64 bits."""
-    # Asking for an abstract class takes long, and ids are many.
+    """Returns whether a value is a 64-bit integer."""
+    # Checking against an abstract class is slow, and there are many ids.
     is_integer = type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
     return is_integer and -(2**63) <= value < 2**63
 
@@ -172,20 +170,20 @@ def parse_instances(
     categories: Collection[int] | None = None,
     image_index: Sequence[int] | None = None,
 ) -> Instances:
-    """Reads annotations in COCO's format, and adds everything that is wrong with them to the problems.
+    """Reads annotations in COCO's format and collects their problems.
 
     Args:
-        annotations: n annotations: `category_id`, and optionally `keypoints` (x, y, visibility for each of K keypoints,
-            none of them labelled if missing), `bbox` (x, y, width, height), `area`, `iscrowd` and `num_keypoints`;
-            lengths in pixels.
-        names: what to call each of them in messages.
+        annotations: n annotations: `category_id`, and optionally `keypoints` (x, y, visibility of each of K keypoints;
+            none are labeled if missing), `bbox` (x, y, width, height), `area`, `iscrowd` and `num_keypoints`; lengths
+            in pixels.
+        names: the name of each annotation in messages.
         num_keypoints: K.
-        problems: receives the problems.
-        categories: the `category_id`s that may appear; any of at least 0 if not given.
-        image_index: index of the image of each; 0 if not given.
+        problems: collects the problems.
+        categories: the valid `category_id`s; any that is at least 0 if not given.
+        image_index: index of each annotation's image; 0 if not given.
 
     Returns:
-        The instances, of which those with a problem cannot be relied upon.
+        The instances; those with problems have arbitrary values.
     """
     keypoints = _read_keypoints(annotations, names, num_keypoints, problems)
     labelled = keypoints[..., 2] > 0
@@ -208,14 +206,14 @@ def _read_categories(annotations, names, categories: Collection[int] | None, pro
         return _column(annotations, "category_id", names, problems, _is_count, "an integer of at least 0", None)
 
     def is_category(value: Any) -> bool:
-        return is_id(value) and value in categories  # what is no integer need not be hashable
+        return is_id(value) and value in categories  # other types may not be hashable
 
     accepted = f"one of the categories with keypoints, {reprlib.repr(sorted(categories))}"
     return _column(annotations, "category_id", names, problems, is_category, accepted, None)
 
 
 def _read_keypoints(annotations, names, num_keypoints: int, problems: Problems) -> np.ndarray:
-    """Returns keypoints (n, K, 3), zeros where there are none."""
+    """Returns keypoints (n, K, 3), zero where missing."""
     count = 3 * num_keypoints
     accepted = f"x, y, visibility for each of {num_keypoints} keypoints ({count} finite numbers, {_AT_MOST})"
     values = [annotation.get("keypoints") for annotation in annotations]
@@ -240,7 +238,7 @@ def _read_boxes(annotations, names, problems: Problems) -> np.ndarray:
 
 
 def _read_areas(annotations, names, problems: Problems) -> np.ndarray:
-    """Returns areas (n,), NaN where missing. Areas of 0 or less are accepted, for `completed` replaces them."""
+    """Returns areas (n,), NaN where missing. Areas of 0 or less are accepted, as `completed` replaces them."""
     accepted = f"a finite number of square pixels, at most {LARGEST_AREA:g}"
     values = [None if annotation.get("area") is None else (annotation["area"],) for annotation in annotations]
     areas = _read_numbers(values, ((1,),), names, "`area`", accepted, problems, LARGEST_AREA)[:, 0]
@@ -258,12 +256,13 @@ def _read_numbers(
     problems: Problems,
     largest: float = LARGEST_COORDINATE,
 ) -> np.ndarray:
-    """Returns lists of numbers as float64 (n, m), m the length of the first shape; NaN where missing or unusable."""
+    """Returns lists of numbers as float64 (n, m), m being the length of the first shape; NaN where missing or
+    invalid."""
     rows = np.full((len(values), shapes[0][0]), np.nan)
     is_given = np.array([value is not None for value in values], dtype=bool)
     given = [value for value in values if value is not None]
     rows[is_given] = _as_rows(given, shapes)
-    is_wrong = is_given & ~(np.abs(rows) <= largest).all(-1)  # NaN is not less than anything
+    is_wrong = is_given & ~(np.abs(rows) <= largest).all(-1)  # comparisons with NaN are False
     for index in is_wrong.nonzero()[0]:
         problems.add(names[index], what, accepted, *_describe(values[index], largest))
     rows[is_wrong] = np.nan
@@ -271,16 +270,17 @@ def _read_numbers(
 
 
 def _as_rows(values: list, shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
-    """Returns the lists as rows of float64 (n, m), NaN where a list is not one of numbers in one of the shapes."""
+    """Returns the lists as rows of float64 (n, m), NaN where a list is not numeric or has none of the shapes."""
     length = shapes[0][0]
     try:
-        # Almost always all is well, and a single conversion is fast. It must not see strings, which it would convert.
+        # Usually all values are valid, and a single conversion is fast. Strings must not reach it, as it would parse
+        # them.
         is_plain = {length}.issuperset(map(len, values)) and {int, float}.issuperset(
             map(type, chain.from_iterable(values))
         )
         if is_plain:
             return np.array(values, dtype=np.float64).reshape(len(values), length)
-    except (TypeError, OverflowError):  # no lists, or integers that no float can hold
+    except (TypeError, OverflowError):  # not lists, or integers too large for a float
         pass
     return np.array([_as_row(value, shapes) for value in values]).reshape(len(values), length)
 
@@ -296,7 +296,7 @@ def _as_row(value: Any, shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
 
 
 def _describe(value: Any, largest: float) -> tuple[Any, str]:
-    """Returns what was found instead of numbers, and what is wrong with it where that does not show."""
+    """Returns the invalid value, and a remark if the value alone does not show the problem."""
     if isinstance(value, tuple):
         return value[0], ""  # an area
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -308,7 +308,7 @@ def _describe(value: Any, largest: float) -> tuple[Any, str]:
 
 
 def _column(annotations, field: str, names, problems: Problems, is_accepted, accepted: str, default) -> np.ndarray:
-    """Returns an integer field of all annotations (n,), `default` where it is missing, 0 where it is unusable."""
+    """Returns an integer field of all annotations (n,), `default` where missing, 0 where invalid."""
     values = [annotation.get(field) for annotation in annotations]
     values = [default if value is None else value for value in values]
     for index, value in enumerate(values):

@@ -1,7 +1,7 @@
-"""Keypoint schemas: what a skeleton is called, how it is drawn, flipped and scored.
+"""Keypoint schemas: the names of a skeleton's keypoints, and how it is drawn, flipped and scored.
 
-A schema travels inside `config.json`; the loss, the augmentation, the metric, the drawing and the pipeline read it from
-there. Nothing in the package recognises a skeleton by the number of its keypoints.
+A schema is stored in `config.json`, where the loss, augmentation, metrics, drawing and pipeline read it. Nothing in the
+package infers a skeleton from its number of keypoints.
 """
 
 import math
@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-# The fall-off of a keypoint nobody has measured: close to the mean of COCO's (0.062), so that scores stay comparable.
+# The sigma of keypoints without a measured one: close to the mean of COCO's (0.062), so that scores stay comparable.
 DEFAULT_SIGMA = 0.05
-# Area of a person relative to the box around it, where nobody has outlined the person.
+# Area of a person relative to their bounding box, where there is no segmentation.
 PERSON_TO_BOX_AREA = 0.53
 
 
@@ -23,13 +23,13 @@ class KeypointSchema:
 
     Args:
         names: One distinct name per keypoint.
-        edges: Pairs of keypoint indices (from 0) joined by a line when a pose is drawn.
-        flip_pairs: Pairs of keypoint indices (left, right) that trade places when an image is mirrored.
-        sigmas: Fall-off of each keypoint's similarity, as in COCO's OKS: KS = exp(-d² / (2 · area · (2σ)²)). All
-            `DEFAULT_SIGMA` when not given.
+        edges: Pairs of keypoint indices, from 0, that are connected when a pose is drawn.
+        flip_pairs: Pairs of keypoint indices (left, right) that are swapped when an image is flipped.
+        sigmas: Falloff σ of each keypoint's similarity, as in COCO's OKS: KS = exp(-d² / (2 · area · (2σ)²)).
+            `DEFAULT_SIGMA` if not given.
 
     Raises:
-        ValueError: if an index, a name or a sigma is not usable; the message names it.
+        ValueError: if an index, name or sigma is invalid; the message says which.
     """
 
     names: tuple[str, ...]
@@ -38,7 +38,7 @@ class KeypointSchema:
     sigmas: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        # Lists come from JSON; tuples compare, hash and cannot be edited in place.
+        # JSON gives lists; tuples are hashable and immutable.
         object.__setattr__(self, "names", _distinct_names(self.names))
         object.__setattr__(self, "edges", _index_pairs("`edges`", self.edges, self.num_keypoints))
         object.__setattr__(self, "flip_pairs", _index_pairs("`flip_pairs`", self.flip_pairs, self.num_keypoints))
@@ -49,19 +49,19 @@ class KeypointSchema:
 
     @property
     def num_keypoints(self) -> int:
-        """`int`: number of keypoints, K."""
+        """`int`: the number of keypoints, K."""
         return len(self.names)
 
     @property
     def flip_permutation(self) -> tuple[int, ...]:
-        """`tuple[int]`: for each keypoint of a mirrored image, the index it had before mirroring."""
+        """`tuple[int]`: for each keypoint of a flipped image, its index before flipping."""
         permutation = list(range(self.num_keypoints))
         for left, right in self.flip_pairs:
             permutation[left], permutation[right] = right, left
         return tuple(permutation)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the schema as lists, ready for JSON."""
+        """Returns the schema as a dictionary of lists, for JSON."""
         return {
             "names": list(self.names),
             "edges": [list(edge) for edge in self.edges],
@@ -71,13 +71,13 @@ class KeypointSchema:
 
     @classmethod
     def of(cls, schema: "KeypointSchema | dict[str, Any] | str") -> "KeypointSchema":
-        """Returns the schema that a schema, its fields (as `to_dict` gives them) or a known name stands for.
+        """Returns a schema, given as such, as the fields that `to_dict` returns, or as a known name.
 
         Args:
             schema: a `KeypointSchema`, a dictionary, or "coco" or "crowdpose".
 
         Raises:
-            ValueError: if the fields are not those of a schema or the name is unknown.
+            ValueError: if the fields are not those of a schema, or the name is unknown.
         """
         if isinstance(schema, cls):
             return schema
@@ -97,17 +97,17 @@ class KeypointSchema:
 
     @classmethod
     def from_coco_category(cls, category: dict[str, Any]) -> "KeypointSchema":
-        """Reads the schema of one entry of a COCO file's `categories`.
+        """Returns the schema of one of the `categories` in a COCO file.
 
-        COCO files hold names and edges (`skeleton`, counted from 1) but neither pairs nor sigmas. Pairs are found by
-        name: two names that differ only in `left` and `right` (or a leading or trailing `l` and `r`). Sigmas are taken
-        from the known schema with the same names, else `DEFAULT_SIGMA`.
+        COCO files contain names and edges (`skeleton`, with indices from 1), but neither flip pairs nor sigmas. Pairs
+        are names that differ only in `left` and `right` (or a leading or trailing `l` and `r`). If a known schema has
+        the same names, it is returned; otherwise sigmas are `DEFAULT_SIGMA`.
 
         Args:
             category: a dictionary with `keypoints` (names) and optionally `skeleton`.
 
         Raises:
-            ValueError: if the category has no keypoints, or a skeleton that does not fit them.
+            ValueError: if the category has no keypoints, or its skeleton does not match them.
         """
         label = category.get("name")
         if not category.get("keypoints"):
@@ -178,7 +178,7 @@ def _mirrored_name(name: str) -> str | None:
 
 
 def find_flip_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
-    """Finds the (left, right) pairs among keypoint names, such as `left_eye` and `right_eye` or `l_ear` and `r_ear`.
+    """Returns the (left, right) pairs among keypoint names, such as `left_eye` and `right_eye` or `l_ear` and `r_ear`.
 
     Args:
         names: the keypoints' names.
@@ -209,7 +209,7 @@ COCO_PERSON = KeypointSchema(
     ),
 )
 
-# The `skeleton` of CrowdPose's own files is COCO's, whose indices do not fit; these edges join the same limbs.
+# CrowdPose's files contain COCO's `skeleton`, whose indices do not match; these edges connect the same limbs.
 CROWDPOSE_PERSON = KeypointSchema(
     names=(
         "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip",

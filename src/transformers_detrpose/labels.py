@@ -1,4 +1,4 @@
-"""Labels: what the model takes as the people of an image, made of samples of datasets and of COCO annotations."""
+"""The model's labels, made from dataset samples or COCO annotations."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -12,24 +12,24 @@ from torchvision.transforms.v2 import functional as tvF
 from .instances import Instances, Problems, is_id, parse_instances
 from .keypoint_schemas import KeypointSchema
 
-# Annotation tools round; a point that is this close to the image lies on its border.
+# Annotation tools round; a point this close to the image is on its border.
 TOLERANCE_PIXELS = 1.0
 
 
 def to_labels(sample: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Turns the people of a sample into labels of the model.
+    """Converts the people of a sample to labels.
 
-    Keypoints more than a pixel outside the image count as not labelled, and people without any are left out.
+    Keypoints more than a pixel outside the image count as not labeled, and people without any are left out.
 
     Args:
-        sample: `keypoints`, `visibility`, `class_labels`, `area`, `boxes`, `image_id` and `orig_size`, as samples of
-            `data.PoseDataset` have them.
+        sample: `keypoints`, `visibility`, `class_labels`, `area`, `boxes`, `image_id` and `orig_size`, as in the
+            samples of `data.PoseDataset`.
 
     Returns:
         For n people `class_labels` (n,) int64; `keypoints` (n, K, 3), x, y as fractions of the image and visibility (0
-        not labelled, then x = y = 0; 1 hidden; 2 visible); `area` (n,), fraction of the image's area; `boxes` (n, 4),
-        center x, center y, width, height as fractions; all float32. Also `image_id` (1,) and `orig_size` (2,), height
-        and width of the original image in pixels; both int64.
+        not labeled, in which case x = y = 0; 1 labeled but not visible; 2 visible); `area` (n,), as a fraction of the
+        image area; `boxes` (n, 4), center x, center y, width, height as fractions of the image; all float32. Also
+        `image_id` (1,) and `orig_size` (2,), height and width of the original image in pixels; both int64.
     """
     height, width = sample["keypoints"].canvas_size
     size_wh = torch.tensor([width, height], dtype=torch.float32)
@@ -50,19 +50,19 @@ def to_labels(sample: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def hide_outside(keypoints: torch.Tensor, visibility: torch.Tensor, size_wh: torch.Tensor) -> torch.Tensor:
-    """Returns the visibility with 0 for keypoints more than a pixel outside the image.
+    """Returns the visibility, set to 0 for keypoints more than a pixel outside the image.
 
     Args:
         keypoints: (..., 2), x, y in pixels.
         visibility: (...), 0, 1 or 2.
-        size_wh: width and height in pixels, (2,) or with leading axes to broadcast.
+        size_wh: width and height in pixels, (2,) or with leading axes for broadcasting.
     """
     is_outside = (keypoints < -TOLERANCE_PIXELS) | (keypoints > size_wh + TOLERANCE_PIXELS)
     return visibility.masked_fill(is_outside.any(-1), 0)
 
 
 def corners_of(boxes: torch.Tensor) -> torch.Tensor:
-    """Returns boxes (n, 4), x, y, width, height, as x1, y1, x2, y2."""
+    """Converts boxes (n, 4) from x, y, width, height to x1, y1, x2, y2."""
     return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
 
 
@@ -72,16 +72,16 @@ def prepare_labels(
     schema: KeypointSchema | None = None,
     device: str | torch.device | None = None,
 ) -> list[dict[str, torch.Tensor]]:
-    """Turns the COCO annotations of a batch into labels.
+    """Converts the COCO annotations of a batch to labels.
 
     Args:
         annotations: One dictionary per image, see `prepare_coco_labels`; or one dictionary for a single image.
-        sizes_hw: Height and width of each image in pixels, before it is resized.
-        schema: The keypoints; without it K is that of the first annotation of the batch.
-        device: Where the tensors shall be.
+        sizes_hw: Height and width of each image in pixels, before resizing.
+        schema: The keypoint schema; if not given, K is that of the first annotation in the batch.
+        device: Device of the tensors.
 
     Raises:
-        ValueError: if an annotation is malformed, or there is not one dictionary per image.
+        ValueError: if an annotation is invalid, or there is not one dictionary per image.
     """
     targets = [annotations] if isinstance(annotations, Mapping) else list(annotations)
     if len(targets) != len(sizes_hw):
@@ -101,22 +101,22 @@ def prepare_coco_labels(
     num_keypoints: int,
     device: str | torch.device | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Turns the COCO annotations of one image into labels; crowds and people without a labelled keypoint are left out.
+    """Converts the COCO annotations of one image to labels, without crowds and people without a labeled keypoint.
 
-    Nothing is repaired, unlike in datasets, whose `check_dataset` reports repairs: everybody but a crowd needs
-    keypoints, and whoever has a labelled one a box and, if there is an area, one above 0.
+    Unlike in datasets, for which `check_dataset` reports repairs, nothing is repaired: everyone except crowds needs
+    keypoints, and people with a labeled keypoint need a bounding box and, if an area is given, one above 0.
 
     Args:
         target: `image_id` (an integer) and `annotations`, as for `DETRPoseImageProcessor.preprocess`.
-        size_hw: Height and width of the image that the annotations were made on, in pixels.
+        size_hw: Height and width of the annotated image in pixels.
         num_keypoints: K.
-        device: Where the tensors shall be.
+        device: Device of the tensors.
 
     Returns:
         See `to_labels`.
 
     Raises:
-        ValueError: if an annotation is malformed.
+        ValueError: if an annotation is invalid.
     """
     annotations = target["annotations"]
     names = [f"image {target['image_id']}, annotation {annotation.get('id')}" for annotation in annotations]
@@ -132,7 +132,7 @@ def prepare_coco_labels(
 
 
 def people_in_image(people: Instances, size_hw: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Returns people of one image, completed, as fields of a sample, see `data.PoseDataset`."""
+    """Returns the (completed) people of one image as fields of a sample, see `data.PoseDataset`."""
     corners = corners_of(torch.from_numpy(people.boxes))
     return {
         "keypoints": tv_tensors.KeyPoints(torch.from_numpy(people.keypoints[..., :2]).float(), canvas_size=size_hw),
@@ -144,7 +144,7 @@ def people_in_image(people: Instances, size_hw: tuple[int, int]) -> dict[str, to
 
 
 def _require_all_parts(instances: Instances, annotations: Sequence[Mapping], num_keypoints: int, problems: Problems):
-    """Adds to the problems what a dataset would repair: missing keypoints and boxes, and areas of 0."""
+    """Collects problems that a dataset would repair: missing keypoints and boxes, and areas of 0."""
     for index, annotation in enumerate(annotations):
         name, area = instances.names[index], instances.areas[index]
         if annotation.get("keypoints") is None and not instances.is_crowd[index]:
@@ -160,7 +160,7 @@ def _require_all_parts(instances: Instances, annotations: Sequence[Mapping], num
 
 
 def _check_target(target: Any, index: int):
-    """Raises `ValueError` unless the annotations of image number `index` have the right form."""
+    """Raises `ValueError` unless the annotations of image number `index` are a valid dictionary."""
     if not isinstance(target, Mapping):
         raise ValueError(f"annotations of image number {index} must be a dictionary, but got {reprlib.repr(target)}.")
     image_id, annotations = target.get("image_id"), target.get("annotations")
@@ -174,7 +174,7 @@ def _check_target(target: Any, index: int):
 
 
 def _count_keypoints(targets: list[Mapping[str, Any]]) -> int:
-    """Returns K, at least 1, according to the first annotation of a batch that has keypoints; 0 if none has."""
+    """Returns K, at least 1, from the first annotation in a batch that has keypoints; 0 if none has."""
     for target in targets:
         for annotation in target["annotations"]:
             if annotation.get("keypoints") is not None:

@@ -1,8 +1,7 @@
 """Training losses of DETRPose: keypoint similarity, Hungarian matching, union matching, and the losses themselves.
 
-The decoder is supervised after every layer, and so are its starting points; each of these S output sets is stacked on
-the others, so that every cost and every loss is computed once, for all sets together. Losses are float32 whatever the
-precision of the model.
+Every decoder layer is supervised, and so are the initial predictions. These S output sets are stacked, so that each
+cost and each loss is computed once for all of them. Losses are computed in float32 whatever the precision of the model.
 """
 
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 from .denoising import DenoisingQueries, positive_matches
 from .pose_targets import PoseTargets, keypoint_sigmas, pad_targets
 
-# Keeps similarities above 0 and the divisor of people without a labelled keypoint away from it.
+# Keeps similarities above 0, and avoids division by 0 for people without a labeled keypoint.
 _KS_EPSILON = 1e-6
 
 
@@ -26,7 +25,7 @@ class OutputSets(NamedTuple):
 
     Args:
         logits (`torch.FloatTensor` of shape `(S, B, Q, C)`): class scores before the sigmoid.
-        keypoints (`torch.FloatTensor` of shape `(S, B, Q, K, 2)`): x, y as image fractions.
+        keypoints (`torch.FloatTensor` of shape `(S, B, Q, K, 2)`): x, y as fractions of the image.
     """
 
     logits: Tensor
@@ -43,28 +42,30 @@ def pose_estimation_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Computes the weighted training losses of a batch (paper, section on losses).
 
-    Classification uses each set's own matching, the two keypoint losses one union matching for all sets. Both
-    divisors, people for classification and union matches for the keypoints, are averaged over processes and at least
-    1, so that averaged gradients weigh every person alike, however people fall to processes. Denoising losses have one
-    divisor, people (averaged likewise) times the groups of this process.
+    Classification uses the matching of each set; the two keypoint losses use the union matching of all sets. Both
+    normalizers, the number of people for classification and of union matches for keypoints, are averaged over processes
+    and at least 1, so that every person has the same weight in the averaged gradients, however people are distributed
+    over processes. Denoising losses are normalized by the same number of people times the groups of this process.
 
     Args:
-        output_sets: for the name of each set "logits" (B, Q, C) and "pred_keypoints" (B, Q, K, 2), x, y as image
-            fractions. "" is the last decoder layer, "0", "1", ... are the earlier ones, then "initial" and "encoder".
-        labels: one dictionary per image with `class_labels` (n,), `keypoints` (n, K, 3) = x, y as image fractions and
-            visibility, and `area` (n,) as fractions of the image area; `validate_labels` checks them, this does not.
-        config (`DETRPoseConfig`): weights of costs and losses, sigmas.
+        output_sets: by the name of each set, "logits" (B, Q, C) and "pred_keypoints" (B, Q, K, 2), x, y as fractions of
+            the image. "" is the last decoder layer, "0", "1", ... are the earlier ones; there are also "initial" and
+            "encoder".
+        labels: one dictionary per image with `class_labels` (n,), `keypoints` (n, K, 3), x, y as fractions of the image
+            and visibility, and `area` (n,) as fractions of the image area. They are not checked here, see
+            `validate_labels`.
+        config (`DETRPoseConfig`): provides the weights of costs and losses, and the sigmas.
         denoising_queries: the queries of `make_denoising_queries`, or `None`.
-        denoising_output_sets: outputs for them, (B, P, ...); every decoder layer "0", ..., "L-1" and "initial".
+        denoising_output_sets: their outputs, (B, P, ...), of "initial" and of every decoder layer "0", ..., "L-1".
         divisors (`torch.FloatTensor` of shape `(2,)`): the two divisors, where gradients are accumulated over several
             batches: `average_over_processes` of the sum of their `count_matches`. Of this batch if not given.
 
     Returns:
-        The sum of all losses, and each by its name: "loss_class", "loss_keypoints" and "loss_similarity" with the
-        suffix "_{name}" of its set (none for the last layer) or "_denoising_{name}"; weighted.
+        The sum of all weighted losses, and each of them by name: "loss_class", "loss_keypoints" and "loss_similarity",
+        followed by "_{name}" of the set (nothing for the last layer) or "_denoising_{name}".
 
     Raises:
-        ValueError: if a matching cost is not finite, or the denoising arguments do not fit each other or the labels.
+        ValueError: if a matching cost is not finite, or the denoising arguments do not match each other or the labels.
     """
     _check_denoising_arguments(labels, denoising_queries, denoising_output_sets)
     targets = pad_targets(labels)
@@ -102,7 +103,7 @@ def count_matches(
 
 
 def stack_output_sets(output_sets: Mapping[str, Mapping[str, Tensor]]) -> OutputSets:
-    """Stacks the "logits" and "pred_keypoints" of all sets, in their order, and turns them into float32."""
+    """Stacks the "logits" and "pred_keypoints" of all sets, in order and in float32."""
     logits = torch.stack([outputs["logits"] for outputs in output_sets.values()])
     keypoints = torch.stack([outputs["pred_keypoints"] for outputs in output_sets.values()])
     return OutputSets(logits.float(), keypoints.float())
@@ -111,25 +112,25 @@ def stack_output_sets(output_sets: Mapping[str, Mapping[str, Tensor]]) -> Output
 def keypoint_similarity(
     pred_keypoints: Tensor, keypoints: Tensor, visibility: Tensor, area: Tensor, sigmas: Tensor
 ) -> Tensor:
-    """Computes KS = Σ v · exp(-d² / (2 · area · (2σ)²)) / Σ v, COCO's object keypoint similarity (paper, KS).
+    """Computes KS = Σ v · exp(-d² / (2 · area · (2σ)²)) / Σ v, COCO's object keypoint similarity (KS in the paper).
 
-    All leading shapes broadcast against each other: add axes to compare each prediction with each person.
+    Leading axes are broadcast: add axes to compare each prediction with each person.
 
     Args:
-        pred_keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y in image fractions.
-        keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y of the labels in image fractions.
-        visibility (`torch.FloatTensor` of shape `(..., K)`): 1 where labelled, else 0.
-        area (`torch.FloatTensor` of shape `(...)`): areas in fractions of the image area, above 0.
-        sigmas (`torch.FloatTensor` of shape `(K,)`): fall-off of each keypoint.
+        pred_keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y as fractions of the image.
+        keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): labeled x, y as fractions of the image.
+        visibility (`torch.FloatTensor` of shape `(..., K)`): 1 where labeled, else 0.
+        area (`torch.FloatTensor` of shape `(...)`): areas as fractions of the image area, above 0.
+        sigmas (`torch.FloatTensor` of shape `(K,)`): falloff of each keypoint.
 
     Returns:
         `torch.FloatTensor` of shape `(...)`, from 1e-6 to 1.
     """
-    # Sums over an axis of two are several times slower than additions.
+    # Summing over an axis of length two is several times slower than adding.
     dx, dy = (pred_keypoints - keypoints).unbind(-1)
     variance = area.unsqueeze(-1) * (2 * sigmas).square()
     exponent = -(dx.square() + dy.square()) / (2 * variance)
-    # Below -80 exp yields subnormal numbers, which add nothing but make a CPU ten times slower.
+    # Below -80, exp yields subnormal numbers, which contribute nothing but make a CPU ten times slower.
     similarity = exponent.clamp(min=-80).exp() * visibility
     return (similarity.sum(-1) / (visibility.sum(-1) + _KS_EPSILON)).clamp(min=_KS_EPSILON)
 
@@ -139,12 +140,12 @@ def keypoint_similarity(
 
 @torch.no_grad()
 def match_people(outputs: OutputSets, targets: PoseTargets, config) -> Tensor:
-    """Matches the people of each image to queries at the least total cost, for each output set.
+    """Matches the people of each image to queries at minimum total cost, for each output set.
 
     Args:
         outputs: predictions of S sets.
         targets: the people, of shape (B, M).
-        config (`DETRPoseConfig`): the fields whose names begin with `matcher`.
+        config (`DETRPoseConfig`): provides the fields whose names begin with `matcher`.
 
     Returns:
         `torch.LongTensor` of shape `(S, B, Q)`: index of the person matched to each query, or -1.
@@ -157,7 +158,7 @@ def match_people(outputs: OutputSets, targets: PoseTargets, config) -> Tensor:
 
 
 def matching_costs(outputs: OutputSets, targets: PoseTargets, config) -> Tensor:
-    """Computes what it costs to match each query to each person: focal class cost, L1 distance and 1 - KS, weighted.
+    """Computes the cost of matching each query to each person: the weighted sum of focal cost, L1 distance and 1 - KS.
 
     Returns:
         `torch.FloatTensor` of shape `(S, B, Q, M)`.
@@ -177,7 +178,7 @@ def matching_costs(outputs: OutputSets, targets: PoseTargets, config) -> Tensor:
 
 
 def focal_cost(logits: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Computes α (1-p)^γ (-ln p) - (1-α) p^γ (-ln (1-p)): the focal loss of a match, less that of no match."""
+    """Computes α (1-p)^γ (-ln p) - (1-α) p^γ (-ln (1-p)): the focal loss of a match minus that of no match."""
     score = logits.sigmoid()
     matched = -alpha * (1 - score) ** gamma * (score + 1e-8).log()
     unmatched = -(1 - alpha) * score**gamma * (1 - score + 1e-8).log()
@@ -185,10 +186,10 @@ def focal_cost(logits: Tensor, alpha: float, gamma: float) -> Tensor:
 
 
 def assign(costs: Tensor, is_person: Tensor) -> Tensor:
-    """Finds the assignments of least total cost, all of them after a single transfer from the device.
+    """Finds the minimum-cost assignments, with a single transfer from the device.
 
     Args:
-        costs (`torch.FloatTensor` of shape `(S, B, Q, M)`): cost of each pair of query and person.
+        costs (`torch.FloatTensor` of shape `(S, B, Q, M)`): cost of matching each query to each person.
         is_person (`torch.BoolTensor` of shape `(B, M)`): the columns to assign; the others are padding.
 
     Returns:
@@ -199,7 +200,7 @@ def assign(costs: Tensor, is_person: Tensor) -> Tensor:
     """
     from scipy.optimize import linear_sum_assignment  # slow to import, and only training needs it
 
-    # The mask travels as a last row of the costs: each transfer makes the host wait for the device.
+    # The mask is appended to the costs as a row, because each transfer makes the host wait for the device.
     mask = is_person[:, None].expand(len(costs), -1, 1, -1)
     table = torch.cat([costs, mask.to(costs.dtype)], dim=2).cpu().numpy()
     if not np.isfinite(table).all():
@@ -217,16 +218,16 @@ def assign(costs: Tensor, is_person: Tensor) -> Tensor:
 
 
 def union_matches(matches: Tensor, num_people: int) -> Tensor:
-    """Pools the matches of all sets: each query keeps the person that most sets gave it.
+    """Merges the matches of all sets: each query keeps the person most often matched to it.
 
-    Of equally frequent people the one with the lowest index wins. A person may be kept by several queries.
+    Ties go to the person with the lowest index. Several queries may keep the same person.
 
     Args:
         matches (`torch.LongTensor` of shape `(S, B, Q)`): index of a person in each set, or -1.
-        num_people: M, above every index.
+        num_people: M, greater than every index.
 
     Returns:
-        `torch.LongTensor` of shape `(B, Q)`: index of a person, -1 for queries that no set has matched.
+        `torch.LongTensor` of shape `(B, Q)`: index of a person, -1 for queries that are unmatched in all sets.
     """
     people = torch.arange(num_people, device=matches.device)
     votes = (matches.unsqueeze(-1) == people).sum(0)
@@ -235,7 +236,7 @@ def union_matches(matches: Tensor, num_people: int) -> Tensor:
 
 
 def average_over_processes(counts: Tensor) -> Tensor:
-    """Averages counts over the processes of a distributed training, in one exchange; at least 1 each, in float32."""
+    """Averages counts over the processes of distributed training, in one all-reduce; at least 1 each, in float32."""
     counts = counts.float()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(counts)
@@ -250,8 +251,8 @@ def average_over_processes(counts: Tensor) -> Tensor:
 def ksvf_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, config) -> Tensor:
     """Keypoint similarity varifocal loss: cross entropy against the KS of the match (paper, KSVF).
 
-    The matched label of a query aims at KS and weighs KS; every other label aims at 0 and weighs α p^γ. KS and weights
-    are not differentiated.
+    The matched label of a query has target and weight KS; every other label has target 0 and weight α p^γ. KS and
+    weights are not differentiated.
     """
     is_label = _is_matched_label(outputs, matched)
     with torch.no_grad():
@@ -270,7 +271,7 @@ def focal_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, config
 
 
 def keypoints_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, config) -> Tensor:
-    """L1 distance of the labelled coordinates, in image fractions."""
+    """L1 distance of the labeled coordinates, as a fraction of the image."""
     return _labelled_l1_distance(outputs.keypoints, matched.keypoints, matched.visibility).flatten(1).sum(1)
 
 
@@ -316,7 +317,7 @@ def _matched_similarity(outputs: OutputSets, matched: PoseTargets, sigmas: Tenso
 
 
 def _is_matched_label(outputs: OutputSets, matched: PoseTargets) -> Tensor:
-    """Returns a mask (..., B, Q, C) of the class of the person matched to each query, all False without one."""
+    """Returns a mask (..., B, Q, C) of the label of the person matched to each query, all False if there is none."""
     classes = torch.arange(outputs.logits.shape[-1], device=outputs.logits.device)
     return (matched.class_labels.unsqueeze(-1) == classes) & matched.is_person.unsqueeze(-1)
 

@@ -1,4 +1,4 @@
-"""The card that goes with saved weights: what the model predicts, where it comes from and how to run it."""
+"""The model card of saved weights: what the model predicts, where it comes from and how to run it."""
 
 from .configuration_detrpose import DETRPoseConfig
 
@@ -14,8 +14,8 @@ tags:
 
 # {title}
 
-DETRPose finds every person in a picture and their keypoints in one pass: no person detector, no non-maximum
-suppression, no grouping ([paper](https://arxiv.org/abs/2506.13027),
+DETRPose predicts the keypoints of every person in an image in one pass, without a person detector, non-maximum
+suppression or grouping ([paper](https://arxiv.org/abs/2506.13027),
 [official code](https://github.com/SebastianJanampa/DETRPose)).
 
 {origin}
@@ -30,12 +30,12 @@ poses = pose_estimator("people.jpg", threshold=0.5)
 
 ## What it predicts
 
-Classes: {classes}.
+Labels: {classes}.
 
 {num_keypoints} keypoints per instance, in this order: {keypoints}.
 
-At most {num_queries} instances per picture. A keypoint's score is the similarity to the truth that is expected
-under the predicted distribution of its position; it does not say whether the keypoint is hidden.
+At most {num_queries} instances per image. A keypoint's score is its expected similarity to the true position under the
+predicted distribution; it does not say whether the keypoint is visible.
 {metrics}"""
 
 
@@ -46,14 +46,14 @@ def model_card(
     datasets: tuple[str, ...] = (),
     metrics: dict[str, float] | None = None,
 ) -> str:
-    """Writes the card of a model in Markdown.
+    """Returns the model card in Markdown.
 
     Args:
-        config: the model's configuration; classes and skeleton are read from it.
-        name: folder or Hub id under which the model is loaded.
+        config: the model's configuration, with its labels and skeleton.
+        name: folder or Hub id of the model.
         origin: where the weights come from, a sentence or two.
         datasets: Hub ids of the datasets it was trained on.
-        metrics: measured values by name, such as `{"COCO val AP": 0.725}`.
+        metrics: metrics by name, such as `{"COCO val AP": 0.725}`.
 
     Returns:
         The text of a `README.md`.

@@ -1,8 +1,7 @@
-"""DETRPose: a backbone, a hybrid encoder and a pose decoder that refines every person's keypoints at once.
+"""DETRPose: a backbone, a hybrid encoder, and a pose decoder that refines the keypoints of all people at once.
 
-Shapes are written with B batch, Q instance queries, K keypoints, D hidden size, S locations of all feature maps
-together, H heads and R + 1 distribution bins. Every point is (x, y) as fractions of the image; every size is
-(height, width).
+Symbols in shapes: batch size B, instance queries Q, keypoints K, hidden size D, locations of all feature maps S, heads
+H, distribution bins R + 1, labels C. All points are (x, y) as fractions of the image; all sizes are (height, width).
 """
 
 import math
@@ -36,7 +35,7 @@ from .loss_detrpose import pose_estimation_loss
 from .model_card import model_card
 from .pose_targets import validate_labels
 
-# The largest float16: activations beyond it would become infinite in half precision.
+# The largest float16; larger activations would become infinite in half precision.
 MAX_ACTIVATION = 65504.0
 # Beyond what any usual normalisation gives; the numbers of an unscaled image reach 255.
 MAX_PIXEL_VALUE = 20.0
@@ -46,44 +45,44 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class DETRPoseModelOutput(ModelOutput):
-    """What backbone, encoder and decoder compute.
+    """Outputs of [`DETRPoseModel`].
 
     Args:
         last_hidden_state (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints + 1, d_model)`):
             Tokens after the last decoder layer, the instance token first.
         logits (`torch.Tensor` of shape `(batch_size, num_queries, num_labels)`):
-            Classification scores before the sigmoid.
+            Class scores before the sigmoid.
         pred_keypoints (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints, 2)`):
             Keypoints (x, y) as fractions of the image, in float32. They may lie outside the image.
         pred_keypoint_std (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints, 2)`, *optional*):
-            Standard deviation of x and y, as fractions of the image, under the predicted distributions. `None` without
+            Standard deviations of x and y under the predicted distributions, as fractions of the image. `None` without
             FDR heads.
         pred_distributions (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints, 2, max_num_bins + 1)`,
             *optional*, returned with `output_distributions=True`):
-            Probabilities of the offset's bins, for x and for y.
+            Probabilities of the offset bins, for x and for y.
         encoder_last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, d_model)`):
-            Feature maps of the encoder, flattened row by row and joined, finest first.
+            Feature maps of the encoder, flattened row by row and concatenated, finest first.
         hidden_states (`tuple[torch.Tensor]`, *optional*, returned with `output_hidden_states=True`):
-            Tokens before the first and after each decoder layer. Here and in the attentions denoising queries, if there
-            are any, come before the others.
+            Tokens before the first and after each decoder layer. Here and in the attentions, denoising queries, if any,
+            come first.
         encoder_hidden_states (`tuple[torch.Tensor]`, *optional*, returned with `output_hidden_states=True`):
             Feature maps of the encoder, finest first, each `(batch_size, d_model, height, width)`.
         attentions (`tuple[torch.Tensor]`, *optional*, returned with `output_attentions=True`):
-            Per decoder layer, weights among the tokens of an instance, of shape
+            Attention weights within instances, one tensor per decoder layer, each of shape
             `(batch_size, num_queries, heads, num_keypoints + 1, num_keypoints + 1)`.
         across_attentions (`tuple[torch.Tensor]`, *optional*, returned with `output_attentions=True`):
-            Per decoder layer, weights among the instances, of shape
+            Attention weights across instances, one tensor per decoder layer, each of shape
             `(batch_size, num_keypoints + 1, heads, num_queries, num_queries)`.
         cross_attentions (`tuple[torch.Tensor]`, *optional*, returned with `output_attentions=True`):
-            Per decoder layer, weights of the sampled points, of shape
+            Attention weights of the sampling points, one tensor per decoder layer, each of shape
             `(batch_size, num_queries, num_keypoints + 1, heads, num_levels * points)`.
         encoder_attentions (`tuple[torch.Tensor]`, *optional*, returned with `output_attentions=True`):
-            Weights of the encoder's self-attention, of shape `(batch_size, heads, locations, locations)`.
+            Attention weights of the encoder, of shape `(batch_size, heads, locations, locations)`.
         auxiliary_outputs (`list[dict[str, torch.Tensor]]`, *optional*, returned in training or with labels):
-            `logits` and `pred_keypoints` of the earlier predictions, in the order of computation: those of the query
-            selection, with FDR heads the initial keypoints, and those of every decoder layer but the last.
+            `logits` and `pred_keypoints` of the earlier predictions, in the order of computation: of the query
+            selection, of the initial keypoints (with FDR heads), and of every decoder layer but the last.
         denoising_outputs (`list[dict[str, torch.Tensor]]`, *optional*, returned with denoising queries):
-            `logits` and `pred_keypoints` of the denoising queries: with FDR heads the initial keypoints, and those of
+            `logits` and `pred_keypoints` of the denoising queries: of the initial keypoints (with FDR heads) and of
             every decoder layer.
     """
 
@@ -105,7 +104,7 @@ class DETRPoseModelOutput(ModelOutput):
 
 @dataclass
 class DETRPoseForPoseEstimationOutput(ModelOutput):
-    """The fields of [`DETRPoseModelOutput`], after the losses.
+    """Outputs of [`DETRPoseForPoseEstimation`]: the losses, and the fields of [`DETRPoseModelOutput`].
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*, returned with labels): Sum of all weighted losses.
@@ -131,15 +130,15 @@ class DETRPoseForPoseEstimationOutput(ModelOutput):
 
 
 def sine_position_encoding(points: torch.Tensor, num_channels: int, temperature: float) -> torch.Tensor:
-    """Encodes points by sines and cosines.
+    """Returns the sine position encoding of points.
 
     Args:
         points: (..., 2), x and y as fractions of the image.
-        num_channels: length of a code, divisible by 4.
+        num_channels: length of an encoding, divisible by 4.
         temperature: ratio of the longest to the shortest wavelength.
 
     Returns:
-        (..., num_channels) in float32: the code of y, then of x, each with sine and cosine alternating.
+        (..., num_channels) in float32: the encoding of y, then that of x, each alternating between sine and cosine.
     """
     half = num_channels // 2
     channels = torch.arange(half // 2, device=points.device, dtype=torch.float32)
@@ -149,14 +148,14 @@ def sine_position_encoding(points: torch.Tensor, num_channels: int, temperature:
 
 
 def pixel_centers(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """Returns the pixel centres of a feature map, (height * width, 2), x and y as fractions, row by row."""
+    """Returns the pixel centers of a feature map row by row, (height * width, 2), x and y as fractions of the image."""
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
     return torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).flatten(0, 1)
 
 
 def weighting_function(config: DETRPoseConfig, device: torch.device) -> torch.Tensor:
-    """Returns the offset that each distribution bin stands for, (R + 1,), fine around zero and coarse at the ends.
+    """Returns the offset of each distribution bin, (R + 1,), fine around zero and coarse at the ends.
 
     Source: D-FINE (arXiv 2410.13842), section 4.1, with bound a = `up` · `reg_scale`.
     """
@@ -167,14 +166,14 @@ def weighting_function(config: DETRPoseConfig, device: torch.device) -> torch.Te
 
 
 def without_autocast(device: torch.device):
-    """Returns a context in which nothing is cast to half precision, for what half precision is too coarse for."""
-    # Not on the meta device, where models are only counted.
+    """Returns a context without autocast, for computations that are too inaccurate in half precision."""
+    # Autocast is not available on the meta device, where costs are counted.
     enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
 class DETRPoseFrozenBatchNorm2d(FrozenBatchNorm2d):
-    """A frozen batch norm that leaves half precision as it is: torchvision's turns it into float32."""
+    """A frozen batch norm that keeps half precision, where torchvision's returns float32."""
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
@@ -184,7 +183,7 @@ class DETRPoseFrozenBatchNorm2d(FrozenBatchNorm2d):
 
 
 def freeze_batch_norms(module: nn.Module):
-    """Replaces every batch norm below `module` by one whose statistics and affine parameters never change."""
+    """Replaces all batch norms in `module` by frozen ones."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, DETRPoseFrozenBatchNorm2d(child.num_features, eps=child.eps))
@@ -193,7 +192,7 @@ def freeze_batch_norms(module: nn.Module):
 
 
 class DETRPoseConvNorm(nn.Module):
-    """Convolution without bias, batch norm and, if named, an activation."""
+    """A convolution without bias, a batch norm and an optional activation."""
 
     def __init__(self, config, in_channels, out_channels, kernel_size, stride=1, groups=1, activation=None):
         super().__init__()
@@ -207,7 +206,7 @@ class DETRPoseConvNorm(nn.Module):
 
 
 class DETRPoseRepVggBlock(nn.Module):
-    """A 3x3 and a 1x1 convolution side by side, summed."""
+    """The sum of a 3x3 and a 1x1 convolution."""
 
     def __init__(self, config, channels):
         super().__init__()
@@ -220,7 +219,7 @@ class DETRPoseRepVggBlock(nn.Module):
 
 
 class DETRPoseCSPLayer(nn.Module):
-    """Two 1x1 branches, one of them through RepVGG blocks, added."""
+    """The sum of two 1x1 branches, one of them followed by RepVGG blocks."""
 
     def __init__(self, config, in_channels, out_channels):
         super().__init__()
@@ -243,7 +242,7 @@ class DETRPoseFusionBlock(nn.Module):
 
     Args:
         config: the model's configuration.
-        upsample: whether the first map has half the height and width of the second, and is enlarged.
+        upsample: whether to upsample the first map, which then has half the height and width of the second.
     """
 
     def __init__(self, config, upsample: bool):
@@ -266,7 +265,7 @@ class DETRPoseFusionBlock(nn.Module):
 
 
 class DETRPoseDownsample(nn.Module):
-    """Halves a feature map: a 1x1 convolution, then a depthwise one with stride 2."""
+    """Halves a feature map's height and width: a 1x1 convolution, then a depthwise one with stride 2."""
 
     def __init__(self, config):
         super().__init__()
@@ -278,7 +277,7 @@ class DETRPoseDownsample(nn.Module):
 
 
 class DETRPoseEncoderLayer(nn.Module):
-    """Post-norm transformer layer over the locations of the coarsest feature map."""
+    """A post-norm transformer layer over the locations of the coarsest feature map."""
 
     def __init__(self, config):
         super().__init__()
@@ -300,7 +299,7 @@ class DETRPoseEncoderLayer(nn.Module):
 
 
 class DETRPoseHybridEncoder(nn.Module):
-    """Mixes the backbone's feature maps: attention in the coarsest, then fusion top-down and bottom-up."""
+    """Fuses the backbone's feature maps: attention in the coarsest, then top-down and bottom-up fusion."""
 
     def __init__(self, config, in_channels):
         super().__init__()
@@ -321,7 +320,7 @@ class DETRPoseHybridEncoder(nn.Module):
     def forward(
         self, feature_maps: tuple[torch.Tensor, ...], output_attentions: bool = False
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """Fuses the maps.
+        """Fuses the feature maps.
 
         Args:
             feature_maps: of the backbone, finest first, each (B, channels, height, width).
@@ -342,9 +341,9 @@ class DETRPoseHybridEncoder(nn.Module):
         return maps, weights
 
     def attend(self, feature_map: torch.Tensor, output_attentions: bool = False):
-        """Applies the transformer layer to one map, (B, D, height, width)."""
+        """Applies the transformer layer to a feature map, (B, D, height, width)."""
         height, width = feature_map.shape[-2:]
-        # Positions count from 1 to the size, not from pixel centres.
+        # Positions count from 1 to the size; they are not pixel centers.
         x = torch.arange(1, width + 1, device=feature_map.device, dtype=torch.float32) / (width + 1e-6)
         y = torch.arange(1, height + 1, device=feature_map.device, dtype=torch.float32) / (height + 1e-6)
         points = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).flatten(0, 1)
@@ -354,12 +353,12 @@ class DETRPoseHybridEncoder(nn.Module):
         return tokens.transpose(1, 2).reshape(-1, self.config.d_model, height, width), weights
 
 
-# Layers with initial values of their own. Each is a class because transformers 5 asks `_init_weights` of models outside
-# its package only about modules that hold parameters themselves, never about the modules around them.
+# Layers with their own initialization. Each is a class because, for models outside its package, transformers 5 calls
+# `_init_weights` only with modules that hold parameters themselves, not with their parents.
 
 
 class DETRPoseOutputLinear(DETRPoseZeroLinear):
-    """The last layer of a head: works in float32, as half precision is too coarse for what it predicts."""
+    """The last layer of a head, computed in float32, as half precision is too coarse for its predictions."""
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         with without_autocast(hidden_state.device):
@@ -367,7 +366,7 @@ class DETRPoseOutputLinear(DETRPoseZeroLinear):
 
 
 class DETRPoseClassHead(nn.Linear):
-    """Scores the labels of a token before the sigmoid; starts with one low score for everything."""
+    """Predicts class scores before the sigmoid; initially the same low score everywhere."""
 
     def __init__(self, config):
         super().__init__(config.d_model, config.num_labels)
@@ -378,7 +377,7 @@ class DETRPoseClassHead(nn.Linear):
 
 
 class DETRPoseMLP(nn.Module):
-    """Linear layers with an activation between them."""
+    """Linear layers with activations in between."""
 
     def __init__(self, config, in_features, hidden_features, out_features, num_layers, last_layer=DETRPoseOutputLinear):
         super().__init__()
@@ -394,20 +393,20 @@ class DETRPoseMLP(nn.Module):
 
 
 class DETRPosePositionHead(DETRPoseMLP):
-    """Makes position vectors of points: their sine encoding, through two linear layers."""
+    """Embeds points: their sine encoding, followed by two linear layers."""
 
     def __init__(self, config):
         super().__init__(config, config.d_model, config.d_model, config.d_model, 2, last_layer=nn.Linear)
         self.num_channels, self.temperature = config.d_model, config.decoder_position_temperature
 
     def forward(self, points: torch.Tensor) -> torch.Tensor:
-        """Returns position vectors (..., D) of points (..., 2), x and y as fractions of the image."""
+        """Returns position embeddings (..., D) of points (..., 2), x and y as fractions of the image."""
         sines = sine_position_encoding(points, self.num_channels, self.temperature)
         return super().forward(sines.to(self.layers[0].weight.dtype))
 
 
 class DETRPoseQuerySelection(nn.Module):
-    """Picks the locations that look most like the centre of an instance and predicts a first pose there."""
+    """Selects the locations with the highest class scores and predicts an initial pose at each of them."""
 
     def __init__(self, config):
         super().__init__()
@@ -427,14 +426,14 @@ class DETRPoseQuerySelection(nn.Module):
             spatial_shapes: (height, width) of each feature map.
 
         Returns:
-            Their logits (B, Q, C) and first keypoints (B, Q, K, 2).
+            Their logits (B, Q, C) and keypoints (B, Q, K, 2).
         """
         device, margin = encoder_hidden_states.device, self.config.anchor_margin
         anchors = torch.cat([pixel_centers(height, width, device) for height, width in spatial_shapes])
         inside = ((anchors > margin) & (anchors < 1 - margin)).all(dim=-1, keepdim=True)
         hidden_states = self.output_norm(self.output_proj(encoder_hidden_states * inside.to(encoder_hidden_states)))
         logits = self.class_head(hidden_states)
-        # A tiny image has fewer locations than queries are wanted.
+        # A tiny image may have fewer locations than queries.
         num_queries = min(self.config.num_queries, logits.shape[1])
         indices = logits.amax(dim=-1).topk(num_queries, dim=1).indices.unsqueeze(-1)
 
@@ -446,14 +445,14 @@ class DETRPoseQuerySelection(nn.Module):
 
 
 class DETRPoseEmbeddingTable(nn.Embedding):
-    """Learnt vectors that are read all at once; by a call, because offloaded weights are only there during one."""
+    """Embeddings that are read all at once, by a call, because offloaded weights are loaded only for calls."""
 
     def forward(self) -> torch.Tensor:
         return self.weight
 
 
 class DETRPoseQueryContent(nn.Module):
-    """The learnt vectors that fill instance and keypoint tokens before the first decoder layer."""
+    """The embeddings that initialize instance and keypoint tokens before the first decoder layer."""
 
     def __init__(self, config):
         super().__init__()
@@ -464,7 +463,7 @@ class DETRPoseQueryContent(nn.Module):
         self.denoising_keypoint_embedding = DETRPoseEmbeddingTable(config.num_keypoints, config.d_model)
 
     def forward(self, batch_size: int, num_queries: int) -> torch.Tensor:
-        """Returns the tokens of the matching queries, (B, Q, K + 1, D): only keypoint tokens know the query's rank."""
+        """Returns the tokens of the matching queries, (B, Q, K + 1, D); only keypoint tokens depend on the rank."""
         keypoints = self.keypoint_embedding() + self.query_embedding()[:num_queries].unsqueeze(1)
         instances = self.instance_embedding().expand(num_queries, 1, -1)
         return torch.cat((instances, keypoints), dim=1).expand(batch_size, -1, -1, -1)
@@ -477,7 +476,7 @@ class DETRPoseQueryContent(nn.Module):
 
 
 class DETRPoseGate(nn.Module):
-    """Weighs tokens against what they attended to, channel by channel, and normalises the sum."""
+    """Weighs tokens against attended values, channel by channel, and normalizes the sum."""
 
     def __init__(self, config):
         super().__init__()
@@ -491,7 +490,7 @@ class DETRPoseGate(nn.Module):
 
 
 class DETRPoseDecoderLayer(GradientCheckpointingLayer):
-    """Attention within instances, across instances and to the feature maps, then a feed-forward part."""
+    """Attention within instances, across instances and to the feature maps, then a feed-forward network."""
 
     def __init__(self, config):
         super().__init__()
@@ -519,17 +518,17 @@ class DETRPoseDecoderLayer(GradientCheckpointingLayer):
         """Refines the tokens.
 
         Args:
-            hidden_states: (B, Q, K + 1, D), the instance token first, with the position added already.
-            position: (B, Q, K + 1, D), zero for the instance token; added once more before the feature maps are read.
+            hidden_states: (B, Q, K + 1, D), the instance token first, with the position already added.
+            position: (B, Q, K + 1, D), zero for the instance token; added again before the cross-attention.
             reference_points: (B, Q, K + 1, 2), x and y as fractions of the image.
-            attention_mask: (1, 1, Q, Q), added to the scores between instances.
-            values: see [`DETRPoseValues`]; one argument each, so that reentrant checkpointing sees every one.
+            attention_mask: (1, 1, Q, Q), added to the attention scores across instances.
+            values: see [`DETRPoseValues`]; separate arguments, because reentrant checkpointing tracks only tensors.
             output_attentions: whether to return the weights.
 
         Returns:
-            The tokens, and the weights of the three attentions, each of which may be None.
+            The tokens, and the weights of the three attention modules, each of which may be None.
         """
-        # The position stays in the residual stream and in the values: released weights were trained so.
+        # The position stays in the residual stream and in the values, as the released weights were trained.
         attended, within = self.within_attn(hidden_states, output_attentions=output_attentions)
         hidden_states = self.within_attn_layer_norm(hidden_states + attended)
 
@@ -547,7 +546,7 @@ class DETRPoseDecoderLayer(GradientCheckpointingLayer):
 
 
 class DETRPoseQualityHead(nn.Module):
-    """Pose-LQE: judges a pose by what the finest encoder map shows at its keypoints (paper, section 3.3.1)."""
+    """Pose-LQE: estimates pose quality from the finest encoder map at the keypoints (paper, section 3.3.1)."""
 
     read = staticmethod(bilinear_sample)
 
@@ -557,7 +556,7 @@ class DETRPoseQualityHead(nn.Module):
         self.mlp = DETRPoseMLP(config, (self.top_k + 1) * config.num_keypoints, config.lqe_hidden_dim, 1, 2)
 
     def forward(self, feature_map: torch.Tensor, keypoints: torch.Tensor) -> torch.Tensor:
-        """Returns the quality (B, Q, 1) of keypoints (B, Q, K, 2) on a map (B, D, height, width)."""
+        """Returns the quality (B, Q, 1) of keypoints (B, Q, K, 2) on a feature map (B, D, height, width)."""
         content = self.read(feature_map, keypoints).permute(0, 2, 3, 1)
         largest = content.topk(self.top_k, dim=-1).values
         statistics = torch.cat((largest, largest.mean(dim=-1, keepdim=True)), dim=-1)
@@ -565,7 +564,7 @@ class DETRPoseQualityHead(nn.Module):
 
 
 class DETRPoseNoQuality(nn.Module):
-    """Stands where Pose-LQE is switched off, and judges no pose better than another."""
+    """Replaces Pose-LQE where it is disabled: adds zero to every score."""
 
     def __init__(self, config):
         super().__init__()
@@ -579,14 +578,14 @@ QUALITY_HEADS = {True: DETRPoseQualityHead, False: DETRPoseNoQuality}
 
 
 class DETRPoseIntegral(nn.Module):
-    """Reads offsets off distributions over bins: their mean, in fractions of the image (FDR, paper, section 3.3)."""
+    """Converts distributions over bins to offsets, their means as fractions of the image (FDR, paper, section 3.3)."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
 
     def bin_offsets(self, device: torch.device) -> torch.Tensor:
-        """Returns the offset that each bin stands for, (R + 1,), as a fraction of the image."""
+        """Returns the offset of each bin, (R + 1,), as a fraction of the image."""
         return weighting_function(self.config, device) / self.config.reg_scale
 
     def forward(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -598,8 +597,8 @@ class DETRPoseIntegral(nn.Module):
     def deviations(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Returns the standard deviations of x and y, (..., 2), under probabilities (..., 2, R + 1).
 
-        The variance of an offset is E[(W - E[W])²] over the weighting function W, divided by the regression scale.
-        The trained distributions are used as they are.
+        The variance of an offset is E[(W - E[W])²], with the weighting function W divided by the regression scale. The
+        predicted distributions are not calibrated.
         """
         offsets = self.bin_offsets(probabilities.device)
         with without_autocast(probabilities.device):
@@ -608,12 +607,12 @@ class DETRPoseIntegral(nn.Module):
 
 
 class PosePrediction(NamedTuple):
-    """The keypoints after one decoder layer, and what the next layer needs to refine them.
+    """The keypoints predicted by a decoder layer, and what the next layer needs to refine them.
 
     Args:
         keypoints: (B, Q, K, 2), x and y as fractions of the image.
-        initial_keypoints: (B, Q, K, 2), what the first layer's initial head predicted; the offsets of every layer are
-            relative to it. None without FDR heads.
+        initial_keypoints: (B, Q, K, 2), predicted by the initial head after the first layer; the offsets of all layers
+            are relative to them. None without FDR heads.
         distribution_logits: (B, Q, K, 2 * (R + 1)), or None.
         probabilities: (B, Q, K, 2, R + 1), or None.
     """
@@ -626,18 +625,20 @@ class PosePrediction(NamedTuple):
 
 @dataclass
 class DETRPoseDecoderOutput(ModelOutput):
-    """What the decoder computes for all its queries, denoising queries included.
+    """Outputs of the decoder for all queries, including denoising queries.
 
     Args:
         last_hidden_state (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints + 1, d_model)`):
             Tokens after the last layer.
         pred_distributions (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints, 2, max_num_bins + 1)`,
             *optional*):
-            Probabilities of the offset's bins after the last layer.
+            Probabilities of the offset bins after the last layer.
         output_sets (`list[dict[str, torch.Tensor]]`):
-            `logits` and `pred_keypoints` of the initial keypoints (with FDR heads) and of all layers, or of the last.
+            `logits` and `pred_keypoints` of the initial keypoints (with FDR heads) and of all layers, or of the last
+            only.
         hidden_states (`tuple[torch.Tensor]`): Tokens before the first and after each layer.
-        attentions (`tuple[tuple[torch.Tensor]]`): Per layer the weights within and across instances, and to the maps.
+        attentions (`tuple[tuple[torch.Tensor]]`): For each layer, the weights within and across instances, and to the
+            feature maps.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -663,7 +664,7 @@ class DETRPoseDecoder(nn.Module):
         self.make_keypoint_heads(d_model, num_layers)
 
     def make_keypoint_heads(self, d_model: int, num_layers: int):
-        """Makes the heads that `predict_keypoints` uses."""
+        """Creates the heads that `predict_keypoints` uses."""
         num_bins = self.config.max_num_bins + 1
         self.initial_keypoint_head = DETRPoseMLP(self.config, d_model, d_model, 2, 3)
         self.keypoint_heads = nn.ModuleList(
@@ -673,7 +674,7 @@ class DETRPoseDecoder(nn.Module):
 
     @property
     def output_set_names(self) -> tuple[str, ...]:
-        """What the losses call the output sets, in the order of computation."""
+        """The names of the output sets in the losses, in the order of computation."""
         return ("initial", *map(str, range(self.config.decoder_layers)))
 
     def forward(
@@ -686,15 +687,15 @@ class DETRPoseDecoder(nn.Module):
         output_all_layers: bool = False,
         output_attentions: bool = False,
     ) -> DETRPoseDecoderOutput:
-        """Runs the layers.
+        """Refines the queries layer by layer.
 
         Args:
             hidden_states: (B, Q, K + 1, D).
-            keypoints: (B, Q, K, 2), where the keypoint tokens look first.
-            instance_points: (B, Q, 1, 2), where the instance tokens look first.
+            keypoints: (B, Q, K, 2), initial reference points of the keypoint tokens.
+            instance_points: (B, Q, 1, 2), initial reference points of the instance tokens.
             feature_maps: of the encoder, finest first, each (B, D, height, width).
-            attention_mask: (1, 1, Q, Q), added to the scores between instances.
-            output_all_layers: whether to predict scores after every layer, as the losses need.
+            attention_mask: (1, 1, Q, Q), added to the attention scores across instances.
+            output_all_layers: whether to score the predictions of all layers, for the losses.
             output_attentions: whether to return the weights.
         """
         values = self.values(feature_maps)
@@ -726,18 +727,18 @@ class DETRPoseDecoder(nn.Module):
         keypoints: torch.Tensor,
         earlier: list[PosePrediction],
     ) -> PosePrediction:
-        """Refines keypoints by distributions over their offsets from the initial ones (FDR).
+        """Predicts keypoints as distributions over offsets from the initial keypoints (FDR).
 
         Args:
             hidden_states: tokens after the layer, (B, Q, K + 1, D).
-            located: tokens before the layer, with their position, (B, Q, K + 1, D).
-            keypoints: that the layer was given, (B, Q, K, 2).
-            earlier: predictions of the layers before.
+            located: tokens before the layer, with their position added, (B, Q, K + 1, D).
+            keypoints: the layer's input keypoints, (B, Q, K, 2).
+            earlier: predictions of the preceding layers.
         """
         head, tokens = self.keypoint_heads[len(earlier)], hidden_states[:, :, 1:]
         if earlier:
             initial_keypoints = earlier[-1].initial_keypoints
-            # Released weights: the tokens of the layer before reach this head with this layer's position.
+            # As the released weights were trained: this head also gets the layer's input tokens with their position.
             logits = earlier[-1].distribution_logits + head(tokens + located[:, :, 1:].detach())
         else:
             initial_keypoints = torch.sigmoid(self.initial_keypoint_head(tokens) + clamped_logit(keypoints))
@@ -752,12 +753,12 @@ class DETRPoseDecoder(nn.Module):
         feature_map: torch.Tensor,
         all_layers: bool,
     ) -> list[dict[str, torch.Tensor]]:
-        """Scores the predictions of all layers, the initial keypoints first, or of the last layer alone.
+        """Scores the initial keypoints and the predictions of all layers, or only those of the last layer.
 
         Args:
             hidden_states: tokens after each layer, (B, Q, K + 1, D).
-            predictions: of each layer.
-            feature_map: the finest of the encoder, (B, D, height, width).
+            predictions: one per layer.
+            feature_map: the encoder's finest, (B, D, height, width).
             all_layers: whether to score all of them.
 
         Returns:
@@ -768,7 +769,7 @@ class DETRPoseDecoder(nn.Module):
         if all_layers and initial_keypoints is not None:
             logits = self.class_heads[0](hidden_states[0][:, :, 0])
             output_sets.append({"logits": logits, "pred_keypoints": initial_keypoints})
-        # Counted from the end, for at inference the heads of the last layer are the only ones needed.
+        # Indexed from the end, because inference needs only the heads of the last layer.
         for index in range(-len(predictions) if all_layers else -1, 0):
             keypoints = predictions[index].keypoints
             quality = self.quality_heads[index](feature_map, keypoints)
@@ -778,7 +779,7 @@ class DETRPoseDecoder(nn.Module):
 
 
 class DETRPoseOffsetDecoder(DETRPoseDecoder):
-    """The decoder without distributions, as in the paper's ablation: each layer moves the points that it was given."""
+    """The decoder without FDR, as in the paper's ablation: each layer predicts offsets from its input keypoints."""
 
     def make_keypoint_heads(self, d_model: int, num_layers: int):
         self.keypoint_heads = nn.ModuleList(DETRPoseMLP(self.config, d_model, d_model, 2, 3) for _ in range(num_layers))
@@ -802,7 +803,7 @@ _BACKBONE_INITIAL_VALUES = {
 
 
 class DETRPosePreTrainedModel(PreTrainedModel):
-    """What all DETRPose models share: configuration, names and initial values."""
+    """Base class of the DETRPose models: configuration, initialization, saving."""
 
     config_class = DETRPoseConfig
     base_model_prefix = "model"
@@ -810,8 +811,8 @@ class DETRPosePreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    # Each joins tensors of different children, which must therefore be on one device. transformers' own list for the
-    # backbone leaves out its stem.
+    # Each combines tensors of several children, which must therefore be on one device. transformers' own list for the
+    # backbone lacks its stem.
     _no_split_modules = [
         # trf-ignore: TRF022
         "HGNetV2Embeddings",
@@ -820,14 +821,14 @@ class DETRPosePreTrainedModel(PreTrainedModel):
         "DETRPoseQueryContent",
         "DETRPoseDecoder",
     ]
-    # The backbone's frozen norms have no such counter; checkpoints of unfrozen ones do.
+    # Frozen batch norms lack this counter, which checkpoints of unfrozen ones contain.
     _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked"]
 
-    # The base class would draw the same weights a first time, from another distribution.
+    # The base class would initialize the same weights first, from another distribution.
     # trf-ignore: TRF018
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Sets the initial values of one module that holds parameters."""
+        """Initializes a module that holds parameters."""
         if isinstance(module, DETRPoseSamplingOffsets):
             nn.init.zeros_(module.weight)
             init_copy(module.bias, module.initial_bias())
@@ -850,35 +851,36 @@ class DETRPosePreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self):
-        """Sets the initial values of all parameters and buffers that no checkpoint has filled."""
+        """Initializes all parameters and buffers that were not loaded from a checkpoint."""
         super().initialize_weights()
-        # The backbone, a transformers model itself, does the same for its own modules, except for these.
+        # The backbone, itself a transformers model, initializes its own modules, except for these.
         for module in self.modules():
             for name, value in _BACKBONE_INITIAL_VALUES.get(type(module), {}).items():
                 init_copy(getattr(module, name), value)
             if isinstance(module, HGNetV2ConvLayer):
-                # transformers' own, a deviation of 0.02 whatever the fan-in, makes training from random weights slower.
+                # transformers' standard deviation of 0.02, whatever the fan-in, slows down training from random
+                # weights.
                 init_copy(
                     module.convolution.weight, nn.init.kaiming_normal_(torch.empty_like(module.convolution.weight))
                 )
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        # transformers guesses this from words in the source, other ones in each of its lines.
+        # transformers guesses this from the source code, differently in each version.
         return True
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs):
-        """Chooses the attention function, "sdpa" or "eager", of everything but the backbone, which has no attention."""
+        """Selects the attention function, "sdpa" or "eager", except for the backbone, which has no attention."""
         if isinstance(attn_implementation, str):
             attn_implementation = {"": attn_implementation}
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Saves weights, configuration and code into a folder, as every transformers model does."""
-        # Only saving needs it. transformers copies the files of relative imports, wherever they stand, into the folder.
+        """Saves weights, configuration and code to a folder; see `PreTrainedModel.save_pretrained`."""
+        # Imported here, as only saving needs it; transformers copies all relatively imported files into the folder.
         from .pipeline_keypoint_detection import CUSTOM_PIPELINES
 
-        # By itself transformers would note the class being saved under one Auto class, and no pipeline.
+        # By default, transformers would list only the saved class, under one Auto class, and no pipeline.
         self.config.auto_map = {
             "AutoModel": f"modeling_detrpose.{DETRPoseModel.__name__}",
             "AutoModelForKeypointDetection": f"modeling_detrpose.{DETRPoseForPoseEstimation.__name__}",
@@ -889,9 +891,9 @@ class DETRPosePreTrainedModel(PreTrainedModel):
         del self.config.custom_pipelines
 
     def push_to_hub(self, repo_id, *args, **kwargs):
-        """Uploads weights, configuration, code and, where the repository has none, a model card.
+        """Uploads weights, configuration, code and, if the repository has none, a model card.
 
-        Arguments and result are those of every transformers model.
+        See `PreTrainedModel.push_to_hub` for the arguments and the result.
         """
         api = HfApi(token=kwargs.get("token"))
         repo_id = api.create_repo(repo_id, private=kwargs.get("private"), exist_ok=True).repo_id
@@ -907,19 +909,19 @@ class DETRPosePreTrainedModel(PreTrainedModel):
 
 
 def init_copy(tensor: torch.Tensor, values: torch.Tensor | float):
-    """Copies `values` into a parameter or buffer unless a checkpoint has filled it already."""
+    """Copies `values` into a parameter or buffer unless it was loaded from a checkpoint."""
     if not getattr(tensor, "_is_hf_initialized", False):
         tensor.copy_(torch.as_tensor(values))
 
 
 class DecoderQueries(NamedTuple):
-    """What the decoder starts from: the selected queries, and before them P denoising queries if there are any.
+    """Inputs of the decoder: P denoising queries, if any, followed by the Q selected queries.
 
     Args:
         content: tokens, (B, P + Q, K + 1, D).
         keypoints: (B, P + Q, K, 2), x and y as fractions of the image.
         instance_points: (B, P + Q, 1, 2).
-        attention_mask: (1, 1, P + Q, P + Q), to be added to scores; None without denoising queries.
+        attention_mask: (1, 1, P + Q, P + Q), added to attention scores; None without denoising queries.
     """
 
     content: torch.Tensor
@@ -929,7 +931,7 @@ class DecoderQueries(NamedTuple):
 
 
 class DETRPoseModel(DETRPosePreTrainedModel):
-    """The whole network without its losses: [`DETRPoseForPoseEstimation`] is the one to train and deploy.
+    """The network without losses; train and deploy [`DETRPoseForPoseEstimation`].
 
     Args:
         config ([`DETRPoseConfig`]): the configuration.
@@ -938,14 +940,14 @@ class DETRPoseModel(DETRPosePreTrainedModel):
     def __init__(self, config: DETRPoseConfig):
         super().__init__(config)
         self._has_seen_images = False
-        # CODEPATH: HGNetV2, the backbone of all released checkpoints, has no attention and refuses the implementation
-        # that was asked of the whole model: let it choose for itself.
+        # CODEPATH: HGNetV2, the backbone of all released checkpoints, has no attention and rejects the implementation
+        # requested for the whole model, so it uses its default.
         # trf-ignore: TRF051
         if config.backbone_config._attn_implementation == "sdpa":
             config.backbone_config._attn_implementation = None
-        # Of the same precision as everything else, whatever precision its own configuration was saved with.
+        # In the precision of the whole model, whatever precision its own configuration was saved with.
         self.backbone = AutoBackbone.from_config(config.backbone_config, dtype=torch.get_default_dtype())
-        # CODEPATH: False trains the backbone from random weights; every released checkpoint has True.
+        # CODEPATH: False is for training the backbone from random weights; all released checkpoints have True.
         if config.freeze_backbone_batch_norms:
             freeze_batch_norms(self.backbone)
         self.encoder = DETRPoseHybridEncoder(config, self.backbone.channels)
@@ -968,15 +970,15 @@ class DETRPoseModel(DETRPosePreTrainedModel):
 
         Args:
             pixel_values: (B, 3, height, width), RGB in [0, 1]; height and width are multiples of the largest stride.
-            denoising_queries: queries made from labels, see [`make_denoising_queries`].
-            output_auxiliary: whether to return the predictions of earlier layers; by default while training.
+            denoising_queries: denoising queries for the labels, see [`make_denoising_queries`].
+            output_auxiliary: whether to return the predictions of earlier layers; by default only in training mode.
             output_distributions: whether to return the probabilities of the offset bins.
             output_attentions: whether to return attention weights.
-            output_hidden_states: whether to return tokens and feature maps between layers.
-            return_dict: whether to return a [`DETRPoseModelOutput`] and not a tuple.
+            output_hidden_states: whether to return the tokens of all decoder layers and the encoder's feature maps.
+            return_dict: whether to return a [`DETRPoseModelOutput`] instead of a tuple.
 
         Raises:
-            ValueError: if `pixel_values` is not a batch of images of a possible size.
+            ValueError: if `pixel_values` is not a batch of images of a valid size.
         """
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -1014,19 +1016,19 @@ class DETRPoseModel(DETRPosePreTrainedModel):
             names = ("attentions", "across_attentions", "cross_attentions")
             fields.update(zip(names, zip(*decoded.attentions, strict=True), strict=True))
             fields["encoder_attentions"] = (encoder_attention,)
-        # All at once: on transformers 4 a field filled in later is missing from the tuple.
+        # All fields at once: in transformers 4, fields that are set later are missing from the tuple.
         outputs = DETRPoseModelOutput(**fields)
         return outputs if return_dict else outputs.to_tuple()
 
     def _make_queries(self, keypoints: torch.Tensor, denoising_queries: DenoisingQueries | None) -> DecoderQueries:
-        """Joins denoising queries, if there are any, and those selected, whose keypoints are (B, Q, K, 2)."""
+        """Concatenates denoising queries, if any, and the selected queries, whose keypoints are (B, Q, K, 2)."""
         content = self.query_content(*keypoints.shape[:2])
         instance_points = keypoints.mean(dim=2, keepdim=True)
         if denoising_queries is None:
             return DecoderQueries(content, keypoints, instance_points, None)
         content = torch.cat((self.query_content.denoising(denoising_queries.labels), content), dim=1)
         instance, points = denoising_queries.reference_points.split((1, self.config.num_keypoints), dim=2)
-        # A tiny image has fewer locations, and so fewer queries, than the mask was made for.
+        # A tiny image has fewer locations, and so fewer queries, than the mask.
         num_tokens = content.shape[1]
         forbidden = denoising_queries.attention_mask[None, None, :num_tokens, :num_tokens]
         mask = content.new_zeros(forbidden.shape).masked_fill(forbidden, torch.finfo(content.dtype).min)
@@ -1043,7 +1045,7 @@ class DETRPoseModel(DETRPosePreTrainedModel):
         denoising_queries: DenoisingQueries | None,
         output_distributions: bool,
     ) -> dict:
-        """Sorts what the decoder computed into output fields, with the denoising queries apart."""
+        """Returns the decoder's outputs as output fields, with the denoising queries separated."""
         num_denoising = 0 if denoising_queries is None else denoising_queries.labels.shape[1]
         *auxiliary, last = [
             {name: value[:, num_denoising:] for name, value in output_set.items()} for output_set in decoded.output_sets
@@ -1099,13 +1101,13 @@ class DETRPoseModel(DETRPosePreTrainedModel):
 
 
 class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
-    """DETRPose for multi-person pose estimation: every person's keypoints in one pass, and the losses to train it.
+    """DETRPose for multi-person pose estimation: the keypoints of every person in one pass, and the losses.
 
     Args:
         config ([`DETRPoseConfig`]): the configuration.
     """
 
-    # Trainer would otherwise expect the loss to be a sum over items.
+    # Otherwise Trainer would expect a loss summed over items.
     accepts_loss_kwargs = False
 
     def __init__(self, config: DETRPoseConfig):
@@ -1115,7 +1117,7 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
 
     @property
     def loss_function(self):
-        """The function that turns predictions and labels into losses, [`pose_estimation_loss`]."""
+        """The loss function, [`pose_estimation_loss`]."""
         return pose_estimation_loss
 
     def forward(
@@ -1130,23 +1132,24 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         labels_are_valid: bool = False,
         loss_divisors: torch.Tensor | None = None,
     ) -> tuple | DETRPoseForPoseEstimationOutput:
-        """Predicts the poses in a batch of images, and with labels the losses.
+        """Predicts the poses in a batch of images and, given labels, computes the losses.
 
         Args:
             pixel_values: (B, 3, height, width), RGB in [0, 1]; height and width are multiples of the largest stride.
-            labels: one dictionary per image with `class_labels` (n,) int64, `keypoints` (n, K, 3) as x and y in
-                fractions of the image and visibility 0, 1 or 2, and `area` (n,) as fraction of the image. n may be 0.
-            denoising_queries: made from the labels when not given, while training.
+            labels: one dictionary per image with `class_labels` (n,) int64, `keypoints` (n, K, 3), x and y as fractions
+                of the image and visibility 0, 1 or 2, and `area` (n,) as a fraction of the image area. n may be 0.
+            denoising_queries: by default made from the labels in training mode.
             output_distributions: whether to return the probabilities of the offset bins.
             output_attentions: whether to return attention weights.
-            output_hidden_states: whether to return tokens and feature maps between layers.
-            return_dict: whether to return a [`DETRPoseForPoseEstimationOutput`] and not a tuple.
+            output_hidden_states: whether to return the tokens of all decoder layers and the encoder's feature maps.
+            return_dict: whether to return a [`DETRPoseForPoseEstimationOutput`] instead of a tuple.
             labels_are_valid: whether `validate_labels` has seen the labels already, best on the host: on a GPU it waits
                 for the device.
             loss_divisors: what the losses are divided by where gradients are accumulated, see [`pose_estimation_loss`].
 
         Raises:
-            ValueError: if images or labels are malformed; the message names image, key, expected and found.
+            ValueError: if images or labels are invalid; the message names the image and the key, and what was expected
+                and found.
 
         Example:
 
@@ -1201,7 +1204,7 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         denoising_queries: DenoisingQueries | None,
         divisors: torch.Tensor | None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Returns the sum of the losses of all output sets, and each by its name."""
+        """Returns the sum of the losses of all output sets, and each of them by name."""
         denoising_sets = None
         if denoising_queries is not None:
             names = self.model.decoder.output_set_names
@@ -1210,21 +1213,21 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
             self.output_sets(outputs), labels, self.config, denoising_queries, denoising_sets, divisors
         )
         if self.training and denoising_queries is None:
-            # Training on several processes needs every parameter in every step, with people or without.
+            # Distributed training needs every parameter in every step, also without people.
             unused = self.model.query_content.denoising(torch.zeros(1, 1, dtype=torch.int64, device=loss.device))
             loss = loss + 0 * unused.sum()
         return loss, loss_dict
 
     def fuse(self, target: str = "pytorch") -> "DETRPoseForPoseEstimation":
-        """Returns a copy for deployment, with the same outputs to 1e-4, smaller and faster.
+        """Returns a smaller and faster copy for deployment, with the same outputs to within 1e-4.
 
         See `transformers_detrpose.deployment.fuse`.
 
         Args:
-            target: what runs the copy: "pytorch", or, once it is exported, "onnxruntime" or "tensorrt".
+            target: runtime of the copy: "pytorch", or "onnxruntime" or "tensorrt" for export.
 
         Raises:
-            ImportError: if the package is not installed, but this model came with code of its own.
+            ImportError: if the package is not installed and the model was loaded from code saved with it.
             ValueError: if the target is unknown.
         """
         try:

@@ -11,7 +11,7 @@ from .images import load_rgb_image
 
 TASK = "keypoint-detection"
 
-# What `config.json` says of the pipeline, for `trust_remote_code=True` where this package is not installed.
+# Entry for the pipeline in `config.json`, for `trust_remote_code=True` where this package is not installed.
 CUSTOM_PIPELINES = {
     TASK: {
         "impl": "pipeline_keypoint_detection.KeypointDetectionPipeline",
@@ -22,10 +22,10 @@ CUSTOM_PIPELINES = {
 
 
 class KeypointDetectionPipeline(Pipeline):
-    """Finds the people in images, or whatever the model was trained for, and their keypoints.
+    """Detects people, or other objects that the model was trained for, and their keypoints.
 
     Works with any model whose configuration has a `keypoint_schema` and whose image processor has
-    `post_process_keypoint_detection`; the model need not be a PyTorch module, one that ONNX Runtime executes will do.
+    `post_process_keypoint_detection`; the model may also be one that runs in ONNX Runtime.
 
     Example:
 
@@ -60,34 +60,34 @@ class KeypointDetectionPipeline(Pipeline):
         return preprocess_parameters, {}, postprocess_parameters
 
     def __call__(self, inputs, **kwargs) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
-        """Estimates the poses in one image or in several.
+        """Estimates the poses in one or more images.
 
         Args:
             inputs (`str`, `PIL.Image`, or a list, generator or dataset of them):
                 Paths, URLs, base64 strings or images. The EXIF orientation is applied.
             threshold (`float`, *optional*, defaults to 0.5):
-                Poses need a higher score than this, from 0 to 1.
+                Poses must have a higher score than this, from 0 to 1.
             timeout (`float`, *optional*):
-                Seconds to wait for a URL; for ever if not given.
+                Seconds to wait for a URL; no limit if not given.
 
         Returns:
             A list of poses, best first, or for several images a list (for generators and datasets an iterator) of such
             lists. A pose is a dictionary:
 
             - **score** (`float`): probability of the label.
-            - **label** (`str`): name of the class.
-            - **box** (`dict[str, int]`): `xmin`, `ymin`, `xmax`, `ymax` around the keypoints in pixels, integers (cut
-              off, not rounded) as in the other pipelines of transformers.
-            - **keypoints** (`list[dict]`): in the order of the skeleton, `name`, `x` and `y` in pixels and `score`, the
-              keypoint similarity that the model expects; floating-point numbers.
+            - **label** (`str`): name of the label.
+            - **box** (`dict[str, int]`): `xmin`, `ymin`, `xmax`, `ymax` around the keypoints in pixels, as integers
+              (truncated, not rounded), as in other transformers pipelines.
+            - **keypoints** (`list[dict]`): in the order of the skeleton, `name`, `x` and `y` in pixels, and `score`,
+              the expected keypoint similarity; all `float`.
 
         Raises:
-            ValueError: if the threshold is not usable or an image cannot be read.
+            ValueError: if the threshold is invalid or an image cannot be read.
         """
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, image, timeout: float | None = None) -> dict[str, torch.Tensor]:
-        """Opens one image and prepares it for the model."""
+        """Loads one image and prepares it for the model."""
         image = load_rgb_image(image, timeout=timeout)
         inputs = self.image_processor(images=image, return_tensors="pt").to(self.dtype or torch.float32)
         inputs["target_sizes"] = torch.tensor([[image.height, image.width]])
@@ -96,7 +96,7 @@ class KeypointDetectionPipeline(Pipeline):
     def _forward(self, model_inputs) -> dict[str, torch.Tensor | None]:
         target_sizes = model_inputs["target_sizes"]
         outputs = self.model(pixel_values=model_inputs["pixel_values"])
-        # Only what post-processing reads, batch first: the pipeline takes batches apart along the first dimension.
+        # Only what post-processing needs, batch first: the pipeline splits batches along the first dimension.
         return {
             "logits": outputs.logits,
             "pred_keypoints": outputs.pred_keypoints,
@@ -105,7 +105,7 @@ class KeypointDetectionPipeline(Pipeline):
         }
 
     def postprocess(self, model_outputs, threshold: float = 0.5) -> list[dict[str, Any]]:
-        """Turns the outputs for one image into poses."""
+        """Converts the outputs for one image to poses."""
         poses = self.image_processor.post_process_keypoint_detection(
             SimpleNamespace(**model_outputs), threshold=threshold, target_sizes=model_outputs["target_sizes"]
         )[0]
@@ -130,12 +130,12 @@ class KeypointDetectionPipeline(Pipeline):
 
 
 def register_pipeline():
-    """Makes `pipeline("keypoint-detection")` known to transformers. Doing so again changes nothing."""
+    """Registers `pipeline("keypoint-detection")` with transformers; repeated calls change nothing."""
     if PIPELINE_REGISTRY.supported_tasks.get(TASK, {}).get("impl") is KeypointDetectionPipeline:
         return
     PIPELINE_REGISTRY.register_pipeline(
         TASK, pipeline_class=KeypointDetectionPipeline, pt_model=(AutoModelForKeypointDetection,), type="image"
     )
-    # With this attribute, which registering leaves behind, a saved pipeline would be marked as remote code: loading it
-    # would need `trust_remote_code=True` even where this package is installed.
+    # Registration sets this attribute, which would mark saved pipelines as remote code: loading them would require
+    # `trust_remote_code=True` even where this package is installed.
     del KeypointDetectionPipeline._registered_impl

@@ -1,7 +1,7 @@
-"""Labels: their checks, and the dense arrays that denoising and losses aim at.
+"""Validation of labels, and their dense form, which denoising and losses use.
 
-A batch of labels becomes `PoseTargets`, padded to the image with most people, so that neither the noise nor the losses
-need a loop over people.
+A batch of labels becomes `PoseTargets`, padded to the image with the most people, so that neither denoising nor the
+losses loop over people.
 """
 
 from collections.abc import Mapping
@@ -10,25 +10,25 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-# Labels are fractions of the image; whatever is larger than this is in pixels.
+# Labels are fractions of the image; anything larger than this is in pixels.
 _LARGEST_FRACTION = 10.0
-# The similarity of keypoints divides by the area; its gradient would be NaN for the smallest floats.
+# Keypoint similarity divides by the area; its gradient would be NaN for the smallest floats.
 _SMALLEST_AREA = 1e-20
 
 
 @dataclass
 class PoseTargets:
-    """People as dense float32 arrays: those of each image (`pad_targets`) or those matched to each query (`at`).
+    """People as dense tensors: those of each image (`pad_targets`) or those matched to each query (`at`).
 
-    The leading shape is (B, M) for the people of a batch and (..., B, Q) for queries. An entry that stands for nobody
-    has no visible keypoint, an area of 1 and the class 0, so that it is harmless in any sum weighted by visibility.
+    The leading shape is (B, M) for the people of a batch and (..., B, Q) for queries. A padding entry has no visible
+    keypoint, an area of 1 and the label 0, so that it adds nothing to any sum weighted by visibility.
 
     Args:
-        class_labels (`torch.LongTensor` of shape `(...)`): class ids.
-        keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y as image fractions, 0 where unlabelled.
-        visibility (`torch.FloatTensor` of shape `(..., K)`): 1 where labelled, else 0.
+        class_labels (`torch.LongTensor` of shape `(...)`): label ids.
+        keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y as fractions of the image, 0 where unlabeled.
+        visibility (`torch.FloatTensor` of shape `(..., K)`): 1 where labeled, else 0.
         area (`torch.FloatTensor` of shape `(...)`): areas as fractions of the image area.
-        is_person (`torch.BoolTensor` of shape `(...)`): entries that stand for a person with a labelled keypoint.
+        is_person (`torch.BoolTensor` of shape `(...)`): True for people with a labeled keypoint, False for padding.
     """
 
     class_labels: torch.Tensor
@@ -41,7 +41,7 @@ class PoseTargets:
         """Returns the person matched to each query.
 
         Args:
-            matches (`torch.LongTensor` of shape `(..., B, Q)`): index of a person among the M of the image, or -1.
+            matches (`torch.LongTensor` of shape `(..., B, Q)`): index of one of the image's M people, or -1.
         """
         index = matches.clamp(min=0)
         image = torch.arange(index.shape[-2], device=index.device).unsqueeze(-1)
@@ -56,14 +56,14 @@ class PoseTargets:
 
 
 def pad_targets(labels: list[Mapping[str, torch.Tensor]]) -> PoseTargets:
-    """Pads the people of a batch to M, the most that one image has (at least 1).
+    """Pads the people of each image to M, the largest number in the batch (at least 1).
 
     Args:
-        labels: one dictionary per image with `class_labels` (n,), `keypoints` (n, K, 3) = x, y as image fractions and
-            visibility (0 unlabelled, 1 or 2 labelled), and `area` (n,) as fractions of the image area.
+        labels: one dictionary per image with `class_labels` (n,), `keypoints` (n, K, 3), x, y as fractions of the image
+            and visibility (0 unlabeled, 1 or 2 labeled), and `area` (n,) as fractions of the image area.
 
     Returns:
-        `PoseTargets` of shape (B, M). People without a labelled keypoint are no targets: `is_person` is False.
+        `PoseTargets` of shape (B, M). People without a labeled keypoint are no targets: `is_person` is False.
     """
     keypoints = _pad([image["keypoints"] for image in labels]).float()
     labelled = keypoints[..., 2] > 0
@@ -78,31 +78,31 @@ def pad_targets(labels: list[Mapping[str, torch.Tensor]]) -> PoseTargets:
 
 
 def keypoint_sigmas(config, device: torch.device | str | None = None) -> torch.Tensor:
-    """Returns the fall-offs σ of the configured skeleton as a `torch.FloatTensor` of shape `(K,)`."""
-    # A copy that blocks would make a GPU wait for the host in every step.
+    """Returns the sigmas of the configured skeleton as a `torch.FloatTensor` of shape `(K,)`."""
+    # A blocking copy would make the GPU wait for the host in every step.
     return torch.tensor(config.keypoint_schema.sigmas).to(device, non_blocking=True)
 
 
 def _pad(tensors: list[torch.Tensor]) -> torch.Tensor:
     padded = pad_sequence(list(tensors), batch_first=True)
-    # One empty entry where the whole batch is empty lets everything downstream index without exceptions.
+    # If the whole batch is empty, one padding entry spares all later code a special case.
     return padded if padded.shape[1] else padded.new_zeros(padded.shape[0], 1, *padded.shape[2:])
 
 
 def validate_labels(labels: list[Mapping[str, torch.Tensor]], config, batch_size: int) -> None:
-    """Checks that labels are what the losses and the denoising expect.
+    """Checks that labels are valid for the losses and denoising.
 
-    Shapes and types are checked on the host; values in one pass over the batch, which makes the host wait for the
-    device once.
+    Shapes and types are checked on the host; values are checked in one pass over the batch, so that the host waits for
+    the device once.
 
     Args:
-        labels: one dictionary per image with `class_labels` (n,) int64, `keypoints` (n, K, 3) = x, y as image
-            fractions and visibility 0, 1 or 2, and `area` (n,) as fractions of the image area. Other keys are ignored.
-        config (`DETRPoseConfig`): number of labels and keypoints.
+        labels: one dictionary per image with `class_labels` (n,) int64, `keypoints` (n, K, 3), x, y as fractions of the
+            image and visibility 0, 1 or 2, and `area` (n,) as fractions of the image area. Other keys are ignored.
+        config (`DETRPoseConfig`): provides the numbers of labels and keypoints.
         batch_size: images in the batch.
 
     Raises:
-        ValueError: if they are not; the message names image and key, what was expected and what was found.
+        ValueError: if they are invalid; the message names the image and the key, and what was expected and found.
     """
     if not isinstance(labels, (list, tuple)) or len(labels) != batch_size:
         found = f"{len(labels)} of them" if isinstance(labels, (list, tuple)) else f"a {type(labels).__name__}"
@@ -139,7 +139,7 @@ def _check_structure(index: int, image: Mapping[str, torch.Tensor], num_keypoint
 
 
 def _check_values(labels: list[Mapping[str, torch.Tensor]], num_labels: int) -> None:
-    """Raises `ValueError` for the first value that is out of range, looking at the whole batch at once."""
+    """Raises `ValueError` for the first value out of range, checking the whole batch at once."""
     class_labels, keypoints, area = (
         torch.cat([image[key] for image in labels]) for key in ("class_labels", "keypoints", "area")
     )
@@ -166,7 +166,7 @@ def _check_values(labels: list[Mapping[str, torch.Tensor]], num_labels: int) -> 
 
 
 def _image_of_person(labels: list[Mapping[str, torch.Tensor]], person: int) -> tuple[int, int]:
-    """Returns the image of a person counted over the batch, and the index of the person in that image."""
+    """Converts the index of a person in the batch to that of the image and of the person in that image."""
     image = 0
     while person >= len(labels[image]["class_labels"]):
         person -= len(labels[image]["class_labels"])

@@ -1,4 +1,4 @@
-"""Makes transformers' Auto classes and `pipeline` find DETRPose, and its code travel with saved models."""
+"""Registers DETRPose with transformers' Auto classes and `pipeline`, and saves its code with models."""
 
 import logging
 
@@ -11,7 +11,7 @@ from .pipeline_keypoint_detection import register_pipeline
 
 
 def register_with_transformers():
-    """Registers the classes of this package with transformers. Doing so again changes nothing."""
+    """Registers the classes of this package with transformers; repeated calls change nothing."""
     transformers.AutoConfig.register(DETRPoseConfig.model_type, DETRPoseConfig, exist_ok=True)
     transformers.AutoModel.register(DETRPoseConfig, DETRPoseModel, exist_ok=True)
     transformers.AutoModelForKeypointDetection.register(DETRPoseConfig, DETRPoseForPoseEstimation, exist_ok=True)
@@ -23,7 +23,7 @@ def register_with_transformers():
     logging.getLogger("transformers.models.auto.image_processing_auto").addFilter(_is_worth_logging)
     register_pipeline()
 
-    # Saved folders carry the code along: `trust_remote_code=True` loads them where this package is not installed.
+    # Saved folders contain the code, so that `trust_remote_code=True` loads them where this package is not installed.
     DETRPoseConfig.register_for_auto_class()
     DETRPoseModel.register_for_auto_class("AutoModel")
     DETRPoseForPoseEstimation.register_for_auto_class("AutoModelForKeypointDetection")
@@ -31,9 +31,9 @@ def register_with_transformers():
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Keeps from the log what transformers 4 says of every processor whose class is not called "...Fast".
+    """Returns False for transformers 4's warning about image processors whose class name does not end in "Fast".
 
-    It advises to set `use_fast=True` or else to expect other pixels from its version 4.52 on. Ours is a torchvision
-    processor under the name that transformers 5 gives these, and there is no other.
+    It recommends `use_fast=True`, but this image processor uses torchvision already, is named as in transformers 5, and
+    has no other version.
     """
     return not record.getMessage().startswith("Using a slow image processor as `use_fast` is unset")

@@ -1,4 +1,4 @@
-"""Pictures of samples as a model gets them in training, to see whether images and labels agree."""
+"""Drawings of training samples, to check that images and labels match."""
 
 import math
 import os
@@ -21,16 +21,16 @@ _THUMBNAIL_PIXELS = 320
 def write_samples(
     batches: Iterable[dict[str, Any]], schema: KeypointSchema, folder: str | os.PathLike, num_samples: int
 ) -> int:
-    """Writes one picture per sample, named after its place and its image id, and all of them as `overview.jpg`.
+    """Writes one image per sample, named by its index and image id, and an overview of all of them, `overview.jpg`.
 
     Args:
-        batches: `pixel_values` (B, 3, height, width) from 0 to 1, and `labels`, as `collate_poses` makes them.
-        schema: the keypoints.
-        folder: folder to make; it appears when all pictures have been written.
-        num_samples: most samples to draw.
+        batches: `pixel_values` (B, 3, height, width) from 0 to 1, and `labels`, as made by `collate_poses`.
+        schema: the keypoint schema.
+        folder: folder to create; it appears once all images are written.
+        num_samples: maximum number of samples.
 
     Returns:
-        How many were drawn.
+        The number of samples drawn.
 
     Raises:
         FileExistsError: if the folder exists and is not empty.
@@ -53,13 +53,13 @@ def _samples(batches: Iterable[dict[str, Any]]) -> Iterator[tuple[torch.Tensor, 
 def draw_labels(pixel_values: torch.Tensor, labels: dict[str, torch.Tensor], schema: KeypointSchema) -> Image.Image:
     """Draws the labels of one image.
 
-    Every person has lines of one colour. Keypoints of the left side are red, of the right side green, others white;
-    hidden ones are hollow.
+    Each person has lines of one color. Keypoints on the left are red, on the right green, others white; hidden ones are
+    hollow.
 
     Args:
         pixel_values: (3, height, width), from 0 to 1.
         labels: labels of the image, as the model takes them, with `boxes`.
-        schema: the keypoints.
+        schema: the keypoint schema.
     """
     image = tvF.to_pil_image(pixel_values)
     size_wh = torch.tensor([image.width, image.height])
@@ -83,7 +83,7 @@ def draw_labels(pixel_values: torch.Tensor, labels: dict[str, torch.Tensor], sch
 
 
 def _draw_sides(draw: ImageDraw.ImageDraw, keypoints: list, visibility: list, schema: KeypointSchema):
-    """Draws the keypoints x, y of one person in the colours of their sides, hollow where hidden."""
+    """Draws the keypoints (x, y) of one person in the colors of their sides, hollow if hidden."""
     sides = {index: color for pair in schema.flip_pairs for index, color in zip(pair, (LEFT, RIGHT), strict=True)}
     for index, ((x, y), seen) in enumerate(zip(keypoints, visibility, strict=True)):
         color = sides.get(index, MIDDLE)
@@ -92,7 +92,7 @@ def _draw_sides(draw: ImageDraw.ImageDraw, keypoints: list, visibility: list, sc
 
 
 def draw_overview(pictures: list[Image.Image]) -> Image.Image:
-    """Puts small copies of all pictures, at least one, on one sheet."""
+    """Returns a contact sheet of one or more images."""
     columns = math.ceil(math.sqrt(len(pictures)))
     size_wh = (columns * _THUMBNAIL_PIXELS, math.ceil(len(pictures) / columns) * _THUMBNAIL_PIXELS)
     sheet = Image.new("RGB", size_wh)

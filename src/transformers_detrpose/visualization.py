@@ -1,4 +1,4 @@
-"""Drawing poses on images. Nothing here edits what it is given: every function returns something new."""
+"""Drawing poses on images. Inputs are never modified."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from .keypoint_schemas import KeypointSchema
 
-# Neighbours in this list are easy to tell apart, and each stands out from skin, grass, sky and tarmac.
+# Adjacent colors are easy to tell apart, and each contrasts with skin, grass, sky and asphalt.
 PALETTE = sv.ColorPalette.from_hex(
     ["#FF9500", "#1E90FF", "#2ECC40", "#F012BE", "#FFE000", "#00E5FF", "#FF4136", "#A56BFF", "#B6FF00", "#FF8FC7"]
 )
@@ -18,15 +18,15 @@ OUTLINE = sv.Color(r=20, g=20, b=20)
 def to_supervision(
     result: Mapping, keypoint_threshold: float = 0.0, id2label: Mapping[int, str] | None = None
 ) -> sv.KeyPoints:
-    """Converts the poses of one image for `supervision`: its annotators, its metrics, and trackers that accept it.
+    """Converts the poses of one image to `supervision.KeyPoints`, for its annotators, metrics and trackers.
 
     Args:
         result: Poses of one image as `post_process_keypoint_detection` returns them, tensors or arrays: `scores` (n,),
             `labels` (n,), `keypoints` (n, K, 2) as x, y in pixels, `keypoint_scores` (n, K), and `boxes` (n, 4) as
             x1, y1, x2, y2 in pixels.
-        keypoint_threshold: Keypoints with a lower score are marked as not visible, and so are coordinates that are not
-            finite.
-        id2label: Names of the labels, added as `data["class_name"]` when given.
+        keypoint_threshold: Keypoints with a lower score or with coordinates that are not finite are marked as not
+            visible.
+        id2label: Names of the labels; if given, stored as `data["class_name"]`.
 
     Returns:
         `supervision.KeyPoints` of n poses in the same order, with the boxes as `data["xyxy"]`.
@@ -56,24 +56,24 @@ def draw_poses(
     thickness: int | None = None,
     color_indices: Sequence[int] | None = None,
 ) -> Image.Image | np.ndarray:
-    """Draws the poses of one image, the best on top and each in its own colour.
+    """Draws the poses of one image, the best on top, each in its own color.
 
     Args:
         image: PIL image, or RGB array of shape (height, width, 3) and type uint8.
         result: Poses of this image as `post_process_keypoint_detection` returns them (see `to_supervision`).
-        schema: The keypoints' schema, `model.config.keypoint_schema`; its edges are the lines that are drawn.
-        id2label: Names of the labels, `model.config.id2label`. When given, each pose is labelled with its name and
+        schema: The keypoint schema, `model.config.keypoint_schema`; lines are drawn along its edges.
+        id2label: Names of the labels, `model.config.id2label`. If given, each pose is annotated with its label and
             score.
-        keypoint_threshold: Keypoints with a lower score, and the edges that end there, are left out.
-        thickness: Width of the lines in pixels; chosen from the sizes of the image and of each pose when not given.
-        color_indices: One number of at least 0 per pose that chooses its colour, such as the ids of a tracker, which
-            keep a person's colour throughout a video. The pose's place in the result when not given.
+        keypoint_threshold: Keypoints with a lower score, and their edges, are not drawn.
+        thickness: Width of the lines in pixels; by default chosen from the sizes of the image and of each pose.
+        color_indices: Nonnegative integers, one per pose, that select the colors, such as track ids, which keep a
+            person's color throughout a video. By default the pose's index.
 
     Returns:
-        A new RGB image with the poses, of the type of `image`.
+        A new RGB image with the poses, of the same type as `image`.
 
     Raises:
-        ValueError: if the image is an array of another shape or type, or if the result does not fit the schema.
+        ValueError: if the image is an array of another shape or type, or the result does not match the schema.
     """
     poses = to_supervision(result, keypoint_threshold, id2label)
     _check_schema(poses, schema)
@@ -89,7 +89,7 @@ def draw_poses(
 
 
 def _to_numpy(values) -> np.ndarray:
-    """Returns a tensor (on any device, of any float type) or an array as an array."""
+    """Converts a tensor (on any device, of any floating-point type) or an array to an array."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if values.is_floating_point() else values
@@ -97,7 +97,7 @@ def _to_numpy(values) -> np.ndarray:
 
 
 def _to_bgr(image: Image.Image | np.ndarray) -> np.ndarray:
-    """Returns a copy of an RGB image as the BGR array (height, width, 3) that supervision draws on."""
+    """Returns a copy of an RGB image as a BGR array (height, width, 3), on which supervision draws."""
     if not isinstance(image, np.ndarray):
         image = np.asarray(image.convert("RGB"))
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -117,15 +117,15 @@ def _check_schema(poses: sv.KeyPoints, schema: KeypointSchema):
 
 
 def _line_thickness(size_hw: tuple[int, int], box_xyxy: np.ndarray) -> int:
-    """Returns a line width in pixels that suits the image, and is finer for a pose that is small in it."""
+    """Returns a line width in pixels for the size of the image, thinner for small poses."""
     for_image = max(2, round(0.0025 * sum(size_hw)))
     extent = float(max(box_xyxy[2:] - box_xyxy[:2]))
-    # A pose without an extent is a single point, which has no lines that could run into each other.
+    # A pose without extent is a single point, without lines that could merge.
     return round(min(for_image, max(1, 0.02 * extent))) if extent > 0 else for_image
 
 
 def _draw_pose(scene: np.ndarray, pose: sv.KeyPoints, color: sv.Color, edges, thickness: int):
-    """Draws one pose into a BGR array: lines and points in its colour, each on a slightly wider dark one."""
+    """Draws one pose on a BGR array: lines and points in its color, with a dark outline."""
     border = max(1, round(thickness / 3))
     radius = round(1.2 * thickness)
     window, pose = _cut_out(scene, pose, margin=radius + border + 1)
@@ -133,7 +133,7 @@ def _draw_pose(scene: np.ndarray, pose: sv.KeyPoints, color: sv.Color, edges, th
         return
     lines = [(OUTLINE, thickness + 2 * border), (color, thickness)] if edges else []
     points = [(OUTLINE, radius + border), (color, radius)]
-    # supervision counts keypoints from 1, and guesses a skeleton when it is given no edges.
+    # supervision counts keypoints from 1, and guesses a skeleton if there are no edges.
     edges = [(start + 1, end + 1) for start, end in edges]
     annotators = [sv.EdgeAnnotator(line_color, width, edges) for line_color, width in lines]
     annotators += [sv.VertexAnnotator(point_color, size) for point_color, size in points]
@@ -144,12 +144,12 @@ def _draw_pose(scene: np.ndarray, pose: sv.KeyPoints, color: sv.Color, edges, th
 
 
 def _cut_out(scene: np.ndarray, pose: sv.KeyPoints, margin: int) -> tuple[np.ndarray, sv.KeyPoints]:
-    """Returns the part of an image around a pose, as a view, and the pose in the coordinates of that part.
+    """Returns a view of the image around a pose, and the pose in the coordinates of that view.
 
-    Without OpenCV, supervision takes as long for a line as the image has pixels. The margin, in pixels, also keeps
-    keypoints away from (0, 0), which supervision takes for a missing one.
+    Without OpenCV, the time that supervision takes for a line is proportional to the size of the image. The margin, in
+    pixels, also keeps keypoints away from (0, 0), which supervision treats as missing.
     """
-    xy = np.clip(pose.xy, -1e6, 1e6)  # drawing takes 32-bit integers
+    xy = np.clip(pose.xy, -1e6, 1e6)  # drawing uses 32-bit integers
     shown = xy[pose.visible] if pose.visible.any() else np.zeros((1, 2))
     x1, y1 = np.maximum(np.floor(shown.min(axis=0)) - margin, 0).astype(int)
     x2, y2 = np.maximum(np.ceil(shown.max(axis=0)) + margin, 0).astype(int)
@@ -157,7 +157,7 @@ def _cut_out(scene: np.ndarray, pose: sv.KeyPoints, margin: int) -> tuple[np.nda
 
 
 def _draw_labels(scene: np.ndarray, poses: sv.KeyPoints, colors: list[sv.Color]):
-    """Draws the class name and score of every pose into a BGR array, at the top left corner of its box."""
+    """Draws the label and score of each pose on a BGR array, at the top left corner of its box."""
     height, width = scene.shape[:2]
     boxes_xyxy = np.clip(np.nan_to_num(poses.data["xyxy"]), 0, (width, height, width, height))
     detections = sv.Detections(xyxy=boxes_xyxy, class_id=poses.class_id)

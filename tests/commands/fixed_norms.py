@@ -1,4 +1,4 @@
-"""The training command with norms that do not depend on the batch, for processes that cannot synchronise them."""
+"""The training command with norms that do not depend on the batch, for processes that cannot synchronize them."""
 
 import torch
 from torch.nn import functional as F
@@ -7,7 +7,7 @@ from transformers_detrpose.commands import train
 
 
 class FixedBatchNorm2d(torch.nn.BatchNorm2d):
-    """Normalises with its running statistics, in training too."""
+    """Normalizes with its running statistics, also in training."""
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         return F.batch_norm(hidden_state, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)

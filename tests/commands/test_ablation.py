@@ -10,7 +10,7 @@ from transformers_detrpose import DETRPoseConfig
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "ablation.py"
 
-# Takes the place of train.py: notes its command line and leaves scores behind.
+# Replaces train.py: records its command line and writes scores.
 FAKE_TRAINING = """
 import json, pathlib, sys
 output = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])

@@ -139,7 +139,7 @@ def job(model_dir):
 
 
 def test_agreement(job):
-    """1 for the same poses, less for others, none where no pose scores enough."""
+    """1 for the same poses, less for others, None if no pose has a high enough score."""
     setting = Setting("float32", 2, SIZE, CPU)
 
     def shifted(pixel_values):

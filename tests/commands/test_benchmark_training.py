@@ -33,7 +33,7 @@ def command(model_dir):
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Three pictures of one person each."""
+    """Three images of one person each."""
     images, annotations = [], []
     for index in range(3):
         pixels = np.random.default_rng(index).integers(0, 255, (40, 60, 3), dtype=np.uint8)
@@ -60,7 +60,7 @@ def test_parts_of_a_step(command, tmp_path, capsys, options):
     assert content["pictures_per_second"] == pytest.approx(2000 / content["milliseconds"]["step"]["median"], rel=1e-3)
     printed = capsys.readouterr().out
     assert all(f"|   {part} " in printed for part in PARTS)
-    assert "data loader not measured" in printed
+    assert "data loader was not measured" in printed
 
 
 def test_data_loader(command, dataset, tmp_path, capsys):
@@ -81,7 +81,7 @@ def test_people_are_labels_that_the_model_takes(model_dir):
     ("options", "message"),
     [
         (["--model", "missing"], "there is no model missing: no such folder"),
-        (["--images", "."], "--images and --annotations belong together"),
+        (["--images", "."], "--images and --annotations must be given together"),
         (["--images", ".", "--annotations", "missing.json"], "missing.json"),
         (["--output", "missing/out.json"], "--output missing/out.json must be a file in an existing folder"),
         (["--size", "65"], "multiples of 32"),

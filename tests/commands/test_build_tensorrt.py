@@ -95,7 +95,7 @@ def test_engine_ahead_of_time(exported, command, capsys, monkeypatch, precision)
 
 @needs_tensorrt_rtx
 def test_engine_of_the_smallest_published_size(tmp_path):
-    """What TensorRT cannot take must not become part of the model."""
+    """The model must not contain anything that TensorRT does not support."""
     model = DETRPoseForPoseEstimation(DETRPoseConfig.from_variant("n")).eval()
     setting = Setting("float32", batch_size=1, size=320, device=torch.device("cpu"))
     file = write_model(model, setting, tmp_path, "tensorrt")
@@ -183,7 +183,11 @@ def test_library_that_is_missing(tmp_path, command, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--min-batch", "9"], "must rise"), (["--verify-model", "m"], "belong together"), (["--precision", "x"], "x")],
+    [
+        (["--min-batch", "9"], "ascending order"),
+        (["--verify-model", "m"], "must be given together"),
+        (["--precision", "x"], "x"),
+    ],
 )
 def test_wrong_arguments(command, capsys, options, message):
     with pytest.raises(SystemExit) as caught:
@@ -234,7 +238,7 @@ def test_similarity_of_poses(model, model_dir, pictures, changes, is_same):
 
 
 def test_missing_and_additional_poses_are_seen(model, model_dir, pictures):
-    """The other execution is sure of poses that the model hardly sees, and the other way round."""
+    """The other runtime has high scores for poses with low scores in the model, and vice versa."""
     processor = DETRPoseImageProcessor.from_pretrained(model_dir)
     sure = altered(model, logits=lambda x: x + 20, pred_keypoints=lambda x: x.flip(-1))
     unsure = altered(model, logits=lambda x: x - 20)
@@ -246,7 +250,7 @@ def test_missing_and_additional_poses_are_seen(model, model_dir, pictures):
 
 @pytest.fixture
 def with_gpu(monkeypatch, model):
-    """Pretends that there is a GPU, whose engine computes what PyTorch does, off by `shift`."""
+    """Simulates a GPU whose engine computes PyTorch's outputs, off by `shift`."""
     shift = SimpleNamespace(value=0.0)
     fused = model.fuse()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -305,7 +309,7 @@ def test_what_verification_needs(with_gpu, exported, command, tmp_path, pictures
 
 
 class FakeTensorRT:
-    """As much of TensorRT's interface as running an engine takes; the engine has fixed outputs."""
+    """The part of TensorRT's interface that running an engine needs; the engine has fixed outputs."""
 
     float_type, half_type = "float", "half"
     DataType = SimpleNamespace(FLOAT=float_type, HALF=half_type, INT64="int64")

@@ -1,4 +1,4 @@
-"""The command `detrpose`, and what all its subcommands share."""
+"""The command `detrpose`, and the shared parts of its subcommands."""
 
 import runpy
 import subprocess

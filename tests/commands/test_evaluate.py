@@ -33,7 +33,7 @@ def model_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     model = DETRPoseForPoseEstimation(tiny_config(num_queries=30)).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # as initialised, it gives one pose many times, in every image
+        for parameter in model.parameters():  # as initialized, it returns the same pose many times in every image
             parameter += 0.1 * torch.randn(parameter.shape)
     model.save_pretrained(folder)
     processor = DETRPoseImageProcessor(size={"height": 64, "width": 64}, keypoint_schema=model.config.keypoint_schema)
@@ -43,7 +43,7 @@ def model_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predictions(model_dir, images):
-    """What the model finds in each image, one at a time and not fused."""
+    """The model's poses in each image, one at a time and not fused."""
     model = DETRPoseForPoseEstimation.from_pretrained(model_dir).eval()
     processor = DETRPoseImageProcessor.from_pretrained(model_dir)
     found = []
@@ -67,7 +67,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def content(predictions):
-    """Annotations according to which a pose of the model is right in each image, its 1st, 3rd, 5th, ... best."""
+    """Annotations that match one of the model's poses in each image, its 1st, 3rd, 5th, ... best."""
     people = []
     for number, found in enumerate(predictions):
         best = found["keypoints"][found["labels"] == 1][2 * number]
@@ -202,7 +202,7 @@ def test_help(capsys):
 class TestErrors:
     @pytest.fixture
     def error(self, command, capsys):
-        """Runs the command, which has to fail, and returns the line that it says."""
+        """Runs the command, which must fail, and returns its error line."""
 
         def run(*args, **options):
             assert evaluate.main(command(*args, **options)) == 1

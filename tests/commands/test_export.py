@@ -37,9 +37,9 @@ def test_export(command, model_dir, capfd):
     with torch.no_grad():
         found, expected = (load_pose_estimator(str(name))(pixel_values) for name in (output, model_dir))
     torch.testing.assert_close(found.pred_keypoints, expected.pred_keypoints, atol=1e-4, rtol=0)
-    # What PyTorch's exporter and onnxslim say on the way is not seen.
+    # Messages of PyTorch's exporter and onnxslim are suppressed.
     printed = "".join(capfd.readouterr())
-    assert "model.onnx computes what PyTorch computes" in printed or not printed
+    assert "model.onnx agrees with PyTorch" in printed or not printed
 
 
 def test_options(command):

@@ -33,7 +33,7 @@ from transformers_detrpose.synthetic.shapes import Style
 INDEX = {name: index for index, name in enumerate(COCO_PERSON.names)}
 HEAD = COCO_PERSON.names[:5]
 LOOK = Look(skin=(220, 170, 130), hair=(60, 40, 20), shirt=(200, 30, 30), trousers=(30, 30, 160), shoes=(20, 20, 20))
-CANVAS = (500, 400)  # height, width; the picture has half of that
+CANVAS = (500, 400)  # height, width; the image has half of that
 
 
 def joints_of(pose):
@@ -226,7 +226,7 @@ class TestBoxAndArea:
         assert (2 * (x + width), 2 * (y + height)) == (columns[-1] + 1, rows[-1] + 1)
 
     def test_positions_in_the_picture(self):
-        # Canvas pixels 0 and 1 are the picture's pixel 0, whose middle is 0.5.
+        # Canvas pixels 0 and 1 are the image's pixel 0, whose center is 0.5.
         assert drawing.to_picture(np.array([0, 0.5, 1, 399])).tolist() == [0.25, 0.5, 0.75, 199.75]
         assert drawing.to_picture(np.array([399.4999])) < 200
 
@@ -380,7 +380,7 @@ class TestDataset:
 
 
 def check_annotation(annotation, width, height):
-    """Checks what holds for every annotation, in pixels."""
+    """Checks the invariants of all annotations, in pixels."""
     labels = np.reshape(annotation["keypoints"], (17, 3))
     labelled = labels[labels[:, 2] > 0]
     assert set(labels[:, 2]) <= {0, 1, 2}

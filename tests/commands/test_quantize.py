@@ -1,4 +1,4 @@
-"""The 8-bit copy of an exported model: what it computes, and mistakes."""
+"""Quantization of an exported model: outputs, and errors."""
 
 import shutil
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_finds_nearly_the_same_poses(command, exported, tmp_path):
         pixels = np.asarray(draw(index), dtype=np.float32).transpose(2, 0, 1)[None] / 255
         results = [model(pixels) for model in models]
         before, after = (outputs.pred_keypoints[0, outputs.logits[0, :, 1].argmax()] for outputs in results)
-        if results[0].logits.max() > 0:  # somebody is there
+        if results[0].logits.max() > 0:  # there are people
             differences.append(np.abs(after - before).mean())
     assert len(differences) > 4 and 0 < np.median(differences) < 0.02
 
@@ -117,7 +117,7 @@ def make_graph(**inputs):
     [
         ({"pixel_values": TensorProto.FLOAT16}, "model.onnx is not in float32"),
         ({"pixel_values": TensorProto.FLOAT, "target_sizes": TensorProto.INT64}, "does not take pixel_values alone"),
-        ({"input_ids": TensorProto.FLOAT}, "model.onnx is no exported DETRPose: it takes input_ids"),
+        ({"input_ids": TensorProto.FLOAT}, "model.onnx is not an exported DETRPose: it takes input_ids"),
     ],
 )
 def test_other_graphs_are_refused(command, exported, capsys, tmp_path, inputs, message):

@@ -43,7 +43,7 @@ def test_sides_and_hidden_points_are_told_apart(command, paths, tmp_path):
     (picture,) = (tmp_path / "out").glob("*_0.jpg")
     left, right = (Image.open(picture).getpixel((x, 107)) for x in (80, 240))
     assert left[0] > 200 and left[1] < 100  # red, filled
-    assert right[1] < 200 or right[0] > 100  # hidden: the middle is not green
+    assert right[1] < 200 or right[0] > 100  # not visible: the center is not green
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def model_dir(model, processor, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def export(model, processor, tmp_path_factory):
-    """Returns a function that exports the model, once in each way, to a folder that tests must not change."""
+    """Returns a function that exports the model, once per variant, to a folder that tests must not modify."""
 
     @cache
     def run(variant="default", dtype=torch.float32):

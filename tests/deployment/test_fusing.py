@@ -1,4 +1,4 @@
-"""Fused models against the models that they come from."""
+"""Fused models against the original models."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ class TestFuse:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @torch.no_grad()
     def test_half_precision(self, dtype, tiny_model):
-        """Close where both select the same locations: the tiny image has no more of them than queries."""
+        """Close if both select the same locations: the tiny image has no more of them than queries."""
         model = noisy(DETRPoseForPoseEstimation(tiny_config()), scale=0.01).eval()
         image = torch.rand(1, 3, 32, 32)
         exact, outputs = model(image), model.fuse().to(dtype)(image)
@@ -81,7 +81,7 @@ class TestFuse:
 
     @torch.no_grad()
     def test_folds_in_float32(self, tiny_model):
-        """A model in half precision is folded as its own weights in float32 are, and rounded once."""
+        """A model in half precision is folded in float32 and rounded once."""
         half = DETRPoseForPoseEstimation(tiny_model.config)
         half.load_state_dict(tiny_model.state_dict())
         half = half.eval().to(torch.bfloat16)
@@ -101,7 +101,7 @@ class TestFuse:
 
     @torch.no_grad()
     def test_makes_no_constants_in_a_pass(self, tiny_model):
-        """CUDA graphs cannot capture copies of numbers from the host."""
+        """CUDA graphs cannot capture copies from the host."""
 
         class Lifted(TorchDispatchMode):
             def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -157,7 +157,7 @@ class TestFuse:
 
 
 class TestSampling:
-    """Table look-ups against `grid_sample`, which is right by definition."""
+    """Table look-ups against `grid_sample`, the reference."""
 
     @pytest.mark.parametrize("spread", [0.5, 1.5, 100.0], ids=["inside", "across the border", "far outside"])
     def test_points(self, spread):
@@ -179,7 +179,7 @@ class TestSampling:
 
     @pytest.mark.parametrize("read", [look_up, gather])
     def test_nan_is_read_nowhere(self, read):
-        """NaN and infinite points read rows of the table, and only they come out as NaN."""
+        """NaN and infinite points read valid rows of the table, and only they result in NaN."""
         maps = [torch.rand(1, 4, 6, 5)]
         points = torch.tensor([[[0.5, 0.5], [float("nan"), 0.5], [0.5, float("nan")], [float("inf"), 0.5]]])
         used = []
@@ -203,7 +203,7 @@ def export(model, image, path, **options):
 
 
 class OnlyPoses(torch.nn.Module):
-    """A model that returns a tuple, as exporters want it."""
+    """A model that returns a tuple, as exporters expect."""
 
     def __init__(self, model):
         super().__init__()
@@ -215,7 +215,7 @@ class OnlyPoses(torch.nn.Module):
 
 
 class TestGraph:
-    """What an exporter makes of a fused model."""
+    """Fused models in an exporter."""
 
     @pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "any batch and size"])
     @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])

@@ -1,4 +1,4 @@
-"""What graphs compute, in PyTorch: no exporter is needed."""
+"""The outputs of graphs in PyTorch, without an exporter."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`export_onnx`: what is written, what the graphs compute, and what is refused."""
+"""`export_onnx`: the written files, the graphs' outputs, and errors."""
 
 import copy
 
@@ -85,7 +85,7 @@ def test_nodes(export):
 
 
 def test_number_of_nodes(tmp_path):
-    """DETRPose-N has 581 nodes at any size; what makes them more must be worth it."""
+    """DETRPose-N has 581 nodes; additional ones need a reason."""
     model = DETRPoseForPoseEstimation(DETRPoseConfig.from_variant("n"))
     graph, file, size_hw = DETRPoseGraph(model), tmp_path / "model.onnx", (160, 160)
     variant = Variant()
@@ -97,7 +97,7 @@ def test_number_of_nodes(tmp_path):
 
 @torch.no_grad()
 def test_float16(export, model, images):
-    # Half precision rounds each operation to 5e-4 of its result, and may number queries otherwise.
+    # In half precision, each operation has a relative rounding error of 5e-4, and queries may be in another order.
     graph = onnx.load(export("default", torch.float16) / "model.onnx").graph
     assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
     differences = validate_onnx(export("default", torch.float16) / "model.onnx", model, atol=2e-2)
@@ -121,7 +121,7 @@ def test_the_log_says_that_the_graph_is_right_and_the_model_stays_as_it_is(model
     before = copy.deepcopy(model.state_dict())
     with caplog.at_level("INFO", logger="transformers_detrpose"):
         differences = export_onnx(model, processor, tmp_path / "out")
-    assert f"{tmp_path / 'out' / 'model.onnx'} computes what PyTorch computes, to: logits " in caplog.text
+    assert f"{tmp_path / 'out' / 'model.onnx'} agrees with PyTorch; largest differences: logits " in caplog.text
     assert 0 < max(differences.values()) < 1e-5
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

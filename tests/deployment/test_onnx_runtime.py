@@ -102,7 +102,7 @@ def test_foreign_file(export, tmp_path):
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), folder / "model.onnx"
     )
-    with pytest.raises(ValueError, match="copy/model.onnx is no exported DETRPose: it takes input_ids and ret"):
+    with pytest.raises(ValueError, match="copy/model.onnx is not an exported DETRPose: it takes input_ids and ret"):
         ORTDETRPoseForPoseEstimation.from_pretrained(folder)
 
 

@@ -45,7 +45,7 @@ def test_export(model_dir, tmp_path):
     options = ["--model", model_dir, "--task", "keypoint-detection", tmp_path / "out"]
     process = subprocess.run([script, "export", "onnx", *options], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert "model.onnx computes what PyTorch computes, to: logits " in process.stderr
+    assert "model.onnx agrees with PyTorch; largest differences: logits " in process.stderr
     assert "Warning" not in process.stderr and "slow image processor" not in process.stderr
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "preprocessor_config.json", "model.onnx"} <= files
@@ -79,14 +79,14 @@ def test_with_poses_in_half_precision(model_dir, export, tmp_path):
 
 
 def content_of(value):
-    """Copies tables within tables, down to what is no table."""
+    """Copies nested dictionaries."""
     return (
         {key: content_of(item) for key, item in value.items()} if isinstance(value, (dict, MappingProxyType)) else value
     )
 
 
 def content_of_optimum():
-    """Returns what `known_to_optimum` changes, and what is beside it."""
+    """Returns what `known_to_optimum` changes, and its surroundings."""
     return content_of(vars(TasksManager)), dict(vars(convert))
 
 
@@ -167,6 +167,6 @@ def test_optimum_without_its_onnx_exporter(monkeypatch):
 
 def test_size(model):
     config = DETRPoseOnnxConfig(model.config, task="keypoint-detection")
-    # 64 is what Optimum says when nothing was said.
+    # 64 is Optimum's default.
     assert config.image_size(64, 64) == (640, 640)
     assert config.image_size(None, 320) == (640, 320)

@@ -1,4 +1,4 @@
-"""Taking out of graphs what is the same for every input, on graphs made by hand."""
+"""Simplification, on hand-made graphs."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_what_changes_nothing_is_taken_out():
     "node, floor, width, is_joined",
     [
         ("Relu", None, 1, True),
-        ("Relu", None, 2, False),  # a window would lie in the padding altogether
+        ("Relu", None, 2, False),  # a window would lie entirely in the padding
         ("Clip", 0.0, 1, True),
         ("Clip", -0.5, 1, False),
         ("Clip", None, 1, False),

@@ -1,4 +1,4 @@
-"""transformers' own exporters, which transformers 5 brought."""
+"""The exporters of transformers 5."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def assert_same_outputs(exported, model, pixel_values):
 
 
 def test_onnx(model, images, tmp_path):
-    # A sample of one image would make a graph for one image.
+    # With a sample batch of one image, the batch size would be fixed.
     exporter, sample = OnnxExporter(), {"pixel_values": images(2)}
     exporter.export(model.fuse(), sample, OnnxConfig(dynamic_shapes=BATCH)).save_pretrained(tmp_path)
     exported = ExportedModel.from_pretrained(tmp_path, device="cpu")

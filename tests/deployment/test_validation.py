@@ -1,4 +1,4 @@
-"""Comparing graphs with PyTorch."""
+"""Validation of graphs against PyTorch."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from transformers_detrpose.deployment.validation import without_tf32  # noqa: E4
 
 
 def test_ties_are_no_differences(processor, tmp_path):
-    """All locations score the same, so PyTorch and ONNX Runtime may number them as they like."""
+    """All locations have the same score, so PyTorch and ONNX Runtime may rank them in any order."""
     model = make_model()
     torch.nn.init.zeros_(model.model.query_selection.class_head.weight)
     export_onnx(model, processor, tmp_path / "out", size_hw=(96, 96))
@@ -31,7 +31,7 @@ def test_differences(export, model):
 def test_other_weights(export, model):
     other = make_model()
     torch.nn.init.normal_(other.model.decoder.keypoint_heads[-1].layers[-1].bias)
-    with pytest.raises(ExportError, match="differs from PyTorch by more than 0.0001, .*: logits"):
+    with pytest.raises(ExportError, match="differs from PyTorch by more than 0.0001; .*: logits"):
         validate_onnx(export("default") / "model.onnx", other)
 
 
@@ -79,10 +79,10 @@ def test_files_that_are_no_graphs(model, tmp_path):
 
 
 def test_full_precision_on_gpus():
-    """Both sides compute without TF32, and PyTorch has its own setting again afterwards, also after an error."""
+    """Both sides compute without TF32, and PyTorch's setting is restored, also after an error."""
     switches = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [switch.allow_tf32 for switch in switches]
-    assert any(before)  # or there would be nothing to see
+    assert any(before)  # or the test would show nothing
     with pytest.raises(KeyError), without_tf32():
         assert not any(switch.allow_tf32 for switch in switches)
         raise KeyError

@@ -1,4 +1,4 @@
-"""Records in COCO's results format, and the file that they are written to as they come."""
+"""Records in COCO's results format, and the file that they are written to."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The metrics through Hugging Face's library `evaluate`."""
+"""The metrics in Hugging Face's `evaluate` library."""
 
 import json
 import runpy
@@ -28,7 +28,7 @@ def annotations():
 
 
 def found(*poses):
-    """What post-processing returns, with fields that the metrics do not read."""
+    """Post-processed poses, with fields that the metrics do not use."""
     keypoints = torch.tensor(poses).reshape(-1, 3, 2)
     count = len(keypoints)
     scores, labels = torch.full((count,), 0.9), torch.ones(count, dtype=torch.int64)
@@ -50,7 +50,7 @@ def test_load(annotations, tmp_path, name):
     metric.add_batch(predictions=[found(TRIANGLE), found()], references=[1, 2])
     scores = metric.compute()
     assert scores["AP"] == pytest.approx(HALF) and ("AP_hard" in scores) == (name == "crowdpose")
-    for image_id in (1, 2):  # anew
+    for image_id in (1, 2):  # again, after the reset
         metric.add(prediction=found(TRIANGLE), reference=image_id)
     assert metric.compute()["AP"] == pytest.approx(1)
 
@@ -61,7 +61,7 @@ def test_an_unknown_metric(annotations):
 
 
 def test_a_script_named_evaluate_comes_first(monkeypatch):
-    """As it does for scripts beside one of that name: the error says so."""
+    """As for scripts next to one of that name: the error says so."""
     script = types.ModuleType("evaluate")
     script.__file__ = "examples/evaluate.py"
     monkeypatch.setitem(sys.modules, "evaluate", script)

@@ -69,8 +69,8 @@ def compute(metric, *predictions):
 
 
 def random_case(num_keypoints, num_images=12, categories=(1,), seed=0):
-    """Returns annotations and predictions with everything that COCO knows: crowds, people without labels, images
-    without people or poses, all sizes, more than 20 poses, wrong poses, and categories nobody belongs to."""
+    """Returns annotations and predictions with all of COCO's cases: crowds, people without labels, images without
+    people or poses, all sizes, more than 20 poses, wrong poses, and categories without instances."""
     rng = np.random.default_rng(seed)
     people, predictions = [], []
     for image_id in range(1, num_images + 1):
@@ -105,7 +105,7 @@ def random_case(num_keypoints, num_images=12, categories=(1,), seed=0):
 
 
 def results_of(predictions, path):
-    """Writes the predictions for the images 1, 2, ... to a results file without any help."""
+    """Writes the predictions for the images 1, 2, ... to a results file without the library."""
     records = [
         {
             "image_id": image_id,
@@ -207,7 +207,7 @@ class TestByHand:
         assert compute(metric, poses(TRIANGLE + 900, TRIANGLE, labels=[0, 1]))["AP"] == pytest.approx(1)
 
     def test_optional_fields_and_ids_from_zero(self):
-        # To pycocotools, whoever matches the annotation with the id 0 has matched nobody.
+        # pycocotools treats a match with the annotation of id 0 as no match.
         sparse = [person(TRIANGLE + shift, id=number) for number, shift in enumerate((0, 300))]
         for annotation in sparse:
             del annotation["area"]
@@ -222,7 +222,7 @@ class TestByHand:
     @pytest.mark.parametrize("metric_class", [CocoKeypoints, CrowdPoseKeypoints])
     @pytest.mark.parametrize("box", [None, [0, 0, 0, 0]])
     def test_missing_boxes_and_areas(self, metric_class, box):
-        # As in training: the box is that of the labelled keypoints, 40 x 50 pixels, and the area 0.53 times that.
+        # As in training: the box is that of the labeled keypoints, 40 x 50 pixels, and the area 0.53 times that.
         distance = math.sqrt(-2 * 0.53 * 40 * 50 * (2 * 0.05) ** 2 * math.log(0.72))
         schema = KeypointSchema(names=("a", "b"), sigmas=(0.05, 0.05))
         corners = np.array([[100, 100], [140, 150]])
@@ -231,7 +231,7 @@ class TestByHand:
         assert scores["AP"] == pytest.approx(0.5)  # 0.50, 0.55, 0.60, 0.65 and 0.70 of ten thresholds
 
     def test_who_covers_nothing_is_ignored(self):
-        # One keypoint, no box and no area: a training leaves such people out as well.
+        # One keypoint, no box and no area: such people are not training targets either.
         nothing = person([[500, 500]], bbox=None, area=None)
         content = dataset(person([[10, 10]]), nothing)
         scores = compute(CocoKeypoints(content, POINT), poses([[10, 10]], [[700, 700]]))
@@ -257,7 +257,7 @@ class TestAgainstLibraries:
         content, predictions = random_case(num_keypoints, categories=categories)
         results = results_of(predictions, tmp_path / "results.json")
         expected = run_pycocotools(content, results, sigmas, tmp_path / "annotations.json")
-        assert all(0.05 < value < 0.99 for value in expected)  # a case worth its name
+        assert all(0.05 < value < 0.99 for value in expected)  # not a trivial case
 
         assert list(compute(CocoKeypoints(content, schema), *predictions).values()) == expected
 

@@ -14,7 +14,7 @@ SIZES_HW = [(40, 80), (100, 60), (50, 50)]
 
 
 def model(pixel_values):
-    """Finds the right pose in every image but those that are black."""
+    """Finds the right pose in every image that is not black."""
     is_black = pixel_values.amax((1, 2, 3)) == 0
     logits = torch.tensor([-9.0, 4.0]).repeat(len(pixel_values), 1, 1)
     return SimpleNamespace(logits=logits, pred_keypoints=POINTS + 9.0 * is_black[:, None, None, None])
@@ -38,7 +38,7 @@ def test_poses_in_pixels_of_the_original_images_reach_the_metric():
     categories = [{"id": 1, "name": "bird"}]
     metric = CocoKeypoints({"images": images, "categories": categories, "annotations": people}, SCHEMA)
     processor = DETRPoseImageProcessor(keypoint_schema=SCHEMA)
-    for _ in range(2):  # what was collected before is forgotten
+    for _ in range(2):  # the metric is reset
         poses = evaluate_model(model, processor, [batch([1, 2]), batch([3, 1])], metric, progress=False)
         assert sorted(poses) == [1, 2, 3]
         assert poses[2]["keypoints"][0].tolist() == [[15.0, 50.0], [45.0, 50.0]]

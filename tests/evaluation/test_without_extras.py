@@ -1,4 +1,4 @@
-"""Inference does without the packages of the extra [train], and whoever needs them is told how to get them."""
+"""Inference works without the packages of the extra [train], and error messages say how to install them."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 SCRIPT = """
 import sys
 for name in ("accelerate", "datasets", "evaluate", "faster_coco_eval", "pycocotools"):
-    sys.modules[name] = None  # as if it was not installed
+    sys.modules[name] = None  # as if it were not installed
 
 import transformers_detrpose.commands.predict
 import transformers_detrpose.training

@@ -10,7 +10,7 @@ common = load("test_image_processing_common")
 
 
 class DETRPoseImageProcessingTester:
-    """Settings and inputs for the mixin; it asks for them under these names."""
+    """Settings and inputs for the mixin, under the names that it expects."""
 
     image_processing_classes = {"torchvision": DETRPoseImageProcessor}
 

@@ -31,7 +31,7 @@ SCHEMA = KeypointSchema(
 
 
 class DETRPoseModelTester:
-    """Settings and inputs for the mixin; it asks for them under these names."""
+    """Settings and inputs for the mixin, under the names that it expects."""
 
     def __init__(self, parent=None):
         self.parent = parent
@@ -182,7 +182,7 @@ class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
     # What upstream leaves to models, or tests on a GPU only.
 
     def test_partial_checkpoint(self):
-        """What a checkpoint holds stays as it is, the rest gets its initial values."""
+        """Tensors of the checkpoint are kept, the rest is initialized."""
         for frozen in (True, False):
             config = self.model_tester.get_config()
             config.freeze_backbone_batch_norms = frozen
@@ -198,7 +198,7 @@ class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
                 self.assertTrue(values.isfinite().all(), name)
 
     def test_initial_values(self):
-        """Training starts with rare detections, changes nothing at first and looks in all directions."""
+        """Initially, scores are low, nothing is refined, and sampling points lie in all directions."""
         model = DETRPoseForPoseEstimation(self.model_tester.get_config()).model
         layer = model.decoder.layers[0]
         for head in (model.query_selection.class_head, *model.decoder.class_heads):
@@ -213,7 +213,7 @@ class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
         torch.testing.assert_close(offsets[:, 2, 1], 2 * directions, atol=1e-6, rtol=0)
 
     def test_load_with_other_labels(self):
-        """Class heads of another size start anew and everything else stays."""
+        """Class heads of another size are reinitialized, and everything else is kept."""
         model = moved(DETRPoseForPoseEstimation(self.model_tester.get_config()))
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
@@ -248,7 +248,7 @@ class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
                         torch.testing.assert_close(offloaded(**inputs).pred_keypoints, model(**inputs).pred_keypoints)
 
     def test_model_parallelism_on_imaginary_gpus(self):
-        """Tensors without data mind their device as well as those on two GPUs, which upstream needs."""
+        """Tensors on the meta device detect device errors like the two GPUs that upstream needs."""
         for share in (0.5, 0.6, 0.7, 0.8, 0.9):
             with FakeTensorMode(allow_non_fake_inputs=True):
                 model = DETRPoseForPoseEstimation(self.model_tester.get_config()).eval()

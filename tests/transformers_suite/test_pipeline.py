@@ -31,7 +31,7 @@ SCHEMA = KeypointSchema(names=("top", "left", "right"))
 
 
 class KeypointDetectionPipelineTests:
-    """What the mixin asks of a task: a pipeline with examples, and checks on its results."""
+    """The mixin's requirements: a pipeline with examples, and checks of its results."""
 
     def get_test_pipeline(self, model, tokenizer=None, image_processor=None, dtype="float32"):
         model = model.to(getattr(torch, dtype))
@@ -90,7 +90,7 @@ def test_task(mixin, dtype):
 
     try:
         Runner().run_task_tests(TASK, dtype=dtype)
-    except unittest.SkipTest as reason:  # the mixin's way of saying that something could not be loaded
+    except unittest.SkipTest as reason:  # raised by the mixin if something could not be loaded
         pytest.fail(f"the task was not tested: {reason}")
 
 

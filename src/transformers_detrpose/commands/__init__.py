@@ -1,1 +1,1 @@
-"""The commands of `detrpose`: arguments and main, nothing else."""
+"""The subcommands of `detrpose`: only arguments and `main`."""

@@ -1,17 +1,17 @@
-"""Measures how fast a model is: in PyTorch, ONNX Runtime, TensorRT and OpenVINO, alone and from files to poses.
+"""Benchmarks a model in PyTorch, ONNX Runtime, TensorRT and OpenVINO, alone and from image files to poses.
 
     detrpose benchmark --model detrpose-l --backends pytorch fused compile cudagraph tensorrt \\
         --precisions float32 float16 --batch-sizes 1 16 --output speed
     detrpose benchmark --model n --backends fused onnxruntime openvino --device cpu --size 320
 
-Backends are measured in turn, round after round, so that their ratios hold on a machine that others share. "Model" is
-the time from images in the device's memory to outputs there. "End to end" begins with image files and ends with poses
-in pixels: decoding, preparing (resizing, and copying to the device), the model, post-processing, one after the other
-and in one process. What the machine lacks is skipped, with the reason. "Agreement" is the least keypoint similarity of
-a pose to that of PyTorch in float32, of all that score over 0.5; "-" where there is none.
+Backends are measured in interleaved rounds, so that their ratios are reliable even on a shared machine. "Model" is the
+time from images to outputs in the device's memory. "End to end" is the time from image files to poses in pixels:
+decoding, preparing (resizing, and copying to the device), the model and post-processing, in sequence and in one
+process. Backends that cannot run here are skipped, with the reason. "Agreement" is the lowest keypoint similarity to
+the poses of PyTorch in float32, for all with a score above 0.5; "-" if there are none.
 
-Operations are those of convolutions and matrix products; a multiplication and an addition are two. Float32 on a GPU
-means what the libraries make of it, which lets convolutions round to TF32.
+Operations are those of convolutions and matrix products; a multiplication and an addition count as two. On a GPU,
+float32 uses the libraries' defaults, by which convolutions use TF32.
 """
 
 import argparse
@@ -39,13 +39,13 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 def check_arguments(args: argparse.Namespace):
-    """Raises `CommandError` for what can be told without measuring."""
+    """Raises `CommandError` for errors that can be found without measuring."""
     for path in args.images:
         if not path.is_file():
             raise CommandError(f"--images {path}: no such file")
         try:
             load_rgb_image(path)
-        except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
+        except Exception as error:  # Pillow's decoders raise various types for broken files
             raise CommandError(f"--images {path}: not an image") from error
     if args.output and args.output.exists() and not args.output.is_dir():
         raise CommandError(f"--output {args.output} is a file, not a folder")
@@ -56,7 +56,7 @@ def check_arguments(args: argparse.Namespace):
 
 
 def benchmark(args: argparse.Namespace):
-    """Does what the command line asks."""
+    """Runs the benchmark, and prints and saves the results."""
     check_arguments(args)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -92,25 +92,25 @@ def save(result: dict, rows: list[dict], output: Path):
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="detrpose benchmark",
-        description="Measures how fast a model is, alone and from files to poses.",
+        description="Benchmarks a model, alone and from image files to poses.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model", default="n", help="model folder or Hub id, or n, s, m, l, x with random weights")
     parser.add_argument(
-        "--backends", nargs="+", choices=list(BACKENDS), default=["pytorch", "fused"], help="what to run the model in"
+        "--backends", nargs="+", choices=list(BACKENDS), default=["pytorch", "fused"], help="runtimes of the model"
     )
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32"], help="types of its numbers")
-    parser.add_argument("--batch-sizes", nargs="+", type=count, default=[1], help="images at once")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32"], help="precisions")
+    parser.add_argument("--batch-sizes", nargs="+", type=count, default=[1], help="images per batch")
     parser.add_argument("--size", type=count, help="height and width in pixels; the model's own if not given")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda or cuda:1")
-    parser.add_argument("--threads", type=count, help="threads of the CPU; as many as PyTorch takes if not given")
-    parser.add_argument("--rounds", type=count, default=10, help="how often every backend has its turn")
-    parser.add_argument("--runs", type=count, default=3, help="timed calls of the model in each turn, after two others")
-    parser.add_argument("--pause", type=number(0), default=0.2, help="seconds before each turn")
+    parser.add_argument("--threads", type=count, help="CPU threads; PyTorch's default if not given")
+    parser.add_argument("--rounds", type=count, default=10, help="number of interleaved rounds")
+    parser.add_argument("--runs", type=count, default=3, help="timed calls per round, after two warm-up calls")
+    parser.add_argument("--pause", type=number(0), default=0.2, help="seconds before each measurement")
     parser.add_argument("--images", type=Path, nargs="+", default=[PICTURE], metavar="FILE", help="image files")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for benchmark.json and benchmark.png")
     add_max_pixels(parser)
@@ -118,9 +118,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     args = parse_arguments(argv)
-    transformers_logging.disable_progress_bar()  # the bar of loading weights; this command has its own
+    transformers_logging.disable_progress_bar()  # of loading weights; this command has its own
     return run_command("detrpose benchmark", benchmark, args)
 
 

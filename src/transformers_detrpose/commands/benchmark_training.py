@@ -1,13 +1,13 @@
-"""Measures what a training step takes, and whether the data loader keeps up with it.
+"""Measures the time of a training step, and whether the data loader keeps up.
 
     detrpose benchmark-training --model l --batch-size 16 --people 3 --mixed-precision bf16
     detrpose benchmark-training --model n --images train2017 --annotations person_keypoints_train2017.json
 
-A step is that of `detrpose train`: forward pass (with checks of the labels, and denoising queries), matching and
-losses, backward pass, and the optimiser with clipping and the averaged weights. Its images are noise with equally many
-people at random places. The parts are timed in steps of their own, because waiting for a GPU after each part makes a
-step slower. With `--images` and `--annotations`, batches with the full augmentation are drawn from the data loader,
-without training meanwhile.
+A step is that of `detrpose train`: forward pass (with label validation and denoising queries), matching and losses,
+backward pass, and the optimizer with gradient clipping and averaged weights. The images are noise, each with the same
+number of people at random positions. The parts are timed in separate steps, because waiting for a GPU after each part
+makes a step slower. With `--images` and `--annotations`, the data loader is measured with full augmentation, without
+concurrent training.
 """
 
 import argparse
@@ -28,19 +28,19 @@ from .command_line import CommandError, count, field_value, number, run_command
 
 
 def loader_images_per_second(args: argparse.Namespace) -> float:
-    """Returns how many images a second the data loader delivers."""
+    """Returns the throughput of the data loader, in images per second."""
     dataset = CocoPoseDataset(args.images, args.annotations)
     if len(dataset) < args.batch_size:
         raise CommandError(f"--annotations {args.annotations}: {len(dataset)} images do not fill a batch")
     phases = (Phase(0, FULL, multi_scale=False),)
     loader = train_dataloader(dataset, args.batch_size, args.size, phases, num_workers=args.num_workers)
-    # The first batch of each process comes late, because the process has to start.
+    # The first batch of each process is late, because the process has to start.
     rate = measure_loader(loader, batches=max(args.runs, 2 * args.num_workers), skipped=max(1, args.num_workers))
     return rate * args.batch_size
 
 
 def report(args: argparse.Namespace, result: dict[str, Any], timings: dict[str, Timing]):
-    """Prints what was measured."""
+    """Prints the measurements."""
     parts = {name: timing.median for name, timing in timings.items() if name != "step"}
     rows = [["step", str(timings["step"]), ""]]
     rows += [[f"  {name}", str(timings[name]), f"{ms / sum(parts.values()):.1%}"] for name, ms in parts.items()]
@@ -52,21 +52,21 @@ def report(args: argparse.Namespace, result: dict[str, Any], timings: dict[str, 
     print(f"peak memory: {result['peak_memory_mib']:.0f} MiB {kind}")
     print(f"images per second: {result['pictures_per_second']:.1f} in training", end="")
     if result["loader_pictures_per_second"] is None:
-        print("; data loader not measured, which takes --images and --annotations")
+        print("; the data loader was not measured, which requires --images and --annotations")
     else:
         print(f", {result['loader_pictures_per_second']:.1f} from the data loader of {args.num_workers} processes")
 
 
 def benchmark(args: argparse.Namespace):
-    """Does what the command line asks."""
+    """Measures, and prints and saves the results."""
     if (args.images is None) != (args.annotations is None):
-        raise CommandError("--images and --annotations belong together")
+        raise CommandError("--images and --annotations must be given together")
     if args.output and not args.output.absolute().parent.is_dir():
         raise CommandError(f"--output {args.output} must be a file in an existing folder")
     if args.output:
         data = [args.annotations, *args.images.rglob("*")] if args.images else []
         check_outputs([args.output], [*data, *model_files(args.model)])
-    # accelerate chooses device and precision, as in training.
+    # accelerate selects device and precision, as in training.
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu)
     torch.manual_seed(args.seed)
     model = load_model(args.model, load_config(args.model, **args.set)).to(accelerator.device)
@@ -88,17 +88,17 @@ def benchmark(args: argparse.Namespace):
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     whole = number(0, kind=int)
     parser = argparse.ArgumentParser(
         prog="detrpose benchmark-training",
-        description="Measures what a training step takes, and whether the data loader keeps up with it.",
+        description="Measures the time of a training step, and whether the data loader keeps up.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model", default="n", help="n, s, m, l, x for random weights, or a model folder or Hub id")
-    parser.add_argument("--batch-size", type=count, default=16, help="images in a step")
+    parser.add_argument("--batch-size", type=count, default=16, help="images per step")
     parser.add_argument("--size", type=count, default=640, help="height and width of the images in pixels")
-    parser.add_argument("--people", type=whole, default=3, help="people in each image")
+    parser.add_argument("--people", type=whole, default=3, help="people per image")
     parser.add_argument("--mixed-precision", choices=["no", "fp16", "bf16"], default="no", help="precision of training")
     parser.add_argument(
         "--set",
@@ -110,12 +110,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="fields of the configuration",
     )
     parser.add_argument("--runs", type=count, default=10, help="timed steps, and timed batches of the data loader")
-    parser.add_argument("--warmup", type=whole, default=3, help="steps before them")
+    parser.add_argument("--warmup", type=whole, default=3, help="warm-up steps")
     parser.add_argument("--cpu", action="store_true", help="do not use the GPU")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of images, to measure the data loader")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO-format JSON file")
     parser.add_argument("--num-workers", type=whole, default=4, help="processes that load images")
-    parser.add_argument("--seed", type=whole, default=0, help="of weights, images and people")
+    parser.add_argument("--seed", type=whole, default=0, help="random seed of weights, images and people")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the numbers to")
     args = parser.parse_args(argv)
     args.set = dict(args.set)
@@ -123,7 +123,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     return run_command("detrpose benchmark-training", benchmark, parse_arguments(argv))
 
 

@@ -1,15 +1,15 @@
-"""Builds a TensorRT engine from an ONNX file, and writes it only if it finds the poses that PyTorch finds.
+"""Builds a TensorRT engine from an ONNX file, and writes it only if it finds the same poses as PyTorch.
 
     detrpose export onnx --model detrpose-l --variant tensorrt onnx
     detrpose build-tensorrt --onnx onnx/model.onnx --output detrpose-l.engine \\
         --verify-model detrpose-l --verify-images val2017
 
-With a GPU, `tensorrt` builds an engine for that GPU. Without one, TensorRT for RTX builds ahead of time, for GPUs of
-the given compute capabilities; such an engine cannot be verified here.
+With a GPU, `tensorrt` builds an engine for it. Without one, TensorRT for RTX builds ahead of time for GPUs of the given
+compute capabilities; such an engine cannot be verified here.
 
-The network is strongly typed: every tensor has the type that the ONNX file gives it. So an engine in half precision
-comes from a file in half precision (`detrpose export onnx --dtype fp16`), where the model itself keeps coordinates,
-distributions and scores in float32. `--precision` only makes sure that the file is what you think it is.
+The network is strongly typed: every tensor has its type in the ONNX file. For an engine in half precision, export a
+file in half precision (`detrpose export onnx --dtype fp16`), in which coordinates, distributions and scores stay in
+float32. `--precision` only checks the precision of the file.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from ..loading import load_image_processor, load_pose_estimator, model_files
 from .command_line import CommandError, count, find_images, run_command
 
 PRECISIONS = ("fp32", "fp16")
-# What a machine without a GPU builds for: 8.9 is Ada, such as L4, L40 and GeForce RTX 40.
+# The target on a machine without a GPU: 8.9 is Ada, such as L4, L40 and GeForce RTX 40.
 DEFAULT_COMPUTE_CAPABILITY = 89
 GPU = torch.device("cuda")
 
 
 def verify(args: argparse.Namespace, run: Run):
-    """Raises `CommandError` unless an engine finds the poses that PyTorch finds."""
+    """Raises `CommandError` unless an engine finds the same poses as PyTorch."""
     images = find_images(args.verify_images, "--verify-images")[: args.max_images]
     processor, model = load_image_processor(args.verify_model), load_pose_estimator(args.verify_model, GPU)
     progress = tqdm(images, desc="verifying", unit="image", leave=False)
@@ -45,7 +45,7 @@ def verify(args: argparse.Namespace, run: Run):
 
 
 def check_arguments(args: argparse.Namespace, has_gpu: bool):
-    """Raises `CommandError` for what can be told without building an engine."""
+    """Raises `CommandError` for errors that can be found without building an engine."""
     if not args.onnx.is_file():
         raise CommandError(f"--onnx {args.onnx}: no such file")
     if args.output.is_dir():
@@ -54,12 +54,12 @@ def check_arguments(args: argparse.Namespace, has_gpu: bool):
     if args.verify_model and not has_gpu:
         raise CommandError("--verify-model needs a GPU to run the engine on")
     if has_gpu and not (args.verify_model or args.unverified):
-        raise CommandError("give --verify-model and --verify-images, or --unverified for an engine that nobody checked")
+        raise CommandError("give --verify-model and --verify-images, or --unverified for an engine that is not checked")
     check_graph(args.onnx, args.precision, args.allow_grid_sample)
 
 
 def build(args: argparse.Namespace):
-    """Does what the command line asks."""
+    """Builds, verifies and writes the engine."""
     has_gpu = torch.cuda.is_available()
     check_arguments(args, has_gpu)
     trt = load_tensorrt(args.library or ("tensorrt" if has_gpu else "tensorrt-rtx"))
@@ -76,55 +76,51 @@ def build(args: argparse.Namespace):
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="detrpose build-tensorrt",
         description="Builds a TensorRT engine from an ONNX file and verifies it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    # A required argument has no default to show in the help text.
+    # Hides the default of required arguments in the help text.
     required = {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--onnx", type=Path, **required, metavar="FILE", help="the exported model")
-    parser.add_argument("--output", type=Path, **required, metavar="FILE", help="where the engine goes")
-    parser.add_argument("--precision", choices=PRECISIONS, help="what the ONNX file must be; as it is if not given")
+    parser.add_argument("--output", type=Path, **required, metavar="FILE", help="engine file to write")
+    parser.add_argument("--precision", choices=PRECISIONS, help="required precision of the ONNX file; any if not given")
+    parser.add_argument("--min-batch", type=count, default=1, help="minimum batch size, if it is dynamic in the file")
+    parser.add_argument("--opt-batch", type=count, default=1, help="batch size to optimize for")
+    parser.add_argument("--max-batch", type=count, default=8, help="maximum batch size")
     parser.add_argument(
-        "--min-batch", type=count, default=1, help="fewest images at once, where the file leaves it open"
-    )
-    parser.add_argument("--opt-batch", type=count, default=1, help="number of images at once to be fastest for")
-    parser.add_argument("--max-batch", type=count, default=8, help="most images at once")
-    parser.add_argument(
-        "--size", type=count, default=640, help="height and width in pixels, of a file that leaves them open"
+        "--size", type=count, default=640, help="height and width in pixels, if they are dynamic in the file"
     )
     parser.add_argument("--allow-grid-sample", action="store_true", help="accept GridSample nodes in the file")
-    parser.add_argument(
-        "--library", choices=LIBRARIES, help="what builds; tensorrt with a GPU, tensorrt-rtx without, unless given"
-    )
+    parser.add_argument("--library", choices=LIBRARIES, help="by default tensorrt with a GPU, else tensorrt-rtx")
     parser.add_argument(
         "--compute-capabilities",
         type=int,
         nargs="+",
         metavar="NUMBER",
-        help="times ten, of the GPUs that tensorrt-rtx builds for; this machine's, or 89 where it has none",
+        help="times ten, of the GPUs that tensorrt-rtx builds for; this machine's, or 89 without a GPU",
     )
     verification = parser.add_argument_group("verification, with a GPU")
     verification.add_argument("--verify-model", metavar="DIR", help="folder or Hub id of the model in PyTorch")
     verification.add_argument("--verify-images", type=Path, nargs="+", metavar="PATH", help="image files and folders")
-    verification.add_argument("--max-images", type=count, default=100, help="most images to compare")
-    verification.add_argument("--threshold", type=float, default=0.5, help="least score of poses to compare, 0 to 1")
+    verification.add_argument("--max-images", type=count, default=100, help="maximum number of images to compare")
+    verification.add_argument("--threshold", type=float, default=0.5, help="minimum score of poses to compare, 0 to 1")
     verification.add_argument(
-        "--least-similarity", type=float, default=0.999, help="keypoint similarity that every pose must have, 0 to 1"
+        "--least-similarity", type=float, default=0.999, help="minimum keypoint similarity of every pose, 0 to 1"
     )
     verification.add_argument("--unverified", action="store_true", help="write the engine without verification")
     args = parser.parse_args(argv)
     if not 1 <= args.min_batch <= args.opt_batch <= args.max_batch:
-        parser.error("--min-batch, --opt-batch and --max-batch must rise, from at least 1")
+        parser.error("--min-batch, --opt-batch and --max-batch must be in ascending order, from at least 1")
     if bool(args.verify_model) != bool(args.verify_images):
-        parser.error("--verify-model and --verify-images belong together")
+        parser.error("--verify-model and --verify-images must be given together")
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     return run_command("detrpose build-tensorrt", build, parse_arguments(argv))
 
 

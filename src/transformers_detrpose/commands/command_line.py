@@ -1,4 +1,4 @@
-"""What all commands share: reading arguments, and ending with one line where something is wrong."""
+"""Shared by all commands: argument types, and errors reported in one line."""
 
 import argparse
 import json
@@ -23,17 +23,17 @@ IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 
 class CommandError(Exception):
-    """Something the user can put right; the message is all they need to see."""
+    """An error that the user can correct; only the message is shown."""
 
 
 def run_command(name: str, command: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
-    """Runs a command; what the user can put right becomes one line.
+    """Runs a command, and reports errors that the user can correct in one line.
 
     Args:
-        name: what the command is called, such as "detrpose predict".
-        command: does what the arguments ask. `CommandError`, `ValueError` and `OSError` are taken for mistakes in
-            what it was given, everything else for a bug.
-        arguments: the command line.
+        name: name of the command, such as "detrpose predict".
+        command: the command. `CommandError`, `ValueError` and `OSError` are treated as errors in its input, other
+            exceptions as bugs.
+        arguments: the parsed command line.
 
     Returns:
         The exit code.
@@ -48,7 +48,7 @@ def run_command(name: str, command: Callable[[argparse.Namespace], None], argume
             command(arguments)
         return 0
     except DataError as error:
-        message = str(error)  # a line for each problem
+        message = str(error)  # one line per problem
     except (CommandError, ValueError, OSError) as error:
         message = first_line(error)
     except torch.cuda.OutOfMemoryError as error:
@@ -85,14 +85,14 @@ def ending_on_request() -> Iterator[None]:
 
 
 class _ProgressHandler(logging.Handler):
-    """Writes messages to standard error without tearing a progress bar."""
+    """Writes log messages to standard error without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 def show_log():
-    """Shows what the library logs about its work on standard error, the message alone."""
+    """Shows the library's log messages on standard error."""
     logger = logging.getLogger("transformers_detrpose")
     logger.setLevel(logging.INFO)
     if not logger.handlers:
@@ -100,21 +100,21 @@ def show_log():
 
 
 def count(text: str) -> int:
-    """Reads a whole number of at least 1, as the type of an argument."""
+    """Argument type: an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
 
 
 def number(least: float, most: float = sys.float_info.max, kind: type = float) -> Callable[[str], float]:
-    """Returns the type of an argument that is a number, of a given kind, from `least` to `most`."""
+    """Returns the argument type of numbers of the given kind from `least` to `most`."""
 
     def read(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not least <= value <= most:  # nor if it is NaN
+        if not least <= value <= most:  # also if it is NaN
             name = "a whole number" if kind is int else "a number"
             limits = f"of at least {least}" if most == sys.float_info.max else f"from {least} to {most}"
             raise argparse.ArgumentTypeError(f"{text} is not {name} {limits}")
@@ -124,7 +124,7 @@ def number(least: float, most: float = sys.float_info.max, kind: type = float) -
 
 
 def field_value(text: str) -> tuple[str, Any]:
-    """Reads FIELD=VALUE as the type of an argument, the value as JSON where it is JSON."""
+    """Argument type: FIELD=VALUE, with the value parsed as JSON if possible."""
     field, separator, value = text.partition("=")
     if not separator:
         raise argparse.ArgumentTypeError(f"{text} is not FIELD=VALUE")
@@ -146,23 +146,23 @@ def add_max_pixels(parser: argparse.ArgumentParser):
 
 
 def check_device(name: str) -> torch.device:
-    """Returns a device that PyTorch can use here.
+    """Returns a device, after checking that PyTorch can use it.
 
     Raises:
         CommandError: if it cannot.
     """
     try:
         return torch.empty(1, device=name).device
-    except Exception as error:  # RuntimeError, AssertionError, NotImplementedError: the devices differ
+    except Exception as error:  # RuntimeError, AssertionError or NotImplementedError, depending on the device
         raise CommandError(f"cannot use --device {name}: {first_line(error)}") from error
 
 
 def find_images(paths: list[Path], option: str) -> list[Path]:
-    """Returns the image files among paths and in folders, those below them included.
+    """Returns the image files among paths, including those in folders and their subfolders.
 
     Args:
         paths: files and folders.
-        option: what they were given by, for error messages.
+        option: option that specified them, for error messages.
 
     Raises:
         CommandError: if a path does not exist, or there are no images.

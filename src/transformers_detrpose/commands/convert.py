@@ -2,8 +2,8 @@
 
     detrpose convert --variant l --dataset coco --output detrpose-l
 
-Without --checkpoint the published weights are downloaded. Nothing is written unless every tensor of the checkpoint is
-used or known not to be needed, and every tensor of the model is filled.
+Without --checkpoint, the published weights are downloaded. Nothing is written unless every tensor of the checkpoint is
+used or known to be unnecessary, and every tensor of the model is filled.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def convert(arguments: argparse.Namespace):
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="detrpose convert",
         description=__doc__.splitlines()[0],
@@ -48,14 +48,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--weights",
         default="best",
         choices=["best", "averaged", "last"],
-        help="which weights of a .pth file: averaged (ema), last, or averaged where there are any",
+        help="weights of a .pth file to use: averaged (EMA), last, or best, which is averaged if present",
     )
     parser.add_argument("--push-to-hub", metavar="ID", help="Hub repository to upload the folder to")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     arguments = parse_arguments(argv)
     show_log()
     return run_command("detrpose convert", convert, arguments)

@@ -1,9 +1,9 @@
-"""Starts a DETRPose model from a D-FINE detector: its backbone and encoder, with an untrained pose decoder.
+"""Initializes a DETRPose model from a D-FINE detector: its backbone and encoder, with an untrained pose decoder.
 
     detrpose convert-dfine --variant l --checkpoint dfine_l_obj365.pth --output detrpose-l-init
 
-The checkpoint is an official `.pth` file, or a folder or Hub id saved by transformers. D-FINE trained on Objects365 is
-what the published DETRPose models started from.
+The checkpoint is an official `.pth` file, or a folder or Hub id saved by transformers. The published DETRPose models
+were initialized from D-FINE trained on Objects365.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def convert(arguments: argparse.Namespace):
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="detrpose convert-dfine",
         description=__doc__.splitlines()[0],
@@ -39,15 +39,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--weights",
         default="best",
         choices=["best", "averaged", "last"],
-        help="which weights of a .pth file: averaged (ema), last, or averaged where there are any",
+        help="weights of a .pth file to use: averaged (EMA), last, or best, which is averaged if present",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the untrained decoder's initial values")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the untrained decoder")
     parser.add_argument("--push-to-hub", metavar="ID", help="Hub repository to upload the folder to")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     arguments = parse_arguments(argv)
     show_log()
     return run_command("detrpose convert-dfine", convert, arguments)

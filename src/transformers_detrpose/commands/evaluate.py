@@ -1,16 +1,15 @@
-"""Measures a model's average precision and recall on COCO, CrowdPose or your own dataset in COCO's format.
+"""Computes a model's average precision and recall on COCO, CrowdPose or any dataset in COCO's format.
 
     detrpose evaluate --model detrpose-l --images val2017 --annotations person_keypoints_val2017.json
     accelerate launch -m transformers_detrpose evaluate --model detrpose-l-crowdpose --images images \\
         --annotations test.json --metric crowdpose
 
-`accelerate launch` spreads the images over all GPUs. `--results` writes the poses in COCO's results format, the best 20
-of each image and category, for a test server or for other tools; from a test set, whose file has no annotations, there
-is nothing else to get.
+`accelerate launch` distributes the images over all GPUs. `--results` writes the best 20 poses of each image and
+category in COCO's results format, for a test server or other tools; for a test set without annotations, it is required.
 
-Average precision and recall are over keypoint similarities of 0.50 to 0.95, or of 0.50 (AP50) or 0.75 (AP75) alone. APM
-and APL are for people of 32² to 96² pixels and of more; AP_easy, AP_medium and AP_hard for CrowdPose's images by how
-crowded they are. Images are taken upright, and must have the size that the file gives.
+Average precision and recall are averaged over OKS thresholds of 0.50 to 0.95, or are at 0.50 (AP50) or 0.75 (AP75). APM
+and APL are for people of 32² to 96² pixels and of more; AP_easy, AP_medium and AP_hard are for CrowdPose's images by
+crowd index. EXIF rotation is applied, and images must have the size given in the file.
 """
 
 import argparse
@@ -49,7 +48,7 @@ def load_metric(arguments: argparse.Namespace, annotations: CocoAnnotations, con
 
 
 def load_images(arguments: argparse.Namespace, annotations: CocoAnnotations) -> CocoPoseDataset:
-    """Returns the images to evaluate, having looked whether their files exist."""
+    """Returns the images to evaluate, after checking that their files exist."""
     dataset = CocoPoseDataset(arguments.images, annotations)
     for name, image_id in zip(dataset.file_names, dataset.image_ids, strict=True):
         if not (arguments.images / name).is_file():
@@ -58,7 +57,7 @@ def load_images(arguments: argparse.Namespace, annotations: CocoAnnotations) -> 
 
 
 def format_table(scores: Mapping[str, float]) -> str:
-    """Returns names above scores in percent; "-" where there was nobody to be found."""
+    """Returns a table of scores in percent; "-" without ground truth."""
     columns = [(name, f"{100 * score:.1f}" if score >= 0 else "-") for name, score in scores.items()]
     widths = [max(len(name), 5) for name in scores]
     rows = zip(*columns, strict=True)
@@ -66,7 +65,7 @@ def format_table(scores: Mapping[str, float]) -> str:
 
 
 def check_paths(arguments: argparse.Namespace):
-    """Raises an error for a folder of images that does not exist, and files that cannot or must not be written."""
+    """Raises an error if the folder of images does not exist, or if files cannot or must not be written."""
     if not arguments.images.is_dir():
         raise CommandError(f"--images {arguments.images}: no such folder")
     for option in ("results", "scores"):
@@ -81,7 +80,7 @@ def check_paths(arguments: argparse.Namespace):
 
 
 def evaluate(arguments: argparse.Namespace):
-    """Does what the command line asks and prints the table."""
+    """Evaluates the model, and prints and saves the results."""
     accelerator = Accelerator()
     check_paths(arguments)
     model = load_pose_estimator(arguments.model, accelerator.device, getattr(torch, arguments.dtype))
@@ -90,7 +89,7 @@ def evaluate(arguments: argparse.Namespace):
     annotations = annotations.first_images(arguments.max_images)
     metric = load_metric(arguments, annotations, model.config)
     dataset = load_images(arguments, annotations)
-    # Each process gets its share of the batches, on its device.
+    # Each process gets a share of the batches, on its device.
     loader = accelerator.prepare(
         evaluation_dataloader(dataset, arguments.batch_size, image_processor, arguments.num_workers)
     )
@@ -101,7 +100,7 @@ def evaluate(arguments: argparse.Namespace):
 
 
 def report(arguments: argparse.Namespace, metric: KeypointMetric, predictions: Mapping[int, Mapping[str, Any]]):
-    """Writes the files that were asked for, and prints the table."""
+    """Writes the requested files, and prints the table."""
     if arguments.results:
         write_coco_results(arguments.results, predictions)
         print(f"poses in {len(predictions)} images written to {arguments.results}")
@@ -115,36 +114,36 @@ def report(arguments: argparse.Namespace, metric: KeypointMetric, predictions: M
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="detrpose evaluate",
-        description="Measures a model's average precision and recall on a dataset in COCO's format.",
+        description="Computes a model's average precision and recall on a dataset in COCO's format.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    # A required argument has no default to show in the help text.
+    # Hides the default of required arguments in the help text.
     required = {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--model", **required, help="model folder or Hub id")
     parser.add_argument("--images", type=Path, **required, metavar="DIR", help="folder of the images")
     parser.add_argument("--annotations", type=Path, **required, metavar="FILE", help="COCO-format JSON file")
-    parser.add_argument("--metric", choices=METRICS, default="coco", help="whose definition of the scores")
+    parser.add_argument("--metric", choices=METRICS, default="coco", help="definition of the metrics")
     parser.add_argument(
         "--results", type=Path, metavar="FILE", help="file to write the poses to, in COCO's results format"
     )
-    parser.add_argument("--scores", type=Path, metavar="FILE", help="file to write the table to, as JSON from 0 to 1")
-    parser.add_argument("--batch-size", type=count, default=16, help="images predicted at once, on each process")
-    parser.add_argument("--num-workers", type=int, default=4, help="processes that load images, for each that predicts")
+    parser.add_argument("--scores", type=Path, metavar="FILE", help="JSON file to write the scores to, from 0 to 1")
+    parser.add_argument("--batch-size", type=count, default=16, help="images per batch and process")
+    parser.add_argument("--num-workers", type=int, default=4, help="data-loading workers per process")
     add_max_pixels(parser)
     parser.add_argument("--max-images", type=count, help="evaluate only the first images of the file")
     parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="type of the model's numbers"
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="precision of the model"
     )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     arguments = parse_arguments(argv)
-    transformers_logging.disable_progress_bar()  # the bar of loading weights; this command has its own
+    transformers_logging.disable_progress_bar()  # of loading weights; this command has its own
     return run_command("detrpose evaluate", evaluate, arguments)
 
 

@@ -2,8 +2,8 @@
 
     detrpose export onnx --model detrpose-l onnx
 
-The graph is the fused model, simplified. It is run in ONNX Runtime and compared with PyTorch; if it differs, nothing is
-written. Needs `pip install "transformers-detrpose[onnx]"`.
+The graph is the fused model, simplified. It is validated against PyTorch in ONNX Runtime; if it differs, nothing is
+written. Requires `pip install "transformers-detrpose[onnx]"`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from .command_line import check_device, count, run_command, show_log
 
 
 def export(args: argparse.Namespace):
-    """Does what the command line asks."""
+    """Exports the model."""
     check_new_folder(args.output)  # before anything slow
     check_device(args.device)
     model = load_model(args.model, dtype=PRECISIONS[args.dtype]).to(args.device)
@@ -27,7 +27,7 @@ def export(args: argparse.Namespace):
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(prog="detrpose export", description=__doc__.splitlines()[0])
     formats = parser.add_subparsers(title="formats", metavar="FORMAT", required=True)
     onnx = formats.add_parser(
@@ -43,16 +43,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     size = "of the images in pixels; the image processor's if not given"
     onnx.add_argument("--height", type=count, help=f"height {size}")
     onnx.add_argument("--width", type=count, help=f"width {size}")
-    onnx.add_argument("--opset", type=int, choices=OPSETS, default=DEFAULT_OPSET, help="version of ONNX's operators")
-    onnx.add_argument("--device", default="cpu", help="where to trace and to compare: cpu, cuda or cuda:1")
+    onnx.add_argument("--opset", type=int, choices=OPSETS, default=DEFAULT_OPSET, help="version of ONNX's operator set")
+    onnx.add_argument("--device", default="cpu", help="device for tracing and validation: cpu, cuda or cuda:1")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     args = parse_arguments(argv)
     show_log()
-    transformers_logging.disable_progress_bar()  # of loading weights, which takes no time
+    transformers_logging.disable_progress_bar()  # of loading weights, which is fast
     return run_command("detrpose export", export, args)
 
 

@@ -1,11 +1,11 @@
-"""Generates pictures of people with exactly known poses: a COCO keypoint dataset without any download.
+"""Generates synthetic images of people with exact keypoints: a COCO keypoint dataset without any download.
 
     detrpose generate-people --output people --train 4000 --val 200
 
 writes `people/train/*.jpg`, `people/val/*.jpg`, `people/train.json` and `people/val.json`. The people are articulated
-figures with COCO's 17 keypoints, in many poses, seen from all sides, partly hidden by each other and by things. The
-same seed gives the same pictures, however many there are and however many processes draw them. What the annotations
-say is described in `transformers_detrpose.synthetic.pictures`.
+figures with COCO's 17 keypoints, in many poses, seen from all sides, and partly occluded by each other and by objects.
+The same seed gives the same images, whatever the numbers of images and of processes. The annotations are described in
+`transformers_detrpose.synthetic.pictures`.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from .command_line import run_command
 def generate(arguments: argparse.Namespace):
     """Writes the dataset."""
     write_dataset(**vars(arguments))
-    print(f"{arguments.train} training and {arguments.val} validation pictures written to {arguments.output}")
+    print(f"{arguments.train} training and {arguments.val} validation images written to {arguments.output}")
 
 
 def whole_number(text: str, least: int, most: float = math.inf) -> int:
-    """Reads a whole number of at least `least` and at most `most`."""
+    """Parses an integer from `least` to `most`."""
     if not text.isdecimal() or not least <= int(text) <= most:
         limit = "" if most == math.inf else f" and at most {most}"
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {least}{limit}")
@@ -34,7 +34,7 @@ def whole_number(text: str, least: int, most: float = math.inf) -> int:
 
 
 def figure_height(text: str) -> float:
-    """Reads a fraction of the picture's height that a figure can have."""
+    """Argument type: the height of a figure as a fraction of the image height."""
     height = float(text)
     if not 0.1 <= height <= MAX_HEIGHT:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0.1 to {MAX_HEIGHT}")
@@ -42,41 +42,39 @@ def figure_height(text: str) -> float:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="detrpose generate-people",
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--output", type=Path, required=True, default=argparse.SUPPRESS, metavar="DIR", help="folder to make"
+        "--output", type=Path, required=True, default=argparse.SUPPRESS, metavar="DIR", help="folder to create"
     )
     count, up_to_999 = partial(whole_number, least=0), partial(whole_number, least=0, most=PEOPLE_PER_ID - 1)
     train_count = partial(whole_number, least=0, most=FIRST_VAL_INDEX)
-    parser.add_argument("--train", type=train_count, default=4000, metavar="N", help="training pictures")
-    parser.add_argument("--val", type=count, default=200, metavar="N", help="validation pictures")
+    parser.add_argument("--train", type=train_count, default=4000, metavar="N", help="number of training images")
+    parser.add_argument("--val", type=count, default=200, metavar="N", help="number of validation images")
     size = partial(whole_number, least=SMALLEST_SIZE)
-    parser.add_argument(
-        "--size", type=size, default=320, metavar="N", help="height and width of the pictures in pixels"
-    )
-    parser.add_argument("--seed", type=count, default=0, metavar="N", help="another number gives other pictures")
+    parser.add_argument("--size", type=size, default=320, metavar="N", help="height and width of the images in pixels")
+    parser.add_argument("--seed", type=count, default=0, metavar="N", help="random seed")
     workers = partial(whole_number, least=1)
-    parser.add_argument("--workers", type=workers, default=os.cpu_count() or 1, metavar="N", help="processes that draw")
-    parser.add_argument("--max-people", type=up_to_999, default=6, metavar="N", help="most people in a picture")
+    parser.add_argument("--workers", type=workers, default=os.cpu_count() or 1, metavar="N", help="number of processes")
+    parser.add_argument("--max-people", type=up_to_999, default=6, metavar="N", help="maximum people per image")
     parser.add_argument(
         "--min-height",
         type=figure_height,
         default=MIN_HEIGHT,
         metavar="FRACTION",
-        help="least height of a figure, if it stood upright, as fraction of the picture's",
+        help="minimum standing height of a figure as a fraction of the image height",
     )
-    parser.add_argument("--plain", action="store_true", help="figures on a single colour, with nothing else")
+    parser.add_argument("--plain", action="store_true", help="figures on a single color, with nothing else")
     parser.add_argument("--upright", action="store_true", help="figures that stand or walk and face the viewer")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     return run_command("detrpose generate-people", generate, parse_arguments(argv))
 
 

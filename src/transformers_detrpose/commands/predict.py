@@ -1,31 +1,31 @@
-"""Predicts poses in images, videos and camera pictures, draws them and writes them as JSON.
+"""Predicts poses in images, videos and camera streams, draws them and writes them as JSON.
 
     detrpose predict --input photo.jpg holiday/ match.mp4 --output predicted
     detrpose predict --model detrpose-l --input 0          # camera 0, until Ctrl-C
 
-Without --model the published N model is used; it is downloaded and converted once, and kept in the Hugging Face cache.
-Where it cannot be downloaded, a small demonstration model is used, which has seen generated figures only and knows
-nothing of photographs. Without --input a generated picture is used.
+Without --model, the published N model is used; it is downloaded and converted once, and kept in the Hugging Face cache.
+If it cannot be downloaded, a small demonstration model is used, which was trained on synthetic figures only and does
+not work on photographs. Without --input, a synthetic image is used.
 
-Folders are searched with everything below them, except hidden files and the output folder itself. What is written has
-the name of its input, relative to the deepest folder that holds all inputs:
+Folders are searched recursively, except for hidden files and the output folder itself. Output files are named after
+their inputs, relative to the deepest folder that contains all inputs:
 
-* `holiday/a.jpg` with its poses drawn. Formats that are not written (GIF, TIFF, ...) become PNG: `a.gif.png`.
+* `holiday/a.jpg` with its poses drawn. Formats that cannot be written (GIF, TIFF, ...) become PNG: `a.gif.png`.
 * `predictions.json`, the poses of all images as a list in COCO's results format, plus `file_name`. With --annotations,
-  `image_id` is that of the image in the annotations. Without, it is the number in the file's name if every name is a
-  different plain number, as in COCO and CrowdPose, else `file_name`.
+  `image_id` is that of the image in the annotations; without, it is the file name as a number if all names are distinct
+  numbers, as in COCO and CrowdPose, else `file_name`.
 * `match.mp4` with the poses drawn, in H.264, at the same frame rate and size (an odd width or height grows by a pixel),
   without sound (`clip.avi` becomes `clip.avi.mp4`), and `match.mp4.jsonl` with one line per frame:
-  `{"frame": 0, "poses": [...]}`, poses again in COCO's format.
-* `camera0.mp4` and `camera0.mp4.jsonl` likewise, at the rate that the camera claims: if the model is slower than the
-  camera, the video runs fast.
+  `{"frame": 0, "poses": [...]}`, with the poses in COCO's results format.
+* `camera0.mp4` and `camera0.mp4.jsonl` for a camera, at its nominal frame rate: if the model is slower, the video plays
+  too fast.
 
-Coordinates are pixels of the upright image: a photograph's EXIF rotation has been applied. Transparency is ignored, as
-everywhere in transformers. Of an animation, such as a GIF, the first frame is taken. An input that cannot be read is
-reported and left out, and the exit code is then 1.
+Coordinates are in pixels after EXIF rotation. Transparency is ignored, as elsewhere in transformers. Only the first
+frame of an animation, such as a GIF, is used. Inputs that cannot be read are reported and skipped, and the exit code is
+then 1.
 
-Pictures, videos and `predictions.json` are replaced when they are complete. Ctrl-C and SIGTERM leave what was predicted
-until then; after SIGKILL there is the `predictions.json` of the run before, or none.
+Images, videos and `predictions.json` are replaced once they are complete. Ctrl-C and SIGTERM keep what was predicted
+until then; after SIGKILL there is the `predictions.json` of the previous run, or none.
 """
 
 import argparse
@@ -35,7 +35,7 @@ import statistics
 import warnings
 from pathlib import Path
 
-# What OpenCV and supervision say about an unreadable video would come on top of this command's own line about it.
+# This command reports unreadable videos itself.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 warnings.filterwarnings("ignore", message="OpenCV .* is not installed")
@@ -61,7 +61,7 @@ from .command_line import (  # noqa: E402
 
 
 def predict(arguments: argparse.Namespace):
-    """Predicts, and prints a summary."""
+    """Predicts poses in all inputs, and prints a summary."""
     output = Path(os.path.abspath(arguments.output))
     others = [arguments.annotations] if arguments.annotations else []
     images, videos = find_inputs(arguments.input, output, [*others, *model_files(arguments.model or "")])
@@ -91,7 +91,7 @@ def predict(arguments: argparse.Namespace):
 
 
 def fraction(text: str) -> float:
-    """Reads a number from 0 to 1, as the type of an argument."""
+    """Argument type: a number from 0 to 1."""
     number = float(text)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
@@ -99,7 +99,7 @@ def fraction(text: str) -> float:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="detrpose predict",
         description=__doc__.splitlines()[0],
@@ -107,15 +107,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--model",
-        help="folder (of an exported model, too), Hub id, or variant (n, s, m, l, x) of the published models; if not "
-        "given, n, or the demonstration model where n cannot be downloaded",
+        help="folder (also of an exported model), Hub id, or published variant (n, s, m, l, x); if not "
+        "given, n, or the demonstration model if n cannot be downloaded",
     )
     parser.add_argument(
         "--input",
         nargs="+",
         default=[str(SAMPLE_PICTURE)],
         metavar="PATH",
-        help="images, videos, folders (with all folders below them) and camera indices such as 0",
+        help="images, videos, folders (searched recursively) and camera indices such as 0",
     )
     parser.add_argument("--output", type=Path, default=Path("predicted"), metavar="DIR", help="folder to write to")
     parser.add_argument(
@@ -124,30 +124,30 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="COCO-format JSON file of the images, to take each `image_id` from by its `file_name`",
     )
-    parser.add_argument("--threshold", type=fraction, default=0.5, help="lowest score of a pose, 0 to 1")
+    parser.add_argument("--threshold", type=fraction, default=0.5, help="minimum score of a pose, 0 to 1")
     parser.add_argument(
         "--keypoint-threshold",
         type=fraction,
         default=0.0,
-        help="lowest score, 0 to 1, of a keypoint that is drawn; the JSON files have all keypoints",
+        help="minimum score, 0 to 1, of a drawn keypoint; the JSON files contain all keypoints",
     )
-    parser.add_argument("--batch-size", type=count, default=8, help="most images or frames predicted at once")
+    parser.add_argument("--batch-size", type=count, default=8, help="images or frames per batch")
     add_max_pixels(parser)
-    parser.add_argument("--max-frames", type=count, help="most frames to take of each video or camera")
+    parser.add_argument("--max-frames", type=count, help="maximum number of frames per video or camera")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda, cuda:1 or mps")
     parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="type of the model's numbers"
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="precision of the model"
     )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     arguments = parse_arguments(argv)
     show_log()
     logging.getLogger("transformers_detrpose.conversion").setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()  # the bar of loading weights; this command has its own
+    transformers_logging.disable_progress_bar()  # of loading weights; this command has its own
     return run_command("detrpose predict", predict, arguments)
 
 

@@ -1,14 +1,14 @@
-"""Draws samples as a model gets them in training, so that you can see whether images and labels agree.
+"""Draws augmented training samples, to check that images and labels match.
 
     detrpose show-samples --images train2017 --annotations person_keypoints_train2017.json --output samples
 
-Every person has lines of one colour. Points on their left side are red, on their right side green, and others white;
-those that are labelled but hidden are hollow. Faces show best whether mirroring is right: where a person looks at you,
-their left eye, the red one, is on your right, mirrored or not.
+Each person has lines of one color. Keypoints on their left are red, on their right green, others white; those that are
+labeled but not visible are hollow. Faces show best whether flipping is correct: if a person faces the viewer, their
+left eye, the red one, is on the right, whether flipped or not.
 
-Written are one picture per sample, named after its place in the epoch and its image id, and all of them together as
-`overview.jpg`. `--epoch 0` shows the first epoch of a training of `--num-epochs`, and so on: mosaics begin after a
-tenth of the epochs at the latest and end half-way, and the last epochs are without augmentation.
+Writes one image per sample, named by its index in the epoch and its image id, and all of them together as
+`overview.jpg`. `--epoch` selects one of `--num-epochs` epochs, counted from 0: mosaics start after at most a tenth of
+the epochs and end halfway, and the last epochs have no augmentation.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-# What supervision says about a missing OpenCV concerns videos only.
+# supervision's warning about a missing OpenCV concerns only videos.
 warnings.filterwarnings("ignore", message="OpenCV .* is not installed")
 logging.getLogger("supervision").setLevel(logging.ERROR)
 
@@ -29,7 +29,7 @@ from .command_line import CommandError, add_max_pixels, count, number, run_comma
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="detrpose show-samples",
         description=__doc__.splitlines()[0],
@@ -39,24 +39,24 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", metavar="DIR", help="folder of images", **required)
     parser.add_argument("--annotations", metavar="FILE", help="annotations in COCO's format", **required)
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to", **required)
-    parser.add_argument("--num", type=count, default=16, help="samples to draw")
+    parser.add_argument("--num", type=count, default=16, help="number of samples")
     parser.add_argument("--epoch", type=whole, default=10, help="epoch to show, from 0")
-    parser.add_argument("--num-epochs", type=count, default=52, help="epochs of the whole training")
+    parser.add_argument("--num-epochs", type=count, default=52, help="total number of epochs")
     parser.add_argument("--size", type=count, default=640, help="height and width of the samples in pixels")
     parser.add_argument(
         "--base-repeats",
         type=whole,
         default=0,
-        help="multi-scale: weight of --size, 0 for no other sizes",
+        help="multi-scale training: weight of --size; 0 for no other sizes",
     )
-    parser.add_argument("--batch-size", type=count, default=4, help="samples of one size, if there are several sizes")
+    parser.add_argument("--batch-size", type=count, default=4, help="samples per size in multi-scale training")
     add_max_pixels(parser)
-    parser.add_argument("--seed", type=whole, default=0, help="of all random numbers")
+    parser.add_argument("--seed", type=whole, default=0, help="random seed")
     return parser.parse_args(argv)
 
 
 def show(arguments: argparse.Namespace):
-    """Draws and writes the samples that the command line asks for."""
+    """Draws and writes the samples."""
     if arguments.epoch >= arguments.num_epochs:
         raise CommandError(f"--epoch must be from 0 to {arguments.num_epochs - 1}, but got {arguments.epoch}")
     check_new_folder(arguments.output)
@@ -78,7 +78,7 @@ def show(arguments: argparse.Namespace):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     return run_command("detrpose show-samples", show, parse_arguments(argv))
 
 

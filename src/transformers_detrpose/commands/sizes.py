@@ -1,10 +1,10 @@
-"""Counts parameters and floating-point operations of the published models, as they are deployed.
+"""Counts the parameters and floating-point operations of the published models, fused for deployment.
 
     detrpose sizes
 
-Counted are the parameters of the fused model, and the operations of its convolutions and matrix products for one image
-(a multiplication and an addition are two operations). The last column is what PyTorch's FLOP counter finds in the
-official model. No weights are needed.
+Parameters are those of the fused model; operations are those of its convolutions and matrix products for one image (a
+multiplication and an addition count as two). The last column is what PyTorch's FLOP counter finds in the official
+model. No weights are needed.
 """
 
 import argparse
@@ -24,18 +24,18 @@ def print_sizes(args: argparse.Namespace):
     rows = []
     models = [(variant, dataset) for dataset in args.datasets for variant in args.variants]
     for variant, dataset in tqdm(models, desc="models", leave=False):
-        # On the meta device shapes are computed but no numbers, so this takes neither memory nor time.
+        # The meta device computes shapes but no values, which takes neither memory nor time.
         with torch.device("meta"):
             model = DETRPoseForPoseEstimation(DETRPoseConfig.from_variant(variant, skeleton=dataset)).fuse()
         parameters, operations, official_operations = count_costs(model, args.size)
         figures = (parameters / 1e6, operations / 1e9, official_operations / 1e9)
         rows.append("| ".join([f"| DETRPose-{variant.upper()} | {dataset} ", *(f"{x:.2f} " for x in figures)]) + "|")
-    print("| model | skeleton | parameters (M) | GFLOPs | GFLOPs counted in the official one |\n|---|---|---|---|---|")
+    print("| model | skeleton | parameters (M) | GFLOPs | GFLOPs, official model |\n|---|---|---|---|---|")
     print("\n".join(rows))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="detrpose sizes",
         description=__doc__.splitlines()[0],
@@ -50,7 +50,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     return run_command("detrpose sizes", print_sizes, parse_arguments(argv))
 
 

@@ -1,6 +1,6 @@
-"""Deployed DETRPose: its graph, ONNX files, ONNX Runtime, 8-bit and TensorRT copies.
+"""Deployment of DETRPose: fusing, ONNX export, ONNX Runtime, 8-bit quantization.
 
-What needs Optimum or ONNX Runtime is imported when it is first asked for.
+Names that need Optimum or ONNX Runtime are imported on first access.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Comparing the poses that two executions of a model find."""
+"""Comparison of the poses that a model finds in two runtimes."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from ..keypoint_schemas import PERSON_TO_BOX_AREA, KeypointSchema
 from ..loss_detrpose import keypoint_similarity
 from ..modeling_detrpose import DETRPoseForPoseEstimation, DETRPoseForPoseEstimationOutput
 
-# From `pixel_values` (batch, 3, height, width) to something with `logits`, `pred_keypoints`, ...
+# Takes `pixel_values` (batch, 3, height, width), returns `logits`, `pred_keypoints`, ...
 Run = Callable[[torch.Tensor], DETRPoseForPoseEstimationOutput]
 
 
@@ -23,18 +23,18 @@ def least_similarity(
     images: Iterable[Path],
     threshold: float,
 ) -> tuple[float, int]:
-    """Compares the poses of two executions of a model.
+    """Compares the poses that a model finds in PyTorch with those of another runtime.
 
     Args:
         model: the model in PyTorch.
         processor: its image processor.
-        run: takes `pixel_values` and returns outputs as the model does.
+        run: runs the model in the other runtime.
         images: image files.
-        threshold: poses count if either execution scores them higher than this.
+        threshold: poses are compared if either runtime gives them a higher score.
 
     Returns:
-        The least keypoint similarity of a pose to its counterpart (1 where there is none, 0 if the other execution
-        returns what is not finite), and how many were compared.
+        The lowest keypoint similarity of a pose to its counterpart (1 if there are no poses, 0 if the other runtime's
+        outputs are not all finite), and the number of comparisons.
     """
     least, count = 1.0, 0
     for path in images:
@@ -49,7 +49,7 @@ def least_similarity(
             for x in (outputs, other_outputs)
         )
         schema = model.config.keypoint_schema
-        # Both ways, so that neither a missing nor an additional pose goes unseen.
+        # In both directions, to detect missing as well as additional poses.
         for first, second in ((poses, other_poses), (other_poses, poses)):
             similarities = best_similarities(first, second, schema, threshold)
             least = min([least, *similarities.tolist()])
@@ -64,9 +64,9 @@ def best_similarities(
 
     Args:
         poses: as `post_process_keypoint_detection` returns them.
-        candidates: likewise.
-        schema: the keypoints.
-        threshold: the least score of a pose.
+        candidates: poses of the other runtime.
+        schema: the keypoint schema.
+        threshold: score that a pose must exceed.
 
     Returns:
         (n,), from 0 to 1.

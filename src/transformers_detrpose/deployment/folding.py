@@ -1,6 +1,6 @@
-"""Folding trained layers into fewer ones with the same outputs. Everything here is a pure function of layers.
+"""Folding of trained layers into fewer layers with the same outputs, as pure functions.
 
-Call these on layers in float32: sums and products of half-precision weights lose too much.
+Layers should be in float32: sums and products of half-precision weights are too inaccurate.
 """
 
 import copy
@@ -11,7 +11,7 @@ from torch import nn
 
 @torch.no_grad()
 def scaled_conv(conv: nn.Conv2d, scale: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
-    """Returns a copy of a convolution with scaled weights, one scale per output channel, and another bias."""
+    """Returns a copy of a convolution with weights scaled per output channel, and a new bias."""
     scaled = copy.deepcopy(conv)
     scaled.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1), requires_grad=False)
     scaled.bias = nn.Parameter(bias.clone(), requires_grad=False)
@@ -20,7 +20,7 @@ def scaled_conv(conv: nn.Conv2d, scale: torch.Tensor, bias: torch.Tensor) -> nn.
 
 @torch.no_grad()
 def fold_affine(conv: nn.Conv2d, scale: torch.Tensor, bias: torch.Tensor) -> tuple[nn.Conv2d, nn.Module]:
-    """Folds the affine step after a ReLU: s · max(z, 0) + b is s · z + b, bounded by b, from below or with s < 0 above.
+    """Folds the affine step after a ReLU: s · max(z, 0) + b is s · z + b, clamped to at least b, or at most b if s < 0.
 
     Args:
         conv: the convolution with bias before the ReLU.
@@ -28,16 +28,16 @@ def fold_affine(conv: nn.Conv2d, scale: torch.Tensor, bias: torch.Tensor) -> tup
         bias: of the affine step, (1,).
 
     Returns:
-        A convolution and an activation that do what convolution, ReLU and affine step do.
+        A convolution and an activation equivalent to convolution, ReLU and affine step.
     """
-    # On the meta device, where models are only counted, there are no numbers to look at.
+    # On the meta device, where costs are counted, there are no values.
     value, is_rising = (0.0, True) if scale.is_meta else (bias.item(), bool(scale > 0))
     bound = {"min" if is_rising else "max": value}
     return scaled_conv(conv, scale.expand(conv.out_channels), conv.bias * scale + bias), Clamp(**bound)
 
 
 class Clamp(nn.Module):
-    """Bounds its input from below or above, in place."""
+    """Clamps its input from below or above, in place."""
 
     def __init__(self, min: float | None = None, max: float | None = None):
         super().__init__()
@@ -49,11 +49,11 @@ class Clamp(nn.Module):
 
 @torch.no_grad()
 def split_pointwise_conv(conv: nn.Conv2d) -> list[tuple[nn.Conv2d, nn.Conv2d]]:
-    """Splits a 1x1 convolution of two joined maps with equally many channels.
+    """Splits a 1x1 convolution of two concatenated feature maps with the same number of channels.
 
     Returns:
-        For the first and for the second half of the output channels two convolutions, of the first and of the second
-        map, whose outputs are to be added.
+        For each half of the output channels, a convolution of the first map and one of the second, whose outputs must
+        be added.
     """
     parts = []
     for weight, bias in zip(conv.weight.chunk(2), conv.bias.chunk(2), strict=True):
@@ -67,13 +67,13 @@ def split_pointwise_conv(conv: nn.Conv2d) -> list[tuple[nn.Conv2d, nn.Conv2d]]:
 
 @torch.no_grad()
 def join_linears(*linears: nn.Linear) -> nn.Linear:
-    """Returns one layer with the outputs of several layers of one input, one after the other."""
+    """Returns one layer whose output is the concatenated outputs of several layers with the same input."""
     return make_linear(torch.cat([x.weight for x in linears]), torch.cat([x.bias for x in linears]))
 
 
 @torch.no_grad()
 def make_linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
-    """Returns a linear layer with copies of a weight (outputs, inputs) and a bias (outputs,)."""
+    """Returns a linear layer with copies of a weight (out_features, in_features) and a bias (out_features,)."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     linear.weight = nn.Parameter(weight.clone(), requires_grad=False)
     linear.bias = nn.Parameter(bias.clone(), requires_grad=False)
@@ -81,9 +81,9 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
 
 
 class Constant(nn.Module):
-    """A tensor that is computed once. It follows its module to other devices, but keeps its type.
+    """A precomputed tensor that moves between devices with its module, but keeps its dtype.
 
-    Half precision is too coarse for what is kept here: offsets, frequencies, phases.
+    Half precision is too coarse for its uses: offsets, frequencies, phases.
     """
 
     def __init__(self, value: torch.Tensor):

@@ -1,4 +1,4 @@
-"""Turns a trained model into one for deployment: a copy whose modules are replaced through a table."""
+"""Fusing: copies a trained model for deployment and replaces its modules according to a table."""
 
 import copy
 from collections.abc import Callable
@@ -52,11 +52,11 @@ Builder = Callable[[nn.Module], nn.Module]
 
 
 class FusedDETRPoseForPoseEstimation(DETRPoseForPoseEstimation):
-    """DETRPose for deployment, as [`fuse`] makes it. It cannot be trained or saved.
+    """A DETRPose model for deployment, made by [`fuse`]. It cannot be trained or saved.
 
     Args:
         config: the model's configuration.
-        model: the network, whose modules are deployed ones.
+        model: the network, with its modules replaced.
     """
 
     def __init__(self, config, model: DETRPoseModel):
@@ -81,20 +81,20 @@ class FusedDETRPoseForPoseEstimation(DETRPoseForPoseEstimation):
 
 @torch.no_grad()
 def fuse(model: DETRPoseForPoseEstimation, target: str = "pytorch") -> FusedDETRPoseForPoseEstimation:
-    """Returns a copy of a model for deployment, with the same outputs to 1e-4, smaller and faster.
+    """Returns a smaller and faster copy of a model for deployment, with the same outputs to within 1e-4.
 
-    Norms and affine steps are folded into the convolution before them, every RepVGG block into one convolution, and
-    projections of the same input into one, all in float32; what only training needs is gone. The copy has the precision
-    and the device of the model. Keep the model: the copy cannot be trained or saved.
+    Norms and affine steps are folded into the preceding convolution, each RepVGG block into one convolution, and
+    projections of the same input into one, all in float32; modules that only training needs are removed. The copy has
+    the model's dtype and device. Keep the model: the copy cannot be trained or saved.
 
     Args:
-        model: the trained model; it stays as it is.
-        target: what will run the copy. "pytorch" runs it as it is, and is fastest on the device that the model is on
-            now. The others are for export: "onnxruntime" reads feature maps by GridSample, "tensorrt" by gathers and
-            arithmetic, because TensorRT has computed GridSample wrongly since 10.14 (NVIDIA/TensorRT#4813).
+        model: the trained model, which is not modified.
+        target: runtime of the copy. "pytorch" is optimized for the device that the model is on now. The others are for
+            export: "onnxruntime" samples feature maps by GridSample, "tensorrt" by gathers and arithmetic, because
+            TensorRT has miscompiled GridSample since 10.14 (NVIDIA/TensorRT#4813).
 
     Raises:
-        ValueError: if the target is unknown or the model is fused already.
+        ValueError: if the target is unknown or the model is already fused.
     """
     if target not in TARGETS:
         raise ValueError(f"`target` must be one of {', '.join(map(repr, TARGETS))}, but got {target!r}.")
@@ -107,7 +107,7 @@ def fuse(model: DETRPoseForPoseEstimation, target: str = "pytorch") -> FusedDETR
 
 
 def replace_modules(module: nn.Module, table: dict[type, Builder]) -> nn.Module:
-    """Returns what the table makes of a module, after the same has been done with everything below it, in place."""
+    """Returns the replacement of a module, after replacing its descendants in place."""
     for name, child in module.named_children():
         setattr(module, name, replace_modules(child, table))
     build = table.get(type(module))
@@ -115,7 +115,7 @@ def replace_modules(module: nn.Module, table: dict[type, Builder]) -> nn.Module:
 
 
 def replacements(target: str, model: DETRPoseForPoseEstimation) -> dict[type, Builder]:
-    """Returns the table {trained class: builder of what is deployed} for a target."""
+    """Returns the table {class of a trained module: builder of its replacement} for a target."""
     on_processor = target == "pytorch" and model.device.type == "cpu"
     how = {"softmax": written_out_softmax if on_processor else softmax}
     heads, num_points = model.config.decoder_attention_heads, model.config.decoder_n_points
@@ -148,12 +148,12 @@ def replacements(target: str, model: DETRPoseForPoseEstimation) -> dict[type, Bu
 
 
 def fold_conv_norm(layer: DETRPoseConvNorm) -> nn.Sequential:
-    """Returns a convolution with bias, and the activation."""
+    """Returns a convolution with bias, followed by the activation."""
     return nn.Sequential(fuse_conv_bn_eval(layer.conv, layer.norm), layer.activation)
 
 
 def fold_backbone_layer(layer: HGNetV2ConvLayer) -> nn.Sequential:
-    """Returns a convolution with bias, and an activation that does what activation and affine step did."""
+    """Returns a convolution with bias, followed by an activation equivalent to activation and affine step."""
     conv = fuse_conv_bn_eval(layer.convolution, layer.normalization)
     if isinstance(layer.activation, nn.ReLU) and isinstance(layer.lab, HGNetV2LearnableAffineBlock):
         return nn.Sequential(*fold_affine(conv, layer.lab.scale, layer.lab.bias))
@@ -161,7 +161,7 @@ def fold_backbone_layer(layer: HGNetV2ConvLayer) -> nn.Sequential:
 
 
 def fold_rep_vgg_block(block: DETRPoseRepVggBlock) -> nn.Sequential:
-    """Returns one 3x3 convolution in place of two branches, whose norms are folded already, and the activation."""
+    """Returns one 3x3 convolution for the two branches, whose norms are already folded, followed by the activation."""
     (wide, _), (narrow, _) = block.conv1, block.conv2
     wide.weight += F.pad(narrow.weight, (1, 1, 1, 1))
     wide.bias += narrow.bias
@@ -169,23 +169,23 @@ def fold_rep_vgg_block(block: DETRPoseRepVggBlock) -> nn.Sequential:
 
 
 def pool_by_maxima(stem: HGNetV2Embeddings) -> HGNetV2Embeddings:
-    """Replaces the pooling of the backbone's stem."""
+    """Replaces the pooling in the backbone's stem."""
     stem.pool = PairwiseMaximum()
     return stem
 
 
 def keep_last_heads(decoder: DETRPoseDecoder) -> DETRPoseDecoder:
-    """Drops the heads whose scores only training needs."""
+    """Removes the heads that only training needs."""
     decoder.class_heads, decoder.quality_heads = decoder.class_heads[-1:], decoder.quality_heads[-1:]
     return decoder
 
 
 def drop_denoising(content: DETRPoseQueryContent) -> DETRPoseQueryContent:
-    """Drops the tables that only pose denoising reads."""
+    """Removes the embeddings of pose denoising."""
     del content.denoising_label_embedding, content.denoising_keypoint_embedding
     return content
 
 
 def in_place(activation: nn.Module) -> nn.Module:
-    """Returns an activation that overwrites its input."""
+    """Returns the in-place version of an activation."""
     return type(activation)(inplace=True)

@@ -1,4 +1,4 @@
-"""What an exported graph computes: the outputs of the fused network or, if wanted, poses in pixels."""
+"""The computation of an exported graph: the outputs of the fused network or, optionally, poses in pixels."""
 
 import torch
 from torch import nn
@@ -12,13 +12,12 @@ POSE_OUTPUTS = ("scores", "labels", "keypoints", "keypoint_scores", "boxes")
 
 
 class DETRPoseGraph(nn.Module):
-    """A model as exporters take it: fused, with a fixed set of inputs and outputs.
+    """A model for exporters: fused, with a fixed set of inputs and outputs.
 
     Args:
-        model: the model to export; it stays as it is.
-        post_process: whether the graph ends with poses in pixels and not with the outputs of the network.
-        target: what will execute the graph, see [`fuse`]: "onnxruntime", or "tensorrt", for which feature maps are read
-            by gathers and arithmetic and not by GridSample, which some versions of TensorRT compute wrongly.
+        model: the model to export, which is not modified.
+        post_process: whether the graph returns poses in pixels instead of the outputs of the network.
+        target: runtime of the graph, "onnxruntime" or "tensorrt", see [`fuse`].
 
     Example:
 
@@ -44,12 +43,12 @@ class DETRPoseGraph(nn.Module):
         return tuple(output_shapes(self.config, self.post_process))
 
     def forward(self, pixel_values: torch.Tensor, target_sizes: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Finds the poses in a batch of images; see [`compute_outputs`]."""
+        """Predicts the poses in a batch of images, see [`compute_outputs`]."""
         return compute_outputs(self.model, pixel_values, target_sizes, self.post_process)
 
 
 def output_shapes(config: DETRPoseConfig, post_process: bool = False) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a graph's outputs, without the batch, by their names and in order."""
+    """Returns the names and shapes of a graph's outputs, in order and without the batch axis."""
     queries, keypoints = config.num_queries, config.keypoint_schema.num_keypoints
     if post_process:
         shapes = ((), (), (keypoints, 2), (keypoints,), (4,))
@@ -64,18 +63,18 @@ def compute_outputs(
     target_sizes: torch.Tensor | None = None,
     post_process: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Computes with a model, fused or not, what its graph computes.
+    """Computes the outputs of a model's graph with the model, fused or not.
 
     Args:
         model: the model.
         pixel_values: (batch, 3, height, width), RGB in [0, 1].
-        target_sizes: (batch, 2), height and width of each image in pixels; with `post_process` only.
-        post_process: whether to return poses.
+        target_sizes: (batch, 2), height and width of each image in pixels; only with `post_process`.
+        post_process: whether to return poses in pixels.
 
     Returns:
-        By default `logits` (batch, queries, labels), `pred_keypoints` and, with FDR heads, `pred_keypoint_std`
-        (batch, queries, K, 2), x and y as fractions of the image. With `post_process` what [`score_keypoints`] returns
-        of `POSE_OUTPUTS`.
+        By default `logits` (batch, queries, labels), `pred_keypoints` and, with FDR heads, `pred_keypoint_std` (batch,
+        queries, K, 2), x and y as fractions of the image. With `post_process`, what [`score_keypoints`] returns, as listed
+        in `POSE_OUTPUTS`.
     """
     outputs = model(pixel_values, return_dict=True)
     outputs = {name: outputs[name] for name in output_shapes(model.config)}

@@ -1,7 +1,7 @@
-"""What stands in a deployed model in place of trained modules: the same outputs, in fewer or faster operations.
+"""Replacements for the modules of a trained model: the same outputs in fewer or faster operations.
 
-Each class is built from the trained module that it replaces, whose parts it takes over. Most keep all tokens in one
-long row wherever they do not meet, so that a linear layer is a single operator of an exported graph.
+Each class is built from the trained module that it replaces and reuses its parts. Most flatten tokens to one axis where
+these do not interact, so that a linear layer is exported as a single operator.
 """
 
 import math
@@ -24,14 +24,14 @@ def softmax(logits: torch.Tensor) -> torch.Tensor:
 
 
 def written_out_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Does what [`softmax`] does: on processors two to four times as fast over so few numbers."""
+    """Computes [`softmax`]; on CPUs two to four times as fast over so few values."""
     logits = logits.float()
     exponentials = (logits - logits.amax(dim=-1, keepdim=True)).exp_()
     return exponentials.div_(exponentials.sum(dim=-1, keepdim=True))
 
 
 class PairwiseMaximum(nn.Module):
-    """Max pooling over windows of 2x2 with stride 1, without the indices that PyTorch's own computes as well."""
+    """Max pooling over 2x2 windows with stride 1, without the indices that PyTorch's version also computes."""
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         rows = torch.maximum(hidden_state[:, :, :-1], hidden_state[:, :, 1:])
@@ -39,9 +39,10 @@ class PairwiseMaximum(nn.Module):
 
 
 class SplitFusionBlock(nn.Module):
-    """Splits the first convolution by its inputs and by the halves of its output.
+    """A fusion block whose first convolution is split by its two inputs and the two halves of its output.
 
-    The smaller map is enlarged after its part of the convolution, a quarter of the work, and no output is cut in two.
+    The smaller feature map is upsampled after its part of the convolution, which then costs a quarter, and no output is
+    split.
     """
 
     def __init__(self, block: nn.Module):
@@ -62,7 +63,7 @@ class SplitFusionBlock(nn.Module):
 
 
 class RowMLP(nn.Module):
-    """Linear layers with an activation between them, over tokens in one row."""
+    """Linear layers with activations in between, over flattened tokens."""
 
     def __init__(self, mlp: nn.Module):
         super().__init__()
@@ -76,14 +77,14 @@ class RowMLP(nn.Module):
 
 
 class PhasePositionHead(RowMLP):
-    """Encodes points by one product and one sine: a cosine is a sine a quarter of a turn ahead."""
+    """Encodes points by one matrix product and one sine, since cos(x) = sin(x + π / 2)."""
 
     def __init__(self, head: nn.Module):
         super().__init__(head)
         half, device = head.num_channels // 2, head.layers[0].weight.device
         channels = torch.arange(half, device=device) // 2
         frequencies = 2 * math.pi / head.temperature ** (2 * channels.float() / half)
-        # The code of y comes first, then that of x.
+        # The encoding of y comes first, then that of x.
         self.frequencies = Constant(torch.stack((F.pad(frequencies, (half, 0)), F.pad(frequencies, (0, half))), dim=1))
         self.phases = Constant(torch.tensor([0.0, math.pi / 2], device=device).repeat(half))
 
@@ -94,14 +95,14 @@ class PhasePositionHead(RowMLP):
 
 
 class JointSelfAttention(nn.Module):
-    """Self-attention along one axis of the tokens, with queries, keys and values from one projection.
+    """Self-attention along one axis of the tokens, with one projection for queries, keys and values.
 
-    It is written out: attention among few tokens takes less time so.
+    It uses no fused kernel, which is faster for few tokens.
 
     Args:
         attention: the trained attention.
-        softmax: turns scores into weights.
-        axis: of tokens (B, Q, K + 1, D), 1 for attention among instances, 2 for attention within them.
+        softmax: converts scores to weights.
+        axis: axis of the tokens (B, Q, K + 1, D): 1 for attention across instances, 2 for attention within them.
     """
 
     def __init__(self, attention: nn.Module, softmax: Softmax, axis: int):
@@ -116,7 +117,7 @@ class JointSelfAttention(nn.Module):
     def forward(
         self, tokens: torch.Tensor, shape: tuple[int, ...], attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lets tokens attend to each other.
+        """Computes attention among the tokens.
 
         Args:
             tokens: (B * Q * (K + 1), D).
@@ -137,11 +138,11 @@ class JointSelfAttention(nn.Module):
 
 
 class JointDeformableAttention(nn.Module):
-    """Deformable attention whose offsets and weights come from one projection; the subclasses read the values.
+    """Deformable attention with one projection for offsets and weights; subclasses sample the values.
 
     Args:
         attention: the trained attention.
-        softmax: turns logits into weights.
+        softmax: converts logits to weights.
     """
 
     def __init__(self, attention: nn.Module, softmax: Softmax):
@@ -154,18 +155,18 @@ class JointDeformableAttention(nn.Module):
         self.joint_proj = join_linears(offsets, attention.attention_weights)
 
     def arrange_offsets(self, rows: torch.Tensor) -> torch.Tensor:
-        """Puts the rows of the projection of offsets, x and y of each sample in turn, into the order that is read."""
+        """Reorders the rows of the offset projection, which alternate between x and y, as the subclass needs them."""
         return rows
 
     def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the offsets (N, 2 * samples), in float32, and weights (N, H, levels * P) of N tokens."""
+        """Returns the offsets (N, 2 * samples), in float32, and the weights (N, H, levels * P) of N tokens."""
         projected = self.joint_proj(hidden_states.reshape(-1, hidden_states.shape[-1]))
         offsets, logits = projected.split((2 * self.num_samples, self.num_samples), dim=-1)
         return offsets.float(), self.softmax(logits.reshape(-1, self.num_heads, self.samples_per_head))
 
 
 class MapAttention(JointDeformableAttention):
-    """Reads every map by one GridSample, as is best for ONNX Runtime."""
+    """Samples each feature map by one GridSample, which is best for ONNX Runtime."""
 
     def forward(self, hidden_states, reference_points, *values):
         num_queries, num_tokens, d_model = hidden_states.shape[1:]
@@ -179,7 +180,7 @@ class MapAttention(JointDeformableAttention):
 
 
 class TableAttention(JointDeformableAttention):
-    """Reads one table of all maps, with x of all samples before y."""
+    """Samples one table of all feature maps, with the x of all samples before the y."""
 
     def arrange_offsets(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.cat((rows[::2], rows[1::2]))
@@ -196,12 +197,12 @@ class TableAttention(JointDeformableAttention):
 
 
 class FeatureTables(nn.Module):
-    """Makes the table that [`TableAttention`] reads.
+    """Makes the table that [`TableAttention`] samples.
 
     Args:
         values: the trained module.
-        num_samples: samples that each head reads from each level around a point, P.
-        read: sums rows of the table, `look_up` or `gather`.
+        num_samples: samples per head, level and point, P.
+        read: computes weighted sums of rows of the table, `look_up` or `gather`.
     """
 
     def __init__(self, values: nn.Module, num_heads: int, num_samples: int, read: Callable):
@@ -213,11 +214,11 @@ class FeatureTables(nn.Module):
 
 
 class RowDecoderLayer(nn.Module):
-    """A decoder layer with joint projections, and its tokens in one row.
+    """A decoder layer with joint projections and flattened tokens.
 
     Args:
-        layer: the trained layer, whose cross-attention is a deployed one already.
-        softmax: turns scores into weights.
+        layer: the trained layer, whose cross-attention has already been replaced.
+        softmax: converts scores to weights.
     """
 
     def __init__(self, layer: nn.Module, softmax: Softmax):
@@ -247,12 +248,12 @@ class RowDecoderLayer(nn.Module):
 
 
 class ConstantIntegral(DETRPoseIntegral):
-    """Reads offsets off distributions, with the bins' offsets computed once.
+    """Converts distributions to offsets, with precomputed bin offsets.
 
     Args:
         integral: the trained module.
-        softmax: turns logits into probabilities.
-        device: of the model.
+        softmax: converts logits to probabilities.
+        device: the model's device.
     """
 
     def __init__(self, integral: DETRPoseIntegral, softmax: Softmax, device: torch.device):
@@ -269,7 +270,7 @@ class ConstantIntegral(DETRPoseIntegral):
 
 
 class GatheringQualityHead(DETRPoseQualityHead):
-    """Pose-LQE that reads the map by gathers and arithmetic alone."""
+    """Pose-LQE that samples the feature map only by gathers and arithmetic."""
 
     read = staticmethod(bilinear_gather)
 

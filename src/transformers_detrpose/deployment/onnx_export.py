@@ -1,4 +1,4 @@
-"""Writes a model as an ONNX file that has been simplified and compared with PyTorch."""
+"""Export to ONNX, with simplification and validation against PyTorch."""
 
 import logging
 import os
@@ -23,21 +23,21 @@ DEFAULT_OPSET = 18
 OPSETS = range(17, 21)
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 FEATURES = {
-    "default": "logits and keypoints, for post-processing outside",
-    "tensorrt": "without GridSample, which some versions of TensorRT compute wrongly",
+    "default": "outputs logits and keypoints, without post-processing",
+    "tensorrt": "without GridSample, which some versions of TensorRT miscompile",
     "any-size": "with dynamic height and width",
-    "poses": "with post-processing: `target_sizes` in; scores, labels and keypoints in pixels out",
+    "poses": "with post-processing: takes `target_sizes`, outputs scores, labels and keypoints in pixels",
 }
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What kind of graph to write; the batch size is always dynamic.
+    """The kind of graph to write; the batch size is always dynamic.
 
     Args:
-        target: what will execute it, see [`DETRPoseGraph`].
+        target: runtime of the graph, see [`DETRPoseGraph`].
         any_size: whether height and width are dynamic as well.
-        post_process: whether it takes `target_sizes` and ends with poses.
+        post_process: whether it takes `target_sizes` and returns poses.
     """
 
     target: str = "onnxruntime"
@@ -46,10 +46,10 @@ class Variant:
 
     @classmethod
     def parse(cls, text: str) -> "Variant":
-        """Returns the variant of a command line: one of `FEATURES`, or several joined by "+".
+        """Parses the variant of a command line: one of `FEATURES`, or several joined by "+".
 
         Raises:
-            ExportError: if there is another feature in it.
+            ExportError: if it contains an unknown feature.
         """
         features = set(text.split("+"))
         if not features <= set(FEATURES):
@@ -70,7 +70,7 @@ class Variant:
         return {name: {0: "batch_size"} for name in output_shapes(config, self.post_process)}
 
     def sample_inputs(self, batch_size: int, size_hw: tuple[int, int], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Returns inputs to trace a graph with."""
+        """Returns inputs for tracing a graph."""
         inputs = {"pixel_values": torch.rand(batch_size, 3, *size_hw).to(dtype)}
         return {**inputs, "target_sizes": torch.tensor([size_hw] * batch_size)} if self.post_process else inputs
 
@@ -86,19 +86,19 @@ def export_onnx(
     """Writes a folder with model.onnx, config.json and preprocessor_config.json; nothing if the export fails.
 
     Args:
-        model: the model, in float32 or float16 and on the device to export and validate on; it stays as it is.
+        model: the model, in float32 or float16 and on the device for export and validation; it is not modified.
         processor: its image processor.
         output: the folder to write, which must not exist or be empty.
         variant: one of `FEATURES`, or several joined by "+".
         size_hw: height and width of the images in pixels; the image processor's where not given.
-        opset: version of ONNX's set of operators.
+        opset: version of ONNX's operator set.
 
     Returns:
         The differences from PyTorch, see [`validate_onnx`].
 
     Raises:
-        ExportError: if the model cannot be exported in this way, or the graph does not compute what it computes.
-        OSError: if the folder exists or cannot be written.
+        ExportError: if the model cannot be exported in this way, or its graph has other outputs than the model.
+        OSError: if the folder is not empty or cannot be written.
     """
     config, kind = model.config, Variant.parse(variant)
     size_hw = image_size(config, processor, *size_hw)
@@ -118,8 +118,8 @@ def export_onnx(
 
 
 def log_success(file: str | Path, differences: dict[str, float]):
-    """Tells the log that an ONNX file has passed its validation."""
-    logger.info("%s computes what PyTorch computes, to: %s.", file, format_differences(differences))
+    """Logs that an ONNX file has passed validation."""
+    logger.info("%s agrees with PyTorch; largest differences: %s.", file, format_differences(differences))
 
 
 def image_size(
@@ -128,10 +128,10 @@ def image_size(
     height: int | None = None,
     width: int | None = None,
 ) -> tuple[int, int]:
-    """Returns the height and width to export for: what was asked for, or else the image processor's.
+    """Returns the requested height and width for the export, or else the image processor's.
 
     Raises:
-        ExportError: if they are no multiples of the largest stride.
+        ExportError: if they are not multiples of the largest stride.
     """
     size = {**DETRPoseImageProcessor.size, **(dict(processor.size) if processor is not None else {})}
     height, width = height or size["height"], width or size["width"]
@@ -144,8 +144,8 @@ def image_size(
 def tolerance(dtype: torch.dtype) -> float:
     """Returns the largest allowed difference from PyTorch, see [`validate_onnx`].
 
-    Half precision rounds each operation to 5e-4 of its result, and results pass through some hundred operations;
-    differences up to 5e-3 were measured.
+    In half precision, each operation has a relative rounding error of 5e-4, and there are some hundred in sequence;
+    differences of up to 5e-3 were measured.
     """
     return 1e-4 if dtype == torch.float32 else 2e-2
 
@@ -157,18 +157,18 @@ def write_graph(
     axes: dict[str, dict[int, str]] | None = None,
     opset: int = DEFAULT_OPSET,
 ):
-    """Traces a graph into an ONNX file, by PyTorch's older exporter, whose graphs have the fewest nodes.
+    """Traces a graph to an ONNX file with PyTorch's older exporter, whose graphs have fewer nodes.
 
     Args:
         graph: the graph.
-        file: where to.
-        inputs: the inputs to trace it with, in order.
+        file: the file to write.
+        inputs: inputs for tracing, in order.
         axes: names of the dynamic axes of inputs and outputs; none if not given.
-        opset: version of ONNX's set of operators.
+        opset: version of ONNX's operator set.
     """
     device = graph.model.device
     with torch.no_grad(), warnings.catch_warnings():
-        # Whether what tracing and constant folding warn of has happened is what the validation finds out.
+        # Validation detects the errors that tracing and constant folding warn about.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             graph,

@@ -24,14 +24,14 @@ _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 @dataclass
 class DETRPosePoses(ModelOutput):
-    """The poses in a batch of images, best first, as many per image as the model has queries.
+    """The poses in a batch of images, best first, one per query of the model.
 
     Args:
         scores (`torch.Tensor` of shape `(batch_size, num_queries)`): Probability of the label.
-        labels (`torch.Tensor` of shape `(batch_size, num_queries)`): Class of the pose.
+        labels (`torch.Tensor` of shape `(batch_size, num_queries)`): Label of the pose.
         keypoints (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints, 2)`): x, y in pixels.
         keypoint_scores (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints)`):
-            The keypoint similarity that the model expects of each keypoint.
+            Expected keypoint similarity of each keypoint.
         boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): x1, y1, x2, y2 in pixels, around the keypoints.
     """
 
@@ -43,18 +43,18 @@ class DETRPosePoses(ModelOutput):
 
 
 class ORTDETRPoseForPoseEstimation(nn.Module):
-    """DETRPose executed by ONNX Runtime, for folders that `detrpose export onnx` or `optimum-cli export onnx` wrote.
+    """DETRPose in ONNX Runtime, for folders written by `detrpose export onnx` or `optimum-cli export onnx`.
 
-    It is a module without parameters, because transformers' pipelines expect one. It stays on the device of its
-    execution provider, to which its inputs are copied.
+    It is a module without parameters, as transformers' pipelines expect a module. It stays on the device of its
+    execution provider, to which inputs are copied.
 
     Args:
-        session: the session of ONNX Runtime.
+        session: the ONNX Runtime session.
         config: the configuration of the model.
         path: the ONNX file, for error messages.
 
     Raises:
-        ValueError: if the graph does not belong to a DETRPose of this configuration.
+        ValueError: if the graph is not that of a DETRPose model with this configuration.
 
     Example:
 
@@ -93,12 +93,12 @@ class ORTDETRPoseForPoseEstimation(nn.Module):
 
         Args:
             name: a folder, or a Hub id ("owner/name").
-            provider: what executes the graph, such as "CPUExecutionProvider" or "CUDAExecutionProvider".
-            provider_options: of the execution provider, such as `{"device_id": 1}`.
-            session_options: of the session, such as the number of threads.
+            provider: execution provider, such as "CPUExecutionProvider" or "CUDAExecutionProvider".
+            provider_options: options of the execution provider, such as `{"device_id": 1}`.
+            session_options: options of the session, such as the number of threads.
 
         Raises:
-            ValueError: if there is no such model, or this installation of ONNX Runtime cannot execute it.
+            ValueError: if there is no such model, or this installation of ONNX Runtime cannot run it.
             OSError: if there is no ONNX file.
         """
         available = onnxruntime.get_available_providers()
@@ -109,7 +109,7 @@ class ORTDETRPoseForPoseEstimation(nn.Module):
             session = onnxruntime.InferenceSession(
                 path, session_options, providers=[(provider, dict(provider_options or {}))]
             )
-        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise ValueError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
         if session.get_providers()[0] != provider:
             raise ValueError(f"ONNX Runtime could not start its {provider}: are the libraries that it needs installed?")
@@ -117,7 +117,7 @@ class ORTDETRPoseForPoseEstimation(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the graph is executed."""
+        """The device that the graph runs on."""
         if self.provider not in _GPU_PROVIDERS:
             return torch.device("cpu")
         options = self.session.get_provider_options()[self.provider]
@@ -125,11 +125,11 @@ class ORTDETRPoseForPoseEstimation(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the images."""
+        """The dtype of the images."""
         return self._types["pixel_values"]
 
     def can_generate(self) -> bool:
-        """Tells transformers' pipelines that this is no generative model."""
+        """Returns False, for transformers' pipelines: this is not a generative model."""
         return False
 
     def forward(
@@ -137,18 +137,19 @@ class ORTDETRPoseForPoseEstimation(nn.Module):
         pixel_values: torch.Tensor | np.ndarray,
         target_sizes: torch.Tensor | np.ndarray | None = None,
     ) -> DETRPoseForPoseEstimationOutput | DETRPosePoses:
-        """Finds the poses in a batch of images.
+        """Predicts the poses in a batch of images.
 
         Args:
-            pixel_values: (batch, 3, height, width), RGB in [0, 1]; of the model's size unless it was exported for any.
+            pixel_values: (batch, 3, height, width), RGB in [0, 1]; of the exported size unless that is dynamic.
             target_sizes: (batch, 2), height and width of each image in pixels, for a model exported with poses.
 
         Returns:
             `DETRPoseForPoseEstimationOutput` with `logits`, `pred_keypoints` and, with FDR heads, `pred_keypoint_std`,
-            or [`DETRPosePoses`] of a model exported with poses. Arrays for arrays, tensors for tensors.
+            or [`DETRPosePoses`] from a model exported with poses; with arrays if `pixel_values` is an array, else
+            tensors.
 
         Raises:
-            ValueError: if the shape of an input is wrong, or `target_sizes` is missing or superfluous.
+            ValueError: if the shape of an input is wrong, or `target_sizes` is missing or not accepted.
         """
         if self.has_poses != (target_sizes is not None):
             word = "needs" if self.has_poses else "takes no"
@@ -170,7 +171,7 @@ class ORTDETRPoseForPoseEstimation(nn.Module):
         return {name: torch.from_numpy(values) for name, values in zip(names, outputs, strict=True)}
 
     def _run_bound(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Runs the graph on the GPU's memory, without copies to the host."""
+        """Runs the graph on tensors in GPU memory, without copies to the host."""
         batch_size = len(inputs["pixel_values"])
         outputs = {
             name: torch.empty(batch_size, *shape, dtype=self._types[name], device=self.device)
@@ -181,23 +182,23 @@ class ORTDETRPoseForPoseEstimation(nn.Module):
             for name, tensor in tensors.items():
                 kind = _NUMPY_TYPES[tensor.dtype]
                 bind(name, "cuda", self.device.index, kind, tuple(tensor.shape), tensor.data_ptr())
-        # ONNX Runtime has a stream of its own.
+        # ONNX Runtime uses its own stream.
         torch.cuda.current_stream(self.device).synchronize()
         self.session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return outputs
 
     def _check_graph(self):
-        """Makes sure that inputs and outputs are those of a DETRPose of this configuration."""
+        """Checks that inputs and outputs are those of a DETRPose model with this configuration."""
         found = {node.name: node.shape for node in self.session.get_outputs()}
         inputs = {"pixel_values", "target_sizes"} if self.has_poses else {"pixel_values"}
         if set(self.input_shapes) != inputs or set(found) != set(self.output_shapes):
             raise ValueError(
-                f"{self.path} is no exported DETRPose: it takes {', '.join(self.input_shapes)} and returns "
+                f"{self.path} is not an exported DETRPose: it takes {', '.join(self.input_shapes)} and returns "
                 f"{', '.join(found)}, but should return {', '.join(self.output_shapes)}."
             )
         for name, shape in self.output_shapes.items():
-            # Dimensions that were left open have names.
+            # Dynamic dimensions have names.
             if len(found[name]) != 1 + len(shape) or any(
                 isinstance(size, int) and size != wanted for size, wanted in zip(found[name][1:], shape, strict=True)
             ):
@@ -207,7 +208,7 @@ class ORTDETRPoseForPoseEstimation(nn.Module):
                 )
 
     def _check_shapes(self, shapes: dict[str, tuple[int, ...]]):
-        """Makes sure that the graph takes inputs of these shapes."""
+        """Checks that the graph accepts inputs of these shapes."""
         stride = self.config.feature_strides[-1]
         for name, shape in shapes.items():
             wanted = self.input_shapes[name]

@@ -1,6 +1,6 @@
 """DETRPose for Optimum's ONNX exporter, `optimum-cli export onnx`, on transformers 4.57: a thin adapter.
 
-Optimum looks models up in tables and calls functions of its modules. Every change there is undone after the export.
+Optimum looks up models in tables and calls functions of its modules. All changes to these are undone after the export.
 """
 
 import copy
@@ -30,7 +30,7 @@ TASK = "keypoint-detection"
 
 
 class DETRPoseModelPatcher(ModelPatcher):
-    """Makes a model compute what its graph shall compute, while it is exported."""
+    """Makes a model compute its graph's outputs during export."""
 
     def __init__(self, config, model, model_kwargs=None):
         super().__init__(config, model, model_kwargs)
@@ -43,7 +43,7 @@ class DETRPoseModelPatcher(ModelPatcher):
         self._model.model = self.graph
         self.warnings = warnings.catch_warnings()
         self.warnings.__enter__()
-        # Whether what tracing and constant folding warn of has happened is what the validation finds out.
+        # Validation detects the errors that tracing and constant folding warn about.
         warnings.simplefilter("ignore")
 
     def __exit__(self, exc_type, exc_value, traceback):
@@ -53,10 +53,10 @@ class DETRPoseModelPatcher(ModelPatcher):
 
 
 class DETRPoseOnnxConfig(VisionOnnxConfig):
-    """Tells Optimum how to export DETRPose.
+    """DETRPose's export configuration for Optimum.
 
-    The batch size is dynamic. Height and width are those of the image processor, or `--height` and `--width` (64,
-    Optimum's own default, counts as not given). The variants are those of [`export_onnx`].
+    The batch size is dynamic. Height and width are those of the image processor unless `--height` and `--width` are
+    given (64, Optimum's default, counts as not given). The variants are those of [`export_onnx`].
     """
 
     NORMALIZED_CONFIG_CLASS = NormalizedVisionConfig
@@ -65,7 +65,7 @@ class DETRPoseOnnxConfig(VisionOnnxConfig):
 
     @property
     def ATOL_FOR_VALIDATION(self) -> float:
-        """The largest allowed difference, see [`tolerance`]."""
+        """The maximum difference from PyTorch, see [`tolerance`]."""
         return tolerance(self.dtype)
 
     @property
@@ -73,7 +73,7 @@ class DETRPoseOnnxConfig(VisionOnnxConfig):
         """The precision of the weights.
 
         Raises:
-            ExportError: if the model cannot be exported in the precision that Optimum was given.
+            ExportError: if the model cannot be exported in the requested precision.
         """
         if self.float_dtype not in PRECISIONS:
             raise ExportError(f"--dtype must be {' or '.join(PRECISIONS)}, but got {self.float_dtype}.")
@@ -99,17 +99,17 @@ class DETRPoseOnnxConfig(VisionOnnxConfig):
         return self.features.output_axes(self._config)
 
     def generate_dummy_inputs(self, framework: str = "pt", batch_size: int = 2, **shapes) -> dict[str, Any]:
-        """Returns inputs to trace the model with.
+        """Returns inputs for tracing the model.
 
         Raises:
-            ExportError: if the model cannot take images of that size or precision.
+            ExportError: if the model does not accept images of that size or precision.
         """
         size_hw = self.image_size(shapes.get("height"), shapes.get("width"))
         inputs = self.features.sample_inputs(batch_size, size_hw, self.dtype)
         return inputs if framework == "pt" else {name: value.numpy() for name, value in inputs.items()}
 
     def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """Returns the height and width to export for, from those that Optimum was given, see [`image_size`]."""
+        """Returns the height and width for the export, given those requested from Optimum, see [`image_size`]."""
         processors = [p for p in self._preprocessors or () if isinstance(p, DETRPoseImageProcessor)]
         height = None if height == DEFAULT_DUMMY_SHAPES["height"] else height
         width = None if width == DEFAULT_DUMMY_SHAPES["width"] else width
@@ -124,11 +124,11 @@ class DETRPoseOnnxConfig(VisionOnnxConfig):
 
 @contextmanager
 def known_to_optimum() -> Iterator[None]:
-    """Makes DETRPose known to Optimum's ONNX exporter, within a `with` statement."""
+    """Registers DETRPose with Optimum's ONNX exporter within a `with` statement."""
     library = "transformers"
     model_types = TasksManager._LIBRARY_TO_SUPPORTED_MODEL_TYPES[library]
     loaders = TasksManager._LIBRARY_TO_TASKS_TO_MODEL_LOADER_MAP[library]
-    # On transformers 4.57 its Auto classes warn of a "slow image processor" for every name without "Fast" at its end.
+    # transformers 4.57 warns of a "slow image processor" for every class name that does not end in "Fast".
     auto_image_processor = logging.getLogger("transformers.models.auto.image_processing_auto")
     with ExitStack() as stack:
         stack.enter_context(restored(model_types))
@@ -143,7 +143,7 @@ def known_to_optimum() -> Iterator[None]:
 
 @contextmanager
 def restored(table: dict) -> Iterator[None]:
-    """Gives a table its present content again afterwards."""
+    """Restores a dictionary's content afterwards."""
     content = copy.copy(table)
     try:
         yield
@@ -154,7 +154,7 @@ def restored(table: dict) -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Gives an attribute another value, and its present one again afterwards."""
+    """Replaces an attribute's value, and restores it afterwards."""
     present = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -164,14 +164,14 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def run_export(export: Callable[[Path], None], output: str | Path):
-    """Runs a command of Optimum's with DETRPose known to it; what the export is refused for is told in one line.
+    """Runs an export of Optimum's with DETRPose registered, and reports errors in one line.
 
     Args:
-        export: makes the export, in the folder that it is given.
-        output: where the folder goes once all is done.
+        export: performs the export into the given folder.
+        output: final path of the folder.
 
     Raises:
-        SystemExit: if the export cannot be made, or its graph does not compute what the model computes.
+        SystemExit: if the model cannot be exported, or the graph's outputs differ from the model's.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("transformers_detrpose").setLevel(logging.INFO)
@@ -179,7 +179,7 @@ def run_export(export: Callable[[Path], None], output: str | Path):
         with known_to_optimum(), whole_folder(output) as folder:
             export(folder)
     except (ExportError, OSError, RuntimeError) as error:
-        # Optimum wraps what the validation raises.
+        # Optimum wraps the validation's exceptions.
         reason = error if isinstance(error, (ExportError, OSError)) else error.__cause__
         if not isinstance(reason, (ExportError, OSError)):
             raise
@@ -196,11 +196,11 @@ def validate_models_outputs(
     device: str = "cpu",
     **kwargs,
 ):
-    """Stands in for Optimum's function of that name, which compares rows that rounding errors may swap, and whose
-    caller only warns of differences.
+    """Replaces Optimum's function of that name, which compares rows that rounding errors may swap, and whose caller
+    only warns of differences.
 
     Raises:
-        ExportError: if a graph does not compute what its model computes.
+        ExportError: if a graph's outputs differ from its model's.
     """
     shapes = input_shapes or {}
     names = onnx_files_subpaths or [f"{name}.onnx" for name in models_and_onnx_configs]

@@ -1,4 +1,4 @@
-"""8-bit copies of exported models."""
+"""8-bit quantization of exported models."""
 
 import logging
 import os
@@ -25,10 +25,10 @@ OPERATORS = ["Conv", "Gemm", "MatMul"]
 
 
 class CalibrationImages(CalibrationDataReader):
-    """Gives ONNX Runtime the images to observe ranges on, one at a time.
+    """Provides ONNX Runtime with calibration images, one at a time.
 
     Args:
-        files: the images.
+        files: the image files.
         processor: the model's image processor.
     """
 
@@ -48,20 +48,19 @@ class CalibrationImages(CalibrationDataReader):
 
 
 def quantize_onnx(source: str | os.PathLike, images: Iterable[Path], output: str | os.PathLike):
-    """Writes a copy of an exported model whose convolutions and matrix products compute with 8-bit integers.
+    """Writes a copy of an exported model whose convolutions and matrix products use 8-bit integers.
 
-    Weights are quantized per channel to signed integers, activations to unsigned ones within the ranges observed on
-    the images; everything between stays in float32.
+    Weights are quantized per channel to signed integers, and activations to unsigned integers, with ranges calibrated
+    on the images; other operations stay in float32.
 
     Args:
-        source: a folder that [`export_onnx`] has written.
-        images: image files to calibrate with, like those that the model will see.
+        source: a folder written by [`export_onnx`].
+        images: image files for calibration, similar to those that the model will be used on.
         output: the folder to write, which must not exist or be empty.
 
     Raises:
-        ValueError: if the model is not one in float32 that ends with `logits` and `pred_keypoints`, or an image cannot
-            be read.
-        OSError: if the output exists or cannot be written.
+        ValueError: if the model is not in float32 or includes post-processing, or an image cannot be read.
+        OSError: if the output folder is not empty or cannot be written.
     """
     source = Path(source)
     check_source(source)
@@ -69,7 +68,7 @@ def quantize_onnx(source: str | os.PathLike, images: Iterable[Path], output: str
     with whole_folder(output) as folder, tempfile.TemporaryDirectory() as scratch, only_errors():
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.onnx*"), dirs_exist_ok=True)
         prepared = Path(scratch) / MODEL_FILE
-        # The other, symbolic, inference of shapes does not know all operators, and is not needed.
+        # Symbolic shape inference lacks some of the operators, and is not needed.
         quant_pre_process(source / MODEL_FILE, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
@@ -84,7 +83,7 @@ def quantize_onnx(source: str | os.PathLike, images: Iterable[Path], output: str
 
 
 def check_source(source: Path):
-    """Raises `ValueError` unless a folder holds an exported model that can be quantized."""
+    """Raises `ValueError` unless a folder contains an exported model that can be quantized."""
     if not (source / MODEL_FILE).is_file():
         raise ValueError(f"{source} is not a folder with a {MODEL_FILE}.")
     model = ORTDETRPoseForPoseEstimation.from_pretrained(source)
@@ -96,8 +95,8 @@ def check_source(source: Path):
 
 @contextmanager
 def only_errors() -> Iterator[None]:
-    """Keeps ONNX Runtime's quantization, which logs a line for every constant and every step, to errors."""
-    root = logging.getLogger()  # what it logs to
+    """Limits the log to errors, as ONNX Runtime's quantization logs a line for every constant and step."""
+    root = logging.getLogger()  # which it logs to
     level = root.level
     root.setLevel(logging.ERROR)
     try:

@@ -1,6 +1,6 @@
-"""Reading feature maps between their pixels, in the ways that different runtimes are fast at.
+"""Bilinear sampling of feature maps, in versions for different runtimes.
 
-All do what [`bilinear_sample`] does: zeros outside a map, whose pixel centres are at half-integers, in float32.
+All compute the same as [`bilinear_sample`]: zeros outside a map, pixel centers at half-integers, in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 def sample_maps(
     value_maps: Sequence[torch.Tensor], points: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Sums weighted samples around each point, with one `grid_sample` per map.
+    """Returns weighted sums of samples around each point, with one `grid_sample` per feature map.
 
     Args:
         value_maps: one per level, each (B * H, D / H, height, width).
@@ -25,10 +25,11 @@ def sample_maps(
     """
     num_levels, head_dim = len(value_maps), value_maps[0].shape[1]
     num_tokens, num_heads, num_samples = weights.shape[1], weights.shape[2], weights.shape[3] // num_levels
-    # Every operand has the pairs of all samples as its last axis: runtimes are slow at broadcasting a mere pair.
+    # The last axis of every operand contains the x, y of all samples: runtimes are slow at broadcasting a last axis of
+    # two.
     points = 2 * points.reshape(-1, num_tokens, 1, 2) - 1
     points = points.expand(-1, -1, num_heads * weights.shape[3], -1).flatten(2)
-    # Joined tensors and not one of a list: a tracing exporter would take a list for constants.
+    # Concatenated tensors, not a tensor of a list, which a tracing exporter would treat as constant.
     sizes = torch.cat([points.new_full((1,), x.shape[axis]) for x in value_maps for axis in (-1, -2)])
     scales = (2 / sizes).view(-1, 1, 2).expand(num_heads, -1, num_samples, -1).flatten()
     samples = (-1, num_tokens, num_heads, num_levels, num_samples)
@@ -42,7 +43,7 @@ def sample_maps(
 
 
 def look_up(indices: torch.Tensor, table: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sums weighted rows of a table, by PyTorch's own operation.
+    """Returns weighted sums of rows of a table, with PyTorch's operation for that.
 
     Args:
         indices: (N, samples).
@@ -56,36 +57,36 @@ def look_up(indices: torch.Tensor, table: torch.Tensor, weights: torch.Tensor) -
 
 
 def gather(indices: torch.Tensor, table: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Does what [`look_up`] does, by a gather and a matrix product, which every runtime knows; (N, 1, channels)."""
+    """Returns the sums of [`look_up`], (N, 1, channels), by a gather and a matrix product, for any runtime."""
     return torch.matmul(weights.view(-1, 1, weights.shape[1]), F.embedding(indices, table))
 
 
 class FeatureTable:
-    """Feature maps as one table with a row for each pixel and head: made once per image, read by every decoder layer.
+    """Feature maps as a table with a row per pixel and head, made once per image and sampled by every decoder layer.
 
-    A border of zeros around each map stands for everything outside it.
+    Each map has a border of zeros, which represents everything outside it.
 
     Args:
         feature_maps: one per level, each (B, D, height, width).
         num_heads: H; each reads its own D / H channels.
-        num_samples: samples that each head reads from each level around a point, P.
-        read: sums rows of the table, [`look_up`] or [`gather`].
+        num_samples: samples per head, level and point, P.
+        read: computes weighted sums of rows of the table, [`look_up`] or [`gather`].
     """
 
     def __init__(self, feature_maps: Sequence[torch.Tensor], num_heads: int, num_samples: int, read: Callable):
-        # A point on the far border has a neighbour beyond it.
+        # A point on the far border also reads a pixel beyond it.
         rows = torch.cat([F.pad(x, (1, 2, 1, 2)).flatten(2).transpose(1, 2) for x in feature_maps], dim=1)
         batch_size, num_locations, d_model = rows.shape
         self.num_heads, self.rows = num_heads, rows.reshape(-1, d_model // num_heads).float()
         self.read = read
 
-        # Everything below is per head, level and sample, although samples agree: the longer the innermost axes of an
-        # operation, the faster processors run it.
+        # The tensors below are expanded to heads, levels and samples, because CPUs are faster at operations with long
+        # innermost axes.
         shape, device = (num_heads, len(feature_maps), num_samples), rows.device
         sizes = [tuple(x.shape[-2:]) for x in feature_maps]
 
         def per_sample(values: list[int], dtype=torch.float32) -> torch.Tensor:
-            # Joined tensors and not one of a list: a tracing exporter would take a list for constants.
+            # Concatenated tensors, not a tensor of a list, which a tracing exporter would treat as constant.
             values = torch.cat([torch.full((1,), value, dtype=dtype, device=device) for value in values])
             return values.view(-1, 1).expand(shape).flatten(1)
 
@@ -102,7 +103,7 @@ class FeatureTable:
         self.start = images + heads + num_heads * per_sample(starts[:-1], torch.int64)
 
     def mix(self, points: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Sums weighted samples around each point.
+        """Returns weighted sums of samples around each point.
 
         Args:
             points: (B, N, 2), x and y as fractions of the image.
@@ -110,12 +111,12 @@ class FeatureTable:
             weights: (B, N, H, levels * P).
 
         Returns:
-            (B, N, D). Where a point or an offset is NaN, so are all values read around it.
+            (B, N, D), NaN where a point or an offset is NaN.
         """
-        # In pixels of the bordered map, from the centre of its first one.
+        # In pixels of the map with its border, from the center of the first pixel.
         positions = points[..., None, None] * self.size + (offsets + 0.5)
         positions = torch.minimum(positions.clamp(min=0), self.size + 1)
-        # NaN stays in the weights, but would become an arbitrary index.
+        # NaN is kept in the weights, but must not become an arbitrary index.
         corner = torch.where(positions.isnan(), 0, positions.floor())
         x, y = (positions - corner).split(1, dim=2)
         bottom = weights.unsqueeze(2) * y
@@ -134,7 +135,7 @@ class FeatureTable:
 
 
 def bilinear_gather(feature_map: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Does what [`bilinear_sample`] does, with the same arguments and result, by gathers and arithmetic alone."""
+    """Computes [`bilinear_sample`], with the same arguments and result, only by gathers and arithmetic."""
     table = FeatureTable([feature_map], num_heads=1, num_samples=1, read=gather)
     offsets, weights = points.new_zeros(1, 1, 2, 1, 1), points.new_ones(1, 1, 1, 1)
     num_rows, num_columns = points.shape[1:3]

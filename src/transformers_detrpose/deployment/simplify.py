@@ -1,6 +1,6 @@
-"""Simplifies a graph: onnxslim, and two passes that it lacks, each with what it gains.
+"""Simplification of ONNX graphs: onnxslim, and two passes that it lacks, with their measured gains.
 
-The gains are those of DETRPose-N and DETRPose-L at 640x640 with a dynamic batch size, beyond what onnxslim does alone.
+The gains are those for DETRPose-N and DETRPose-L at 640x640 with a dynamic batch size, beyond those of onnxslim.
 """
 
 from pathlib import Path
@@ -14,12 +14,12 @@ from .validation import make_inputs
 
 
 def simplify(file: str | Path, size_hw: tuple[int, int], stride: int):
-    """Folds constants and removes redundant nodes, among them those that compute shapes, in place.
+    """Folds constants and removes redundant nodes, including shape computations, in place.
 
     Args:
         file: the ONNX file.
-        size_hw: height and width of images that the graph takes, in pixels.
-        stride: what height and width must be multiples of.
+        size_hw: height and width of images that the graph accepts, in pixels.
+        stride: number that height and width must be multiples of.
     """
     model = onnxslim.slim(str(file))
     join_padding(model)
@@ -30,8 +30,8 @@ def simplify(file: str | Path, size_hw: tuple[int, int], stride: int):
 def join_padding(model: onnx.ModelProto):
     """Moves zero padding from a Pad node into the MaxPool node after it, in place.
 
-    MaxPool pads with minus infinity instead, which gives the same result where no input is negative. This saves a copy
-    of the largest map of the backbone's stem: Pad and MaxPool together took 3.4 ms for N and 6.9 ms for L on one
+    MaxPool pads with minus infinity, which gives the same result if no input is negative. This saves a copy of the
+    largest feature map of the backbone's stem: Pad and MaxPool together took 3.4 ms for N and 6.9 ms for L on one
     thread, MaxPool alone 2.4 and 5.0 ms.
     """
     constants = {constant.name: onnx.numpy_helper.to_array(constant) for constant in model.graph.initializer}
@@ -49,31 +49,30 @@ def join_padding(model: onnx.ModelProto):
 
 
 def joined_pads(pad: onnx.NodeProto, pool: onnx.NodeProto, constants: dict[str, np.ndarray]) -> list[int] | None:
-    """Returns the joint padding of a MaxPool node and of the Pad node before it, or None if they cannot be joined."""
+    """Returns the total padding of a MaxPool node and the Pad node before it, or None if they cannot be merged."""
     attributes = {x.name: onnx.helper.get_attribute_value(x) for x in (*pad.attribute, *pool.attribute)}
     amounts, values = constants.get(pad.input[1], np.zeros(0)), [constants.get(x, 1.0) for x in pad.input[2:3] if x]
     if attributes.get("mode", b"constant") != b"constant" or len(amounts) != 8 or any(values):
         return None
-    # Of batch, channels, height and width, first at their beginnings and then at their ends.
+    # Pad lists batch, channels, height and width, first at their starts, then at their ends.
     pads = np.array(attributes.get("pads", [0] * 4)) + amounts[[2, 3, 6, 7]]
     fits_into_windows = (pads < 2 * attributes["kernel_shape"]).all()
     return pads.tolist() if fits_into_windows and not amounts[[0, 1, 4, 5]].any() else None
 
 
 def is_never_negative(node: onnx.NodeProto | None, constants: dict[str, np.ndarray]) -> bool:
-    """Tells whether the output of a node is known to be at least zero everywhere."""
+    """Returns whether the output of a node is known to be nonnegative."""
     if node is None or node.op_type != "Clip":
         return node is not None and node.op_type == "Relu"
     return len(node.input) > 1 and constants.get(node.input[1], -1) >= 0
 
 
 def freeze_reshapes(model: onnx.ModelProto, size_hw: tuple[int, int], stride: int):
-    """Gives Reshape nodes constant shapes where at most one dimension is dynamic, and removes those that change
-    nothing, in place.
+    """Makes shapes of Reshape nodes constant if at most one dimension is dynamic, and removes no-ops, in place.
 
-    PyTorch's exporter computes every shape with a dynamic dimension by half a dozen nodes, although a constant shape
-    may have -1 in one place. Which dimensions are dynamic is found out by running the graph with another batch size,
-    and with another image size. This removes 48 of N's 630 nodes and 80 of L's 1,174.
+    PyTorch's exporter computes each shape with a dynamic dimension by about six nodes, although a constant shape may
+    contain one -1. Dynamic dimensions are found by running the graph with another batch size and another image size.
+    This removes 48 of N's 630 nodes and 80 of L's 1,174.
     """
     constants = {constant.name for constant in model.graph.initializer}
     graph_outputs = {output.name for output in model.graph.output}
@@ -97,7 +96,7 @@ def freeze_reshapes(model: onnx.ModelProto, size_hw: tuple[int, int], stride: in
 def observe_shapes(
     model: onnx.ModelProto, names: list[str], size_hw: tuple[int, int], stride: int
 ) -> dict[str, np.ndarray]:
-    """Returns the shapes of intermediate values, by their names, for inputs of several sizes, (trials, dimensions)."""
+    """Returns the shapes of intermediate tensors by name, for inputs of several sizes, (trials, dimensions)."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     known = {output.name for output in probe.graph.output}
@@ -105,7 +104,7 @@ def observe_shapes(
     session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
 
     height, width = size_hw
-    # One change at a time, so that a product of dimensions cannot stay the same by chance.
+    # Batch and image size change separately, so that a product of dimensions cannot stay the same by chance.
     trials = [(1, 3, height, width), (2, 3, height, width), (1, 3, height + stride, width + 2 * stride)]
     outputs = [session.run(names, make_inputs(session, trial)) for trial in trials] if names else []
     shapes = (np.array([value.shape for value in values]) for values in zip(*outputs, strict=True))

@@ -1,4 +1,4 @@
-"""TensorRT engines: checks of the ONNX file, building, running."""
+"""TensorRT engines: checking the ONNX file, building and running."""
 
 import importlib
 from collections.abc import Iterable
@@ -24,27 +24,27 @@ def load_tensorrt(library: str) -> Any:
     for name in LIBRARIES[library]:
         try:
             return importlib.import_module(name)
-        except (ImportError, OSError):  # OSError where its libraries are missing
+        except (ImportError, OSError):  # OSError if its shared libraries are missing
             continue
     raise ValueError(f"{library} is not installed: no module {' or '.join(LIBRARIES[library])}")
 
 
 def check_graph(file: Path, precision: str | None = None, allow_grid_sample: bool = False):
-    """Makes sure that TensorRT computes the poses of an ONNX file correctly.
+    """Checks that TensorRT computes the poses of an ONNX file correctly.
 
     Args:
         file: the ONNX file.
-        precision: "fp32" or "fp16", what the weights must be; anything if not given.
+        precision: "fp32" or "fp16", the required precision of the weights; any if not given.
         allow_grid_sample: whether GridSample nodes are accepted.
 
     Raises:
-        ValueError: if it is not an ONNX file or not what was wanted.
+        ValueError: if it is not an ONNX file or does not meet the requirements.
     """
     import onnx
 
     try:
         graph = onnx.load(file, load_external_data=False).graph
-    except Exception as error:  # protobuf's own kinds
+    except Exception as error:  # protobuf raises various types
         raise ValueError(f"{file} is not an ONNX file") from error
     type_names = onnx.TensorProto.DataType.Name
     weights = {type_names(tensor.data_type) for tensor in graph.initializer if len(tensor.dims) == 4}
@@ -73,15 +73,15 @@ def build_engine(
     """Builds an engine from an ONNX file.
 
     Args:
-        trt: `tensorrt`, or TensorRT for RTX.
+        trt: the module of TensorRT or TensorRT for RTX.
         file: the ONNX file.
-        batch_sizes: least, most common and greatest number of images, where the file leaves it open.
-        size: height and width of the images in pixels, where the file leaves them open.
-        compute_capabilities: such as 89 for 8.9, of the GPUs to build for, with TensorRT for RTX. Otherwise, and if
-            there are none, the engine is for the GPU of this machine.
+        batch_sizes: minimum, optimal and maximum batch size, if it is dynamic in the file.
+        size: height and width of the images in pixels, if they are dynamic in the file.
+        compute_capabilities: of the GPUs to build for with TensorRT for RTX, such as 89 for 8.9; if empty, the engine
+            is built for this machine's GPU.
 
     Returns:
-        The engine, as it is written to a file.
+        The serialized engine.
 
     Raises:
         ValueError: if TensorRT cannot build it.
@@ -90,7 +90,7 @@ def build_engine(
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    # By path, because weights may be in a second file beside it.
+    # By path, because weights may be in a second file next to it.
     if not parser.parse_from_file(str(file)):
         problem = parser.get_error(0)
         raise ValueError(f"TensorRT cannot take {file}: {problem.node_name()}: {problem.desc()}")
@@ -110,7 +110,7 @@ def build_engine(
 
 
 def collecting_logger(trt: Any) -> Any:
-    """Returns a logger for TensorRT that keeps errors in its list `errors` and forgets the rest."""
+    """Returns a TensorRT logger that collects errors in its list `errors` and ignores other messages."""
 
     class Logger(trt.ILogger):
         def __init__(self):
@@ -125,7 +125,7 @@ def collecting_logger(trt: Any) -> Any:
 
 
 def set_compute_capabilities(trt: Any, config: Any, compute_capabilities: Iterable[int]):
-    """Tells TensorRT for RTX which GPUs to build for."""
+    """Sets the GPUs that TensorRT for RTX builds for."""
     names = [f"SM{number}" for number in compute_capabilities]
     known = [name for name in dir(getattr(trt, "ComputeCapability", None)) if name.startswith("SM")]
     for name in names:
@@ -139,13 +139,13 @@ def set_compute_capabilities(trt: Any, config: Any, compute_capabilities: Iterab
 
 
 def open_shape(shape: Iterable[int], batch_size: int, size: int) -> tuple[int, ...]:
-    """Returns the shape of an input, (batch, ...) or (batch, 3, height, width), with numbers where it was left open."""
+    """Fills in the dynamic dimensions of an input's shape, (batch, ...) or (batch, 3, height, width)."""
     fillings = (batch_size, 3, size, size)
     return tuple(fillings[axis] if length == -1 else length for axis, length in enumerate(shape))
 
 
 class EngineRunner:
-    """Runs an engine on tensors of the GPU.
+    """Runs an engine on GPU tensors.
 
     Args:
         trt: the module that built the engine.

@@ -1,4 +1,4 @@
-"""Compares an exported graph with the model that it was exported from."""
+"""Validation of an exported graph against its model."""
 
 import copy
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from .graph import compute_outputs, output_shapes
 
 
 class ExportError(ValueError):
-    """An export that cannot be made, or whose graph does not compute what the model computes."""
+    """The model cannot be exported, or the graph's outputs differ from the model's."""
 
 
 def validate_onnx(
@@ -27,25 +27,24 @@ def validate_onnx(
     atol: float = 1e-4,
     size_hw: tuple[int, int] = (640, 640),
 ) -> dict[str, float]:
-    """Runs a graph in ONNX Runtime on images of noise and compares every output with PyTorch's, on the model's device.
+    """Runs a graph in ONNX Runtime on noise images and compares every output with PyTorch's, on the model's device.
 
-    The model ranks image locations and numbers its queries by rank, so two locations whose scores differ by less than
-    a rounding error make two right results look different. Therefore PyTorch computes in float32 what follows from the
-    graph's own ranking, and the ranking is compared by the scores that it picks. Dynamic batch sizes and image sizes
-    are tried with more than one value.
+    Queries are ordered by the scores of image locations, so a tie to within rounding error makes two correct results
+    look different. PyTorch therefore uses the graph's ranking, computing in float32, and the ranking is validated by
+    the scores of the selected locations. Dynamic batch and image sizes are tested with more than one value.
 
     Args:
         file: the ONNX file.
-        model: the model, fused or not, whose outputs are right.
-        post_process: whether the graph ends with poses, see [`compute_outputs`].
-        atol: largest difference, relative to the largest value of the output where that is over 1.
-        size_hw: height and width of the images in pixels, where the graph leaves them open.
+        model: the reference model, fused or not.
+        post_process: whether the graph returns poses, see [`compute_outputs`].
+        atol: maximum difference, relative to the largest value of the output if that is above 1.
+        size_hw: height and width of the images in pixels, if they are dynamic in the graph.
 
     Returns:
-        The largest difference found in each output, and in the scores of the `ranking`.
+        The largest difference of each output, and of the scores of the `ranking`.
 
     Raises:
-        ExportError: if the outputs have other names or shapes than they should, or differ by more than `atol`.
+        ExportError: if the outputs have unexpected names or shapes, or differ by more than `atol`.
     """
     model = copy.deepcopy(model).float().eval()
     session, rankings = open_session(file, model.device)
@@ -60,24 +59,24 @@ def validate_onnx(
         for shape in ((3, 3, height, width), (1, 3, height + stride, width + 2 * stride)):
             inputs = make_inputs(session, shape)
             for name, value in compare(session, rankings, model, inputs, post_process).items():
-                # Unlike max, this keeps NaN.
+                # Unlike max, this propagates NaN.
                 differences[name] = float(np.maximum(differences[name], value))
     if not all(value <= atol for value in differences.values()):
         raise ExportError(
-            f"{Path(file).name} differs from PyTorch by more than {atol:g}, do not use it: "
+            f"{Path(file).name} differs from PyTorch by more than {atol:g}; do not use it: "
             f"{format_differences(differences)}."
         )
     return differences
 
 
 def format_differences(differences: dict[str, float]) -> str:
-    """Returns the differences that were found, in one line."""
+    """Formats the differences in one line."""
     return ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
 
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Lets PyTorch compute float32 in full on a GPU, which otherwise may round the factors of products to ten bits."""
+    """Disables TF32, which would round the factors of float32 products on a GPU to ten bits."""
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     try:
@@ -90,34 +89,34 @@ def without_tf32() -> Iterator[None]:
 
 
 def open_session(file: str | Path, device: torch.device) -> tuple[onnxruntime.InferenceSession, list[str]]:
-    """Opens a graph with the indices of its TopK nodes as additional outputs, whose names are returned, in order.
+    """Opens a graph with the indices of its TopK nodes as additional outputs, and returns their names in order.
 
     Raises:
-        ExportError: if the file is no graph that ONNX Runtime can execute on the device.
+        ExportError: if ONNX Runtime cannot run the file on the device.
     """
     provider, options = "CPUExecutionProvider", {}
     if device.type == "cuda":
-        # Without TF32, as PyTorch, see [`without_tf32`].
+        # Without TF32, like PyTorch, see [`without_tf32`].
         provider, options = "CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": "0"}
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise ExportError(f"this installation of ONNX Runtime has no {provider}, only {', '.join(available)}.")
     try:
         graph = onnx.load(str(file))
-    except Exception as error:  # protobuf's own kinds
+    except Exception as error:  # protobuf raises various types
         raise ExportError(f"{file} is not an ONNX file.") from error
     rankings = [node.output[1] for node in graph.graph.node if node.op_type == "TopK"]
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None) for name in rankings]
     graph.graph.output.extend(values)
     try:
         session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=[(provider, options)])
-    except Exception as error:  # ONNX Runtime's have nothing else in common
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise ExportError(f"ONNX Runtime cannot load {file}: {first_line(error)}") from error
     return session, rankings
 
 
 def make_inputs(session: onnxruntime.InferenceSession, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Returns inputs of a graph: images of noise, (batch, 3, height, width), of its own shape where that is fixed."""
+    """Returns noise images for a graph, (batch, 3, height, width), of the graph's shape where that is fixed."""
     pixels = session.get_inputs()[0]
     shape = tuple(own if isinstance(own, int) else free for own, free in zip(pixels.shape, shape, strict=True))
     noise = np.random.default_rng(0).random(shape, dtype=np.float32)
@@ -128,11 +127,11 @@ def make_inputs(session: onnxruntime.InferenceSession, shape: tuple[int, ...]) -
 
 
 def compare(session, rankings: list[str], model, inputs: dict[str, np.ndarray], post_process: bool) -> dict[str, float]:
-    """Returns the difference of each output for some inputs."""
+    """Returns the difference of each output for the given inputs."""
     names = [output.name for output in session.get_outputs()]
     try:
         results = dict(zip(names, session.run(names, inputs), strict=True))
-    except Exception as error:  # ONNX Runtime's have nothing else in common
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         shape = inputs["pixel_values"].shape
         raise ExportError(f"the graph does not run on images of the shape {shape}: {first_line(error)}") from error
     indices = [torch.from_numpy(results.pop(name)).to(model.device) for name in rankings]
@@ -144,14 +143,15 @@ def compare(session, rankings: list[str], model, inputs: dict[str, np.ndarray], 
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Returns the largest difference, relative to the largest expected value where that is over 1."""
+    """Returns the largest difference, relative to the largest expected value if that is above 1."""
     if found.shape != expected.shape:
         raise ExportError(f"an output of the graph has the shape {found.shape}, but should have {expected.shape}.")
     return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
 
 
 class GivenRankings(TorchFunctionMode):
-    """Within it, each call of `topk` picks what was given for it, and notes how far that is from the largest values."""
+    """Makes `topk` select given indices, one set per call, and records how far their values are from the largest
+    ones."""
 
     def __init__(self, indices: list[torch.Tensor]):
         super().__init__()
@@ -163,7 +163,7 @@ class GivenRankings(TorchFunctionMode):
         if func not in (torch.topk, torch.Tensor.topk):
             return result
         if not self.indices or self.indices[0].shape != result.indices.shape:
-            raise ExportError("the graph does not rank what the model ranks.")
+            raise ExportError("the graph's rankings do not match the model's.")
         dim = {"dim": -1, **dict(zip(("input", "k", "dim"), args, strict=False)), **(kwargs or {})}["dim"]
         indices = self.indices.pop(0)
         values = args[0].gather(dim, indices)

@@ -1,7 +1,7 @@
-"""Scoring poses: the evaluation loop, average precision and recall of COCO and CrowdPose, and COCO's results file.
+"""Evaluation: the evaluation loop, COCO's and CrowdPose's average precision and recall, and COCO's results file.
 
-The libraries that compute the metrics come with `pip install "transformers-detrpose[train]"`, and are imported when a
-metric is made.
+The libraries that compute the metrics require `pip install "transformers-detrpose[train]"`, and are imported when a
+metric is created.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from .coco_results import coco_records, results_writer, write_coco_results
 from .keypoint_metrics import METRICS, CocoKeypoints, CrowdPoseKeypoints, KeypointMetric
 from .loop import evaluate_model
 
-# What `evaluate.load` takes, followed by "coco" or "crowdpose".
+# First argument of `evaluate.load`, followed by "coco" or "crowdpose".
 EVALUATE_MODULE = str(Path(__file__).with_name("evaluate_module.py"))
 
 __all__ = [

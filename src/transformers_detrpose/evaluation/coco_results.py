@@ -1,4 +1,4 @@
-"""Poses in COCO's results format: records, and the JSON file of them that test servers and other tools take."""
+"""Poses in COCO's results format: records, and the JSON file that test servers and other tools accept."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -18,17 +18,17 @@ def coco_records(poses: Mapping[str, Any], decimals: int | None = None, **fields
     """Returns the poses of one image as records of COCO's results format.
 
     Args:
-        poses: as `post_process_keypoint_detection` returns them, in tensors or arrays: `scores` (n,), `labels` (n,) and
+        poses: as returned by `post_process_keypoint_detection`, as tensors or arrays: `scores` (n,), `labels` (n,) and
             `keypoints` (n, K, 2), x, y in pixels; optionally `keypoint_scores` (n, K) and `boxes` (n, 4), x1, y1, x2,
             y2 in pixels.
-        decimals: decimal places of coordinates and keypoint scores, or `None` for as they are.
-        fields: further fields of each record, such as `image_id` and `file_name`; they come first.
+        decimals: decimal places of coordinates and keypoint scores; not rounded if `None`.
+        fields: additional fields of each record, such as `image_id` and `file_name`, which come first.
 
     Returns:
-        Per pose `category_id`, `keypoints` as x, y and score of each keypoint in turn, and `score`. Without
-        `keypoint_scores` the third number is 1, which COCO asks for and scoring does not use. With `boxes` also `bbox`
-        as x, y, width, height; without, COCO derives it from the keypoints, and with it the area that decides whether
-        an unmatched pose counts as medium or large.
+        For each pose, `category_id`, `keypoints` (x, y and score of each keypoint in turn) and `score`. Without
+        `keypoint_scores`, the third number is 1: the format requires it, but scoring ignores it. With `boxes`, also
+        `bbox` (x, y, width, height), from which COCO computes the area that makes an unmatched pose medium or large;
+        otherwise COCO derives the box from the keypoints.
     """
 
     def rounded(values: Any) -> np.ndarray:
@@ -55,11 +55,11 @@ def coco_records(poses: Mapping[str, Any], decimals: int | None = None, **fields
 def results_writer(
     path: str | PathLike, keep_interrupted: bool = False
 ) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """Gives a function that appends records to a JSON list, which takes the name `path` once it is complete.
+    """Yields a function that appends records to a JSON list, which is moved to `path` once it is complete.
 
     Args:
-        path: the file to write. Records are written as they come, so that they need not fit in memory.
-        keep_interrupted: whether the records so far are kept when Ctrl-C or SIGTERM comes; see `whole_file`.
+        path: the file to write. Records are written immediately, so that they need not fit in memory.
+        keep_interrupted: whether to keep the records so far on Ctrl-C or SIGTERM; see `whole_file`.
 
     Example:
 
@@ -83,11 +83,11 @@ def results_writer(
 
 
 def write_coco_results(path: str | PathLike, predictions: Mapping[int, Mapping[str, Any]]):
-    """Writes the results file that COCO's test server takes, coordinates in hundredths of a pixel.
+    """Writes a results file for COCO's test server, with coordinates rounded to hundredths of a pixel.
 
     Args:
-        path: the JSON file to write. The server accepts one named `person_keypoints_<set>_<name>_results.json`, zipped.
-        predictions: by image id what `coco_records` takes; images are written in the order of their ids.
+        path: the JSON file to write. The server accepts `person_keypoints_<set>_<name>_results.json`, zipped.
+        predictions: by image id, the `poses` for `coco_records`; written in the order of image ids.
     """
     with results_writer(path) as write:
         for image_id, poses in sorted(predictions.items()):

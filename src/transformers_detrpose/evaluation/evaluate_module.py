@@ -1,6 +1,6 @@
-"""The metrics as a module of Hugging Face's library `evaluate`, for code that is built on it.
+"""The metrics as a module for Hugging Face's `evaluate` library.
 
-`evaluate.load` takes the path of this file, which it copies before importing it: hence the absolute imports.
+`evaluate.load` copies this file before importing it: hence the absolute imports.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ FIELDS = ("scores", "labels", "keypoints")
 
 
 class KeypointModule(evaluate.Metric):
-    """A keypoint metric behind `add`, `add_batch` and `compute`.
+    """A keypoint metric with the methods `add`, `add_batch` and `compute`.
 
     Args:
-        annotations: COCO-format file, its path or content.
-        keypoint_schema: skeleton of the model, such as `model.config.keypoint_schema`, a dictionary or a known name.
+        annotations: path or content of a COCO-format file.
+        keypoint_schema: keypoint schema of the model, `model.config.keypoint_schema`, a dictionary or a known name.
         config_name: "coco" or "crowdpose", the second argument of `evaluate.load`.
         kwargs: further arguments of `evaluate.Metric`.
 
@@ -38,7 +38,7 @@ class KeypointModule(evaluate.Metric):
     >>> metric = evaluate.load(EVALUATE_MODULE, "coco", annotations="val.json", keypoint_schema="coco")
     >>> poses = image_processor.post_process_keypoint_detection(outputs, threshold=0, target_sizes=sizes)
     >>> metric.add_batch(predictions=poses, references=image_ids)
-    >>> metric.compute()  # also starts anew
+    >>> metric.compute()  # also resets the metric
     {'AP': 0.716, 'AP50': 0.893, ...}
     ```
     """
@@ -60,13 +60,13 @@ class KeypointModule(evaluate.Metric):
         return evaluate.MetricInfo(
             description=type(self.metric).__doc__,
             citation="",
-            inputs_description="`predictions` from `post_process_keypoint_detection`, `references` are image ids.",
+            inputs_description="`predictions` from `post_process_keypoint_detection`, `references`: image ids.",
             features=datasets.Features({"predictions": poses, "references": datasets.Value("int64")}),
         )
 
     def add_batch(self, *, predictions: Sequence[Mapping[str, Any]], references: Sequence[int], **kwargs):
         """Adds the poses (`predictions`) of some images (`references`: their ids)."""
-        # The library accepts exactly the fields that it knows; post-processing gives more.
+        # The library accepts exactly the declared fields; post-processing returns more.
         poses = [{field: found[field] for field in FIELDS} for found in predictions]
         super().add_batch(predictions=poses, references=references, **kwargs)
 

@@ -1,12 +1,12 @@
-"""Average precision and recall of poses, as COCO and CrowdPose define them, for any skeleton and any categories.
+"""Average precision and recall of poses, as defined by COCO and CrowdPose, for any skeleton and categories.
 
 ```python
 >>> metric = CocoKeypoints("person_keypoints_val2017.json", model.config.keypoint_schema)
->>> for batch in loader:  # on every process its own share
+>>> for batch in loader:  # each process has its own share
 ...     outputs = model(batch["pixel_values"])
 ...     poses = image_processor.post_process_keypoint_detection(outputs, 0, batch["target_sizes"])
 ...     metric.update(batch["image_ids"], poses)
->>> metric.compute()  # on every process the same
+>>> metric.compute()  # the same on all processes
 {'AP': 0.716, 'AP50': 0.893, ...}
 >>> metric.reset()
 ```
@@ -28,8 +28,8 @@ from ..instances import Instances, box_areas
 from ..keypoint_schemas import KeypointSchema
 from .coco_results import coco_records
 
-MAX_POSES = 20  # of each image and category: what both benchmarks look at
-UNDEFINED = -1.0  # the score where there is nobody to be found, as in pycocotools
+MAX_POSES = 20  # per image and category, as in both benchmarks
+UNDEFINED = -1.0  # the score without ground truth, as in pycocotools
 
 Poses = dict[str, np.ndarray]
 
@@ -37,20 +37,20 @@ logger = logging.getLogger(__name__)
 
 
 class KeypointMetric:
-    """Collects the poses of images, on one process or several, and scores them; the subclasses say how.
+    """Collects the poses in images, on one or more processes; subclasses define the scores.
 
-    The images that count are those passed to `update`, the ones without a pose included. The poses of an image that
-    comes again replace the earlier ones, so samples that a data loader repeats to give every process equally many do
-    no harm.
+    All images passed to `update` are evaluated, including those without poses. If an image is passed again, its poses
+    are replaced, so it is harmless if a data loader repeats samples to give every process the same number.
 
     Args:
-        annotations: Path or content of a COCO-format file, or what `data.read_annotations`, which says what it has to
-            hold, returned. A file without `annotations`, as test sets have, lets poses be collected but not scored.
-        keypoint_schema: Skeleton of the model (a string names a known one, "coco" or "crowdpose"); its sigmas are those
-            of the keypoint similarity.
+        annotations: Path or content of a COCO-format file (see `data.read_annotations`), or the result of
+            `data.read_annotations`. With a file without `annotations`, as for test sets, poses can be collected but not
+            scored.
+        keypoint_schema: Keypoint schema of the model, or the name of a known one ("coco", "crowdpose"); its sigmas are
+            used for the OKS.
 
     Raises:
-        ValueError: if anything in the file is wrong or it has other keypoints than the schema.
+        ValueError: if the file is invalid or its keypoints differ from the schema's.
     """
 
     _stats = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
@@ -81,27 +81,28 @@ class KeypointMetric:
 
     @staticmethod
     def _import_library() -> tuple[type, type]:
-        """Returns the classes of the library that computes the scores: annotations, and their evaluation."""
+        """Returns the metric library's classes for annotations and for evaluation."""
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
         return COCO, COCOeval
 
     def reset(self):
-        """Forgets all poses."""
+        """Removes all poses."""
         self._predictions: dict[int, Poses] = {}
 
     def update(self, image_ids: Sequence[int] | torch.Tensor, predictions: Sequence[Mapping[str, Any]]):
-        """Adds the poses of some images.
+        """Adds the poses in some images.
 
         Args:
             image_ids: Ids of the images in the annotation file.
-            predictions: Per image what `post_process_keypoint_detection` returns with `threshold=0`: `scores` (n,),
-                `labels` (n,), category ids of the file, and `keypoints` (n, K, 2), x, y in pixels; as tensors, arrays
-                or lists. Poses with other labels are left out, and so are all but the best 20 of each label.
+            predictions: For each image, the result of `post_process_keypoint_detection` with `threshold=0`: `scores`
+                (n,), `labels` (n,), which are category ids of the file, and `keypoints` (n, K, 2), x, y in pixels; as
+                tensors, arrays or lists. Poses with other labels are dropped, and so are all but the best 20 of each
+                label.
 
         Raises:
-            ValueError: if an image is unknown or its poses are malformed.
+            ValueError: if an image is unknown or its poses are invalid.
         """
         if len(image_ids) != len(predictions):
             raise ValueError(f"got {len(image_ids)} image ids, but predictions for {len(predictions)} images.")
@@ -111,11 +112,11 @@ class KeypointMetric:
             self._predictions[image_id] = self._best_poses(image_id, poses)
 
     def gather(self) -> dict[int, Poses]:
-        """Returns what all processes have collected since `reset`; all of them have to call this, and wait.
+        """Returns the poses collected on all processes since `reset`; all of them must call this.
 
         Returns:
-            By image id `scores` (n,) float32, `labels` (n,) int64 and `keypoints` (n, K, 2) float32, x, y in pixels:
-            on every process the same.
+            By image id, `scores` (n,) float32, `labels` (n,) int64 and `keypoints` (n, K, 2) float32, x, y in pixels;
+            the same on all processes.
         """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return dict(self._predictions)
@@ -124,10 +125,10 @@ class KeypointMetric:
         return {image_id: poses for share in shares for image_id, poses in share.items()}
 
     def compute(self) -> dict[str, float]:
-        """Scores what all processes have collected since `reset`; all of them have to call this, and wait.
+        """Scores the poses collected on all processes since `reset`; all of them must call this.
 
         Returns:
-            Scores from 0 to 1 by name, or -1 where there is nobody to be found: on every process the same.
+            Scores by name, from 0 to 1, or -1 without ground truth; the same on all processes.
 
         Raises:
             ValueError: if there are no images or no annotations.
@@ -135,7 +136,7 @@ class KeypointMetric:
         return self.score(self.gather())
 
     def score(self, predictions: Mapping[int, Poses]) -> dict[str, float]:
-        """Scores what `gather` returned, as `compute` does, on this process alone."""
+        """Scores the result of `gather`, like `compute`, on this process only."""
         if not self.has_annotations:
             raise ValueError("poses cannot be scored without `annotations` in the file, which test sets lack.")
         if not predictions:
@@ -145,12 +146,12 @@ class KeypointMetric:
         poses_by_image = sorted(predictions.items())
         records = [record for image_id, poses in poses_by_image for record in coco_records(poses, image_id=image_id)]
         with redirect_stdout(io.StringIO()):  # pycocotools prints
-            # `loadRes` needs at least one record to tell what it is about.
+            # `loadRes` needs at least one record to detect the format.
             found = self._ground_truth.loadRes(records) if records else self._index_nothing()
             return self._score(found, sorted(predictions))
 
     def _score(self, found, image_ids: list[int]) -> dict[str, float]:
-        """Scores an index of detections on some of the images."""
+        """Scores indexed detections in some of the images."""
         evaluator = self._evaluator_class(self._ground_truth, found, "keypoints")
         evaluator.params.kpt_oks_sigmas = np.array(self.keypoint_schema.sigmas)
         evaluator.params.catIds = self.category_ids
@@ -172,13 +173,13 @@ class KeypointMetric:
         return self._index({**self._ground_truth.dataset, "annotations": []})
 
     def _prepare_people(self, content: CocoAnnotations) -> list[dict[str, Any]]:
-        """Returns the annotations with what the libraries read, ids counted from 1.
+        """Returns the annotations with the fields that the libraries use, with ids counted from 1.
 
-        To the libraries, a person with the id 0 is one whom nobody has found.
+        The libraries treat a match with id 0 as no match.
         """
         people = content.instances.completed()
-        people = people[np.isfinite(people.boxes).all(1)]  # who has neither keypoints nor a box is nowhere
-        # Nobody who covers nothing could be found; they are no targets of a training either.
+        people = people[np.isfinite(people.boxes).all(1)]  # others have neither keypoints nor a box
+        # People with an area of 0 cannot be matched; they are not training targets either.
         is_counted = people.is_counted & (people.areas > 0)
         image_ids = [content.images[index]["id"] for index in people.image_index.tolist()]
         columns = {
@@ -186,7 +187,7 @@ class KeypointMetric:
             "image_id": image_ids,
             "category_id": people.category_ids.tolist(),
             "keypoints": people.keypoints.reshape(len(people), 3 * self.keypoint_schema.num_keypoints).tolist(),
-            # 0 tells the libraries that the person is neither found nor missed.
+            # The libraries ignore people with 0 keypoints.
             "num_keypoints": np.where(is_counted, people.num_keypoints, 0).tolist(),
             "bbox": people.boxes.tolist(),
             "area": self._person_areas(people).tolist(),
@@ -195,7 +196,7 @@ class KeypointMetric:
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def _person_areas(self, people: Instances) -> np.ndarray:
-        """Returns the areas (n,) in square pixels that scale the keypoint similarity."""
+        """Returns the areas (n,) for the OKS, in square pixels."""
         return people.areas
 
     def _best_poses(self, image_id: int, poses: Mapping[str, Any]) -> Poses:
@@ -203,14 +204,14 @@ class KeypointMetric:
         labels = _to_array(poses["labels"], torch.int64)
         keypoints = _to_array(poses["keypoints"], torch.float32)
         expected = (len(scores), self.keypoint_schema.num_keypoints, 2)
-        if keypoints.size == 0:  # an empty list has one axis
+        if keypoints.size == 0:  # an empty list has only one axis
             keypoints = keypoints.reshape(0, *expected[1:])
         if labels.shape != scores.shape or keypoints.shape != expected:
             raise ValueError(
                 f"image {image_id}: `scores` (n,), `labels` (n,) and `keypoints` (n, {expected[1]}, 2) are needed, "
                 f"but got {scores.shape}, {labels.shape} and {keypoints.shape}."
             )
-        # pycocotools would count keypoints that are not a number as perfect.
+        # pycocotools would score NaN keypoints as perfect.
         if not (np.isfinite(scores).all() and np.isfinite(keypoints).all()):
             raise ValueError(f"image {image_id}: scores and keypoints must be finite, but some are not.")
         order = np.argsort(-scores, kind="stable")
@@ -221,24 +222,24 @@ class KeypointMetric:
 class CocoKeypoints(KeypointMetric):
     """COCO's keypoint metric, computed by pycocotools.
 
-    `compute` returns the average precision AP over keypoint similarities of 0.50, 0.55, ..., 0.95, AP50 and AP75 at one
-    of them, APM and APL for people of 32² to 96² pixels and of more; and the same for the average recall: AR, AR50,
-    AR75, ARM, ARL. People without a labelled keypoint and crowds count neither way. Several categories are averaged.
-    See `KeypointMetric` for the arguments.
+    `compute` returns the average precision AP over OKS thresholds of 0.50, 0.55, ..., 0.95, AP50 and AP75 at a single
+    threshold, APM and APL for people of 32² to 96² pixels and of more; and likewise the average recall: AR, AR50, AR75,
+    ARM, ARL. People without a labeled keypoint and crowds are ignored. Scores are averaged over categories. See
+    `KeypointMetric` for the arguments.
     """
 
 
 class CrowdPoseKeypoints(KeypointMetric):
     """CrowdPose's keypoint metric, computed by faster-coco-eval.
 
-    `compute` returns AP, AP50, AP75, AR, AR50 and AR75 as COCO defines them, except that everybody's area is 0.53 times
-    that of the box, and AP_easy, AP_medium and AP_hard on the images of low, medium and high crowd index.
+    `compute` returns AP, AP50, AP75, AR, AR50 and AR75 as COCO defines them, except that areas are 0.53 times those of
+    the bounding boxes, and AP_easy, AP_medium and AP_hard for images with a low, medium and high crowd index.
 
     Args:
-        annotations: As for `KeypointMetric`; every image has a `crowdIndex`, from 0 to 1.
+        annotations: As for `KeypointMetric`; every image must have a `crowdIndex`, from 0 to 1.
         keypoint_schema: As for `KeypointMetric`.
-        crowd_thresholds: Lowest crowd index of medium and of hard images. The paper says 0.1 and 0.8, but CrowdPose's
-            code, and hence all published numbers, use 0.2 and 0.8.
+        crowd_thresholds: Minimum crowd index of medium and of hard images. The paper states 0.1 and 0.8, but
+            CrowdPose's code, and hence all published results, use 0.2 and 0.8.
 
     Raises:
         ValueError: also if an image has no `crowdIndex`.
@@ -255,13 +256,13 @@ class CrowdPoseKeypoints(KeypointMetric):
         plain = [image_id for image_id, image in self.images.items() if "crowdIndex" not in image]
         if plain and self.has_annotations:
             raise ValueError(
-                f"image {plain[0]} has no `crowdIndex`, by which CrowdPose tells easy from hard images: "
+                f"image {plain[0]} has no `crowdIndex`, by which CrowdPose splits easy and hard images: "
                 "use the COCO metric for other datasets."
             )
 
     @staticmethod
     def _import_library() -> tuple[type, type]:
-        # The numbers of pycocotools in a quarter of the time: here four sets of images are scored, not one.
+        # The same scores as pycocotools in a quarter of the time, as four sets of images are scored.
         import faster_coco_eval
 
         return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
@@ -286,7 +287,7 @@ class CrowdPoseKeypoints(KeypointMetric):
         return box_areas(people.boxes)
 
 
-# By the name that commands and the `evaluate` module know them by.
+# By their name in commands and in the `evaluate` module.
 METRICS = {"coco": CocoKeypoints, "crowdpose": CrowdPoseKeypoints}
 
 

@@ -1,4 +1,4 @@
-"""The evaluation loop, for any model: trained, fused or exported, on one process or several."""
+"""The evaluation loop for any model (trained, fused or exported), on one or more processes."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,27 +19,27 @@ def evaluate_model(
     metric: KeypointMetric,
     progress: bool = True,
 ) -> dict[int, Poses]:
-    """Returns the poses that a model finds in images, for `metric.score`.
+    """Predicts the poses in images and returns them, for `metric.score`.
 
-    With several processes each one goes through its share of the batches, and all of them get the poses of all images.
-    Images that accelerate repeats to make the shares equal are counted once.
+    Each process evaluates its share of the batches, and all of them get the poses in all images. Images that accelerate
+    repeats to make the shares equal are counted once.
 
     Args:
         model: takes `pixel_values` (batch, 3, height, width) and returns `logits` and `pred_keypoints`; a PyTorch model
-            has to be in evaluation mode.
-        image_processor: turns the outputs into poses.
+            must be in evaluation mode.
+        image_processor: converts the outputs to poses.
         loader: batches of `evaluation_dataloader`, prepared by accelerate if there are several processes.
-        metric: collects the poses; what it has collected before is forgotten.
+        metric: collects the poses; it is reset first.
         progress: whether to show a progress bar.
     """
     metric.reset()
     device, dtype = getattr(model, "device", None), getattr(model, "dtype", None)
-    # `leave=None`: the bar stays unless it is inside another one.
+    # `leave=None`: the bar stays unless it is nested in another one.
     for batch in tqdm(loader, desc="evaluating", unit="batch", leave=None, disable=not progress):
         pixel_values = scale(batch["pixel_values"].to(device, non_blocking=True))
         outputs = model(pixel_values.to(dtype=dtype))
         sizes_hw = torch.stack([labels["orig_size"] for labels in batch["labels"]])
-        # Average precision counts poses of any score.
+        # Average precision uses poses of any score.
         poses = image_processor.post_process_keypoint_detection(outputs, threshold=0.0, target_sizes=sizes_hw)
         metric.update([int(labels["image_id"]) for labels in batch["labels"]], poses)
     return metric.gather()

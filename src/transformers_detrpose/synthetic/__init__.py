@@ -1,1 +1,1 @@
-"""Generates people: articulated figures in sampled poses, the scenery around them, pictures and datasets of them."""
+"""Synthetic people: articulated figures in random poses, their scenery, and images and datasets of them."""

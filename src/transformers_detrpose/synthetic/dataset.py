@@ -1,4 +1,4 @@
-"""Writes generated pictures as a dataset in COCO's format."""
+"""Writes generated images as a dataset in COCO's format."""
 
 import json
 import multiprocessing
@@ -16,7 +16,7 @@ from ..keypoint_schemas import COCO_PERSON
 from .pictures import MIN_HEIGHT, generate_picture
 
 SMALLEST_SIZE = 64  # pixels
-FIRST_VAL_INDEX = 10_000_000  # so that more training pictures never change the validation pictures
+FIRST_VAL_INDEX = 10_000_000  # so that the number of training images never changes the validation images
 
 
 def write_dataset(
@@ -31,34 +31,34 @@ def write_dataset(
     plain: bool = False,
     upright: bool = False,
 ):
-    """Writes the pictures and annotations of a training and a validation set.
+    """Writes the images and annotations of a training and a validation set.
 
     Args:
-        output: Folder to make. It appears when all is done, so that it is never seen half full.
-        train, val: Number of pictures.
-        size: Height and width of the pictures in pixels.
-        seed: Number of the dataset, at least 0.
-        workers: Processes that draw.
-        max_people: Most figures in a picture.
-        min_height: Least height of a figure, as fraction of the picture's.
-        plain: Whether there is nothing but figures.
+        output: Folder to create; it appears only once it is complete.
+        train, val: Number of images.
+        size: Height and width of the images in pixels.
+        seed: Random seed, at least 0.
+        workers: Number of processes.
+        max_people: Maximum number of figures per image.
+        min_height: Minimum height of a figure, as a fraction of the image height.
+        plain: Whether there is nothing but the figures.
         upright: Whether all figures stand or walk and face the viewer.
 
     Raises:
-        FileExistsError: if `output` is a file, or a folder with something in it.
+        FileExistsError: if `output` is a file or a nonempty folder.
     """
     look = {"size": size, "max_people": max_people, "min_height": min_height, "plain": plain, "upright": upright}
     with whole_folder(output) as folder:
         for split, indices in (("train", range(train)), ("val", range(FIRST_VAL_INDEX, FIRST_VAL_INDEX + val))):
             (folder / split).mkdir()
             draw_one = partial(_write_picture, folder=folder / split, seed=seed, **look)
-            records = list(tqdm(_map(draw_one, indices, workers), split, total=len(indices), unit="picture"))
+            records = list(tqdm(_map(draw_one, indices, workers), split, total=len(indices), unit="image"))
             content = coco_content(records, f"Synthetic people, seed {seed}")
             (folder / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def coco_content(records: list[tuple[dict, list[dict]]], description: str) -> dict[str, Any]:
-    """Returns the content of a COCO file of images, each with its annotations."""
+    """Returns the content of a COCO file, given images with their annotations."""
     category = {
         "id": 1,
         "name": "person",
@@ -76,7 +76,7 @@ def coco_content(records: list[tuple[dict, list[dict]]], description: str) -> di
 
 
 def _write_picture(index: int, folder: Path, seed: int, **look) -> tuple[dict, list[dict]]:
-    """Writes one picture; returns its entry in `images` and its annotations."""
+    """Writes one image, and returns its entry in `images` and its annotations."""
     picture, annotations = generate_picture(seed, index, **look)
     name = f"{index:08d}.jpg"
     quality = int(np.random.default_rng([seed, index, 1]).integers(65, 96))
@@ -85,7 +85,7 @@ def _write_picture(index: int, folder: Path, seed: int, **look) -> tuple[dict, l
 
 
 def _map(function: Callable, items: range, workers: int) -> Iterator:
-    """Yields a function's results in order, from several processes if asked for."""
+    """Yields the results of a function in order, computed by one or more processes."""
     if workers == 1:
         yield from map(function, items)
         return

@@ -15,7 +15,7 @@ from .looks import Look
 from .poses import SIDES, Body, Skeleton, keypoint_positions
 from .shapes import Color, Part, Shapes, Style, View, hull, paint_shapes, shade
 
-# The parts that a keypoint lies in: where another part is in front of it, it is hidden.
+# The parts that a keypoint belongs to: it is hidden if another part is in front of it.
 KEYPOINT_PARTS = {name: {"head"} for name in COCO_PERSON.names[:5]}
 for _side in ("left", "right"):
     KEYPOINT_PARTS |= {
@@ -30,13 +30,13 @@ for _side in ("left", "right"):
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that is ready to be drawn.
+    """A figure ready to be drawn.
 
     Args:
         parts: From far to near.
         keypoints: x, y of COCO's 17 keypoints in pixels of the canvas, (17, 2).
-        turned_away: Whether a keypoint is on the side of the head that cannot be seen, (17,).
-        owners: For each keypoint the indices in `parts` where it shows; anything else in front of it hides it.
+        turned_away: Whether a keypoint is on the far side of the head, (17,).
+        owners: For each keypoint, the indices in `parts` on which it is visible; anything else in front hides it.
     """
 
     parts: list[Part]
@@ -50,13 +50,13 @@ def build_figure(skeleton: Skeleton, body: Body, look: Look, height: float, styl
 
     Args:
         skeleton: From `find_joints`.
-        body: The same as for the skeleton.
-        look: Colours and clothes.
-        height: Height of the body, if it stood upright, in pixels of the canvas.
+        body: The skeleton's proportions.
+        look: Colors and clothes.
+        height: Standing height of the body in pixels of the canvas.
         style: How shapes are drawn.
 
     Returns:
-        The figure with the middle of its hips at 0, 0.
+        The figure, with the middle of its hips at (0, 0).
     """
     view = View(height, style)
     parts = [*_trunk_parts(skeleton, body, look, view), *head_parts(skeleton, body, look, view)]
@@ -83,13 +83,13 @@ def move_figure(figure: Figure, offset: np.ndarray) -> Figure:
 
 
 def paint_part_map(draw: ImageDraw.ImageDraw, figure: Figure):
-    """Paints every part of a figure with its number (its index in `parts` plus 1) on a canvas of mode L."""
+    """Paints every part of a figure in the value of its index in `parts` plus 1, on a canvas of mode L."""
     for index, part in enumerate(figure.parts):
         paint_shapes(draw, [(polygon, index + 1) for polygon, _ in part.layers])
 
 
 def paint_figure(draw: ImageDraw.ImageDraw, figure: Figure):
-    """Paints a figure in its colours."""
+    """Paints a figure in its colors."""
     for part in figure.parts:
         paint_shapes(draw, part.layers)
 
@@ -99,7 +99,7 @@ def _find_owners(parts: list[Part], skeleton: Skeleton, body: Body) -> list[set[
     owners = []
     for name in COCO_PERSON.names:
         names = set(KEYPOINT_PARTS[name])
-        # The far shoulder and hip of a figure in profile are behind its trunk, which shows the near ones.
+        # In profile, the far shoulder and hip are hidden by the trunk, on which the near ones are visible.
         for joint, center, half in (("shoulder", "neck", body.shoulder), ("hip", "hips", body.hip)):
             if name.endswith(joint) and skeleton.joints[name][2] - skeleton.joints[center][2] > 0.75 * half:
                 names -= {"torso", "pelvis", "skirt"}
@@ -108,8 +108,8 @@ def _find_owners(parts: list[Part], skeleton: Skeleton, body: Body) -> list[set[
 
 
 def _order_behind(part: Part, others: list[Part], skeleton: Skeleton) -> Part:
-    """Returns a part that is worn on the back with a depth that puts it over trunk and head where the back is seen, and
-    under them where the front is seen; any other part as it is."""
+    """Returns a part worn on the back with a depth in front of trunk and head if the back is visible, and behind them
+    if the front is; other parts are unchanged."""
     rotations = {"hair": skeleton.skull, "backpack": skeleton.chest}
     if part.name not in rotations:
         return part
@@ -121,7 +121,7 @@ def _order_behind(part: Part, others: list[Part], skeleton: Skeleton) -> Part:
 
 
 def _stripes(start: np.ndarray, end: np.ndarray, radii: tuple[float, float], spans, color: Color) -> Shapes:
-    """Returns bands across a limb, from and to fractions of its length; start and end are in pixels."""
+    """Returns bands across a limb; spans are fractions of its length, start and end are in pixels."""
     along = end - start
     length = math.hypot(*along)
     if length < 1:
@@ -136,7 +136,7 @@ def _stripes(start: np.ndarray, end: np.ndarray, radii: tuple[float, float], spa
 
 
 def _limb(view: View, start, end, radii: tuple[float, float], look: Look, cover: float, cloth: Color, stripe) -> Shapes:
-    """Returns a limb that clothes cover from its start, `cover` as a fraction of its length."""
+    """Returns a limb with clothes from its start to `cover`, a fraction of its length."""
     layers = view.capsule(start, end, *radii, look.skin) if cover < 1 else []
     if cover <= 0:
         return layers
@@ -162,7 +162,7 @@ def _arm_parts(side: str, skeleton: Skeleton, body: Body, look: Look, view: View
     lower = _limb(
         view, elbow, wrist, (0.025 * thick, 0.018 * thick), look, look.sleeve - 1, look.shirt, look.shirt_stripe
     )
-    # Arms hang beside the body's thickest places, so they are drawn over a trunk of the same depth.
+    # Arms hang beside the thickest parts of the body, so they are drawn in front of a trunk of the same depth.
     return [
         Part(f"{side}_upper_arm", 0.5 * (shoulder + elbow)[2] - 0.035, upper),
         Part(f"{side}_forearm", 0.5 * (elbow + wrist)[2] - 0.045, lower),
@@ -208,7 +208,7 @@ def _trunk_parts(skeleton: Skeleton, body: Body, look: Look, view: View) -> list
 
     shirt = view.blob(np.concatenate([collar, shoulders, waist]), look.shirt)
     belly = view.blob(np.concatenate([waist, hem]), look.shirt)
-    # Outlines first, then the dark sides, then the lit ones: no line across the waist.
+    # Outlines first, then dark sides, then lit sides, to avoid a line across the waist.
     layers = [*belly[:-2], *shirt[:-2], belly[-2], shirt[-2], belly[-1], shirt[-1]]
     if look.shirt_stripe is not None:
         layers += _shirt_stripes((shoulders, waist, hem), look, view)
@@ -229,11 +229,11 @@ def _trunk_parts(skeleton: Skeleton, body: Body, look: Look, view: View) -> list
 
 
 def _skirt(skeleton: Skeleton, body: Body, look: Look, view: View, hem: np.ndarray) -> Part:
-    """Returns a skirt that hangs around both thighs and follows them."""
+    """Returns a skirt that follows both thighs."""
     hips, knees = ([skeleton.joints[f"{side}_{name}"] for side, _ in SIDES] for name in ("hip", "knee"))
     ends = [hip + look.skirt * (knee - hip) for hip, knee in zip(hips, knees, strict=True)]
     lower = np.concatenate([_ring(end, skeleton.hips, 0.062 * body.build, 0.06 * body.build) for end in ends])
-    depth = min(-0.017, 0.25 * (ends[0] + ends[1])[2] - 0.03)  # over the thighs, and never under the pelvis
+    depth = min(-0.017, 0.25 * (ends[0] + ends[1])[2] - 0.03)  # in front of the thighs, and never behind the pelvis
     return Part("skirt", depth, view.blob(np.concatenate([hem, lower]), look.trousers))
 
 
@@ -251,11 +251,11 @@ def _shirt_stripes(rings, look: Look, view: View) -> Shapes:
 
 
 def _shirt_front(rings, skeleton: Skeleton, look: Look, view: View) -> Shapes:
-    """Returns a neckline and what else the front of a shirt has, if the front is seen."""
+    """Returns the neckline and other details of a shirt's front, if visible."""
     if (skeleton.chest @ (0, 0, -1))[2] > -0.25:
         return []
     collar, shoulders, waist, hem = rings
-    front = 12  # the index of the middle of the front in a ring
+    front = 12  # index of the middle of the front in a ring
 
     def across(ring, width):  # two points on the front, `width` sixteenths of a turn apart
         return [ring[front] + 0.5 * width * (ring[front + sign] - ring[front]) for sign in (1, -1)]

@@ -1,4 +1,4 @@
-"""Heads: a ball of hair with a patch of face, which shows where a figure looks."""
+"""Heads: a ball of hair with a face, which shows where a figure looks."""
 
 import math
 
@@ -10,18 +10,18 @@ from .shapes import CIRCLE, Part, Shapes, View, shade, shaded_blob
 
 
 def head_parts(skeleton: Skeleton, body: Body, look: Look, view: View) -> list[Part]:
-    """Returns the head with its face, where that is seen, and the hair that hangs down behind it."""
+    """Returns the head, its face if visible, and the hair that hangs down behind it."""
     center, skull, half = skeleton.joints["head"], skeleton.skull, 0.5 * body.head
     radii = half * np.array([0.78, 1.0, 0.9])
 
     def surface(points):  # points on a unit ball, on the axes of the head -> pixels
         return view.project(center + (points * radii) @ skull.T)
 
-    def cap(direction, degrees, color):  # a round piece of the ball's surface, as far as it is seen
+    def cap(direction, degrees, color):  # the visible part of a spherical cap
         points = _visible_cap(np.array(direction, dtype=float), degrees, skull)
         return [] if points is None else [(surface(points), color)]
 
-    # The outline of a ball: the circle across the line of sight.
+    # The outline of the ball: the circle perpendicular to the line of sight.
     limb = np.concatenate([CIRCLE, np.zeros((24, 1))], axis=1) @ skull
     covering = look.skin if look.hair_style == "bald" else look.hair
     swell = 1.0 if look.hair_style == "bald" else 1.07
@@ -45,11 +45,11 @@ def head_parts(skeleton: Skeleton, body: Body, look: Look, view: View) -> list[P
 
 
 def _visible_cap(direction: np.ndarray, degrees: float, skull: np.ndarray) -> np.ndarray | None:
-    """Returns the outline (n, 3) of the visible side of a round piece of a unit ball, or `None` if it is not seen.
+    """Returns the outline (n, 3) of the visible part of a cap of the unit ball, or `None` if it is hidden.
 
     Args:
-        direction: Its middle, on the axes of the head.
-        degrees: Its radius, as seen from the centre of the ball.
+        direction: Its center, on the axes of the head.
+        degrees: Its angular radius.
         skull: Rotation of the head.
     """
     direction = skull @ (direction / np.linalg.norm(direction))
@@ -63,7 +63,7 @@ def _visible_cap(direction: np.ndarray, degrees: float, skull: np.ndarray) -> np
     if not seen.any():
         return None
     if not seen.all():
-        # The rest of the border is the ball's outline, as far as it belongs to the piece.
+        # The rest of the border is the part of the ball's outline within the cap.
         last = int(np.flatnonzero(seen & ~np.roll(seen, -1))[0])
         arc = np.roll(circle, -last - 1, axis=0)[-np.count_nonzero(seen) :]
         start, end = (math.atan2(point[1], point[0]) for point in (arc[-1], arc[0]))
@@ -77,7 +77,7 @@ def _visible_cap(direction: np.ndarray, degrees: float, skull: np.ndarray) -> np
 
 
 def _face(skeleton: Skeleton, body: Body, look: Look, view: View, surface) -> Shapes:
-    """Returns the ears, eyes, mouth and nose that are seen."""
+    """Returns the visible ears, eyes, mouth and nose."""
     joints, skull, half = skeleton.joints, skeleton.skull, 0.5 * body.head
     layers = []
     for side, _ in SIDES:
@@ -102,7 +102,7 @@ def _face(skeleton: Skeleton, body: Body, look: Look, view: View, surface) -> Sh
 
 
 def is_turned_away(name: str, skeleton: Skeleton, look: Look) -> bool:
-    """Whether a keypoint is on the far side of the head, or an ear under long hair."""
+    """Returns whether a keypoint is on the far side of the head, or is an ear under long hair."""
     if name == "nose":
         return (skeleton.skull @ (0, 0.1, -1))[2] > 0.1
     side = 1 if name.startswith("left") else -1

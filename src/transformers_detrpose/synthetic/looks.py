@@ -1,4 +1,4 @@
-"""What figures wear, and the colours of their skin and hair."""
+"""The clothes of figures, and the colors of their skin and hair."""
 
 from dataclasses import dataclass
 
@@ -15,18 +15,18 @@ HAIR_COLORS = ((24, 20, 18), (54, 36, 24), (92, 58, 30), (140, 96, 48), (206, 16
 
 @dataclass(frozen=True)
 class Look:
-    """Colours and clothes of a figure.
+    """Colors and clothes of a figure.
 
     Args:
-        skin, hair, shirt, trousers, shoes: Colours.
-        shirt_stripe, trousers_stripe: Colours of stripes, or `None`.
+        skin, hair, shirt, trousers, shoes: Colors.
+        shirt_stripe, trousers_stripe: Colors of stripes, or `None`.
         num_stripes: Stripes on the shirt.
-        sleeve, leg_cover: How far the clothes reach: 0 not at all, 1 to the elbow or knee, 2 to the wrist or ankle.
+        sleeve, leg_cover: How far the clothes reach: 0 for none, 1 to the elbow or knee, 2 to the wrist or ankle.
         skirt: Length as a fraction of the thigh's, 0 for none.
         hair_style: "bald", "short", "long", "tail" or "hat".
-        beard: Whether there is one.
-        front: What the shirt has on its front: "plain", "buttons", "logo" or "vest".
-        backpack: Colour, or `None`.
+        beard: Whether there is a beard.
+        front: The front of the shirt: "plain", "buttons", "logo" or "vest".
+        backpack: Color, or `None`.
     """
 
     skin: Color
@@ -47,12 +47,12 @@ class Look:
 
 
 def sample_skin(rng: np.random.Generator) -> Color:
-    """Returns a random colour of skin."""
+    """Returns a random skin color."""
     return shade(SKIN_COLORS[rng.integers(len(SKIN_COLORS))], rng.uniform(0.92, 1.06))
 
 
 def sample_look(rng: np.random.Generator) -> Look:
-    """Returns random colours and clothes."""
+    """Returns random colors and clothes."""
     hair_style = str(rng.choice(["short", "long", "tail", "bald", "hat"], p=[0.46, 0.2, 0.1, 0.06, 0.18]))
     natural = hair_style != "hat" and rng.random() < 0.9
     skirted = rng.random() < 0.15

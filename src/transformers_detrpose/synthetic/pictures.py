@@ -1,12 +1,12 @@
-"""Generates one picture of articulated figures, with exact labels.
+"""Generates an image of articulated figures with exact labels.
 
-What the annotations say:
+Annotations:
 
-* v = 2: the keypoint is seen. v = 1: it is in the picture, but something is in front of it: a thing, another figure, or
-  a part of the figure itself that the keypoint does not belong to (an arm behind the back, the nose seen from behind).
-  v = 0, with x = y = 0: it is outside the picture.
-* `bbox` and `area` are those of the whole figure, as if nothing hid it, as far as it is in the picture.
-* Everybody in a picture is annotated, and has at least three keypoints that are seen.
+* v = 2: the keypoint is visible. v = 1: it is in the image, but hidden by an object, another figure, or a part of the
+  figure that it does not belong to (an arm behind the back, the nose seen from behind). v = 0, with x = y = 0: it is
+  outside the image.
+* `bbox` and `area` are those of the part of the figure inside the image, ignoring occlusion.
+* Every figure in an image is annotated, and has at least three visible keypoints.
 """
 
 import math
@@ -23,27 +23,27 @@ from .poses import find_joints, sample_body, sample_pose
 from .scenery import finish, paint_background, sample_clutter, sample_occluder
 from .shapes import Shapes, Style, paint_shapes, sample_color, sample_style
 
-SUPERSAMPLING = 2  # pixels of the canvas per pixel of the picture, each way
-PEOPLE_PER_ID = 1000  # annotation ids count from this times the index of the picture
+SUPERSAMPLING = 2  # pixels of the canvas per pixel of the image, in each direction
+PEOPLE_PER_ID = 1000  # annotation ids start after this times the index of the image
 
-EMPTY_SHARE = 0.06  # of the pictures
-# Heights of figures, if they stood upright, as fractions of the picture's height.
+EMPTY_SHARE = 0.06  # of the images
+# Standing heights of figures as fractions of the image height.
 MIN_HEIGHT, MAX_HEIGHT = 0.25, 0.9
 PLACING_ATTEMPTS = 6
-# Figures and things are left out where they would leave less than this of somebody.
+# Figures and objects are left out if they would leave less than this of a figure visible.
 LEAST_SEEN_KEYPOINTS = 3
 LEAST_SEEN_SHARE = 0.25
-LEAST_AREA = 0.001  # of the picture
+LEAST_AREA = 0.001  # of the image
 
 
 @dataclass(frozen=True)
 class PlacedFigure:
-    """A figure in a picture.
+    """A figure in an image.
 
     Args:
         figure: The figure, in pixels of the canvas.
-        part_map: For each pixel of the canvas (height, width) 1 plus the index of the figure's part there, or 0.
-        covered: Whether something in front of the figure is drawn there, (height, width).
+        part_map: For each pixel of the canvas (height, width), 1 plus the index of the figure's part there, or 0.
+        covered: Whether a pixel is covered by something in front of the figure, (height, width).
     """
 
     figure: Figure
@@ -60,19 +60,19 @@ def generate_picture(
     plain: bool = False,
     upright: bool = False,
 ) -> tuple[Image.Image, list[dict[str, Any]]]:
-    """Draws one picture; the same arguments give the same picture.
+    """Draws one image; the same arguments give the same image.
 
     Args:
-        seed: Number of the dataset, at least 0.
-        index: Number of the picture in the dataset, at least 0; its `image_id`.
+        seed: Random seed of the dataset, at least 0.
+        index: Index of the image in the dataset, at least 0; its `image_id`.
         size: (height, width) in pixels, or one number for both.
-        max_people: Most figures in the picture; fewer where they do not fit.
-        min_height: Least height of a figure, if it stood upright, as fraction of the picture's height; at most 0.9.
-        plain: Whether there is nothing but the figures, on a single colour, without the camera's flaws.
+        max_people: Maximum number of figures; fewer if they do not fit.
+        min_height: Minimum standing height of a figure as a fraction of the image height; at most 0.9.
+        plain: Whether there is nothing but the figures, on a single color and without camera effects.
         upright: Whether all figures stand or walk and face the viewer.
 
     Returns:
-        The picture, and the annotations of its figures in COCO's format, the farthest figure first.
+        The image, and the annotations of its figures in COCO's format, the farthest figure first.
     """
     rng = np.random.default_rng([seed, index])
     size = (size, size) if isinstance(size, int) else tuple(size)
@@ -99,20 +99,20 @@ def generate_picture(
 def sample_heights(
     rng: np.random.Generator, canvas_size: tuple[int, int], max_people: int, min_height: float
 ) -> list[float]:
-    """Returns the heights of the figures of a picture in pixels, the smallest, which is the farthest, first.
+    """Returns the heights of the figures in an image in pixels, the smallest, which is the farthest, first.
 
     Args:
-        rng: Source of randomness.
+        rng: Random number generator.
         canvas_size: (height, width) in pixels.
-        max_people: Most figures.
-        min_height: Least height as fraction of the picture's.
+        max_people: Maximum number of figures.
+        min_height: Minimum height as a fraction of the image height.
     """
     if max_people == 0 or rng.random() < EMPTY_SHARE:
         return []
     weights = 0.8 ** np.arange(max_people)
     count = 1 + rng.choice(max_people, p=weights / weights.sum())
     low, high = np.log((min_height, MAX_HEIGHT))
-    # Groups have less room for each, and stand at similar distances.
+    # Figures in groups have less room, and stand at similar distances.
     middle = rng.uniform(low, max(low, high - 0.08 * (count - 1)))
     logarithms = np.clip(middle + rng.normal(0, 0.25, count), low, high)
     return sorted(float(height) for height in canvas_size[0] * np.exp(logarithms))
@@ -127,19 +127,19 @@ def add_figure(
     style: Style,
     upright: bool,
 ) -> list[PlacedFigure]:
-    """Draws a random figure in front of the others, where it leaves enough of them to be seen.
+    """Draws a random figure in front of the others, at a place that leaves enough of them visible.
 
     Args:
-        rng: Source of randomness.
+        rng: Random number generator.
         draw: The canvas.
-        people: The figures so far.
-        height: Height of the figure, if it stood upright, in pixels of the canvas.
+        people: The figures drawn so far.
+        height: Standing height of the figure in pixels of the canvas.
         canvas_size: (height, width) of the canvas in pixels.
         style: How shapes are drawn.
         upright: Whether it stands or walks and faces the viewer.
 
     Returns:
-        The figures with the new one, or as they were if there is no room for it.
+        The figures with the new one, or unchanged if there is no room for it.
     """
     body, look = sample_body(rng), sample_look(rng)
     figure = build_figure(find_joints(sample_pose(rng, upright), body), body, look, height, style)
@@ -159,7 +159,7 @@ def add_occluder(
     canvas_size: tuple[int, int],
     style: Style,
 ) -> list[PlacedFigure]:
-    """Draws a random thing over one of the figures, unless it would hide too much; see `add_figure`."""
+    """Draws a random object over one of the figures, unless it would hide too much; see `add_figure`."""
     chosen = people[rng.integers(len(people))]
     x, y, width, height = SUPERSAMPLING * np.array(annotate(chosen)["bbox"])
     shapes = sample_occluder(rng, np.array([x, y, x + width, y + height]), style)
@@ -171,7 +171,7 @@ def add_occluder(
 
 
 def sample_offset(rng: np.random.Generator, figure: Figure, height: float, canvas_size: tuple[int, int]) -> np.ndarray:
-    """Returns where to move a figure, x and y in pixels: into the canvas, or at times over its border."""
+    """Returns a random offset of a figure, x and y in pixels: into the canvas, or sometimes across its border."""
     outline = np.concatenate([polygon for part in figure.parts for polygon, _ in part.layers])
     low, high = outline.min(axis=0), outline.max(axis=0)
     room = np.array(canvas_size[::-1]) - (high - low)
@@ -179,14 +179,14 @@ def sample_offset(rng: np.random.Generator, figure: Figure, height: float, canva
         center = rng.uniform(0.02, 0.98, 2) * canvas_size[::-1]
         return center - 0.5 * (low + high)
     offset = rng.uniform(0, 1, 2) * room
-    if rng.random() < 0.6:  # the nearer a figure, the lower it stands in the picture
+    if rng.random() < 0.6:  # the nearer a figure, the lower it stands in the image
         ground = canvas_size[0] * (0.6 + 0.38 * height / canvas_size[0] + rng.normal(0, 0.04))
         offset[1] = np.clip(ground - (high - low)[1], 0, room[1])
     return offset - low
 
 
 def place_figure(figure: Figure, canvas_size: tuple[int, int]) -> PlacedFigure:
-    """Returns a figure with its part map; nothing covers it yet.
+    """Returns a figure with its part map, not yet covered.
 
     Args:
         figure: The figure, in pixels of the canvas.
@@ -198,7 +198,7 @@ def place_figure(figure: Figure, canvas_size: tuple[int, int]) -> PlacedFigure:
 
 
 def cover(people: list[PlacedFigure], mask: np.ndarray) -> list[PlacedFigure]:
-    """Returns figures with a mask (height, width) in front of them."""
+    """Returns figures covered by a mask (height, width)."""
     return [PlacedFigure(person.figure, person.part_map, person.covered | mask) for person in people]
 
 
@@ -210,7 +210,7 @@ def shapes_mask(shapes: Shapes, canvas_size: tuple[int, int]) -> np.ndarray:
 
 
 def is_recognisable(person: PlacedFigure) -> bool:
-    """Whether enough of a figure is seen to expect anybody to find it."""
+    """Returns whether enough of a figure is visible for it to be detected."""
     silhouette = person.part_map > 0
     area = np.count_nonzero(silhouette)
     if area < max(1, LEAST_AREA * silhouette.size):
@@ -221,11 +221,11 @@ def is_recognisable(person: PlacedFigure) -> bool:
 
 
 def label_keypoints(person: PlacedFigure) -> np.ndarray:
-    """Returns x, y in pixels of the picture and visibility (0, 1, 2) of a figure's keypoints, (17, 3)."""
+    """Returns x, y in pixels of the image and visibility (0, 1, 2) of a figure's keypoints, (17, 3)."""
     height, width = person.part_map.shape
     labels = np.zeros((COCO_PERSON.num_keypoints, 3))
     for index, (x, y) in enumerate(person.figure.keypoints):
-        column, row = math.floor(x + 0.5), math.floor(y + 0.5)  # drawing takes whole numbers for centres of pixels
+        column, row = math.floor(x + 0.5), math.floor(y + 0.5)  # in drawing, pixel centers are at integers
         if not (0 <= column < width and 0 <= row < height):
             continue
         part = int(person.part_map[row, column]) - 1
@@ -236,13 +236,13 @@ def label_keypoints(person: PlacedFigure) -> np.ndarray:
 
 
 def to_picture(points: np.ndarray) -> np.ndarray:
-    """Turns positions on the canvas, where whole numbers are centres of pixels, into positions in the picture, where
-    whole numbers are borders between pixels; to a hundredth, rounded down so that they stay inside."""
+    """Converts positions on the canvas, with pixel centers at integers, to positions in the image, with pixel edges at
+    integers; rounded down to hundredths so that they stay inside."""
     return np.floor(100 * (points + 0.5) / SUPERSAMPLING) / 100
 
 
 def annotate(person: PlacedFigure) -> dict[str, Any]:
-    """Returns the keypoints, box and area of a figure as COCO writes them, in pixels of the picture."""
+    """Returns the keypoints, bounding box and area of a figure in COCO's format, in pixels of the image."""
     labels = label_keypoints(person)
     silhouette = person.part_map > 0
     rows, columns = (np.flatnonzero(silhouette.any(axis=axis)) for axis in (1, 0))

@@ -1,4 +1,4 @@
-"""Poses of an articulated figure: random angles within human ranges, and where they put the joints in space.
+"""Poses of an articulated figure: random joint angles within human ranges, and the resulting joint positions.
 
 Lengths are fractions of the figure's height and angles are degrees. Space has x to the viewer's right, y down and z
 away from the viewer. An upright figure that faces the viewer looks along -z, and its left is at positive x.
@@ -12,9 +12,9 @@ import numpy as np
 from ..keypoint_schemas import COCO_PERSON
 
 FEET_HEIGHT = 0.04  # from the ankles to the ground
-SIDES = (("left", 1), ("right", -1))  # with the sign of x on the body's own axes
+SIDES = (("left", 1), ("right", -1))  # with the sign of x on the body's axes
 
-# Degrees that a healthy adult reaches; the spine's are less than its most, to look relaxed.
+# Degrees within the range of a healthy adult; less for the spine, to look relaxed.
 ARM_RANGES = {"flexion": (-50, 180), "abduction": (-20, 175), "rotation": (-90, 85), "bend": (0, 148)}
 LEG_RANGES = {"flexion": (-30, 128), "abduction": (-20, 60), "rotation": (-35, 50), "bend": (0, 150)}
 TRUNK_RANGES = {
@@ -29,12 +29,12 @@ TRUNK_RANGES = {
 
 @dataclass(frozen=True)
 class Limb:
-    """Angles of an arm or a leg; all 0 is hanging straight down.
+    """Angles of an arm or a leg; all are 0 if it hangs straight down.
 
     Args:
         flexion: Upper arm or thigh raised to the front.
         abduction: Raised to the outside.
-        rotation: Turned about itself, so that the bend of an arm points further inwards, of a leg outwards.
+        rotation: Turned about its axis, so that an arm bends further inward, a leg further outward.
         bend: Of the elbow or the knee.
     """
 
@@ -46,15 +46,15 @@ class Limb:
 
 @dataclass(frozen=True)
 class Pose:
-    """Angles of a figure; all 0 is standing upright and facing the viewer.
+    """Angles of a figure; all are 0 if it stands upright and faces the viewer.
 
     Args:
         arms: The left and the right arm.
         legs: The left and the right leg.
-        turn: About the vertical: 90 looks to the viewer's left, 180 shows the back.
-        tilt: Positive is seen from above.
-        roll: Clockwise in the picture.
-        lean: Of the hips to the front, with all that they carry, legs included.
+        turn: About the vertical: at 90 it looks to the viewer's left, at 180 it shows its back.
+        tilt: Positive if seen from above.
+        roll: Clockwise in the image.
+        lean: Of the hips to the front, together with trunk, head and legs.
         spine_bend: Of the chest against the hips, to the front.
         spine_side: Of the chest against the hips, to its left.
         spine_twist: Of the chest against the hips, to its right.
@@ -112,7 +112,7 @@ class Skeleton:
     Args:
         joints: Position (3,) of each COCO keypoint and of `neck`, `waist`, `hips`, `head`, `left_hand`, `left_heel`,
             `left_toe` and their right counterparts.
-        hips, chest, skull: Rotation (3, 3) from the axes of that part of the body to those of the space.
+        hips, chest, skull: Rotation (3, 3) from the axes of that part of the body to those of space.
     """
 
     joints: dict[str, np.ndarray]
@@ -122,7 +122,7 @@ class Skeleton:
 
 
 def rotation(axis: str, degrees: float) -> np.ndarray:
-    """Returns the rotation matrix (3, 3) about one axis: x turns y to z, y turns z to x, z turns x to y."""
+    """Returns the rotation matrix (3, 3) about an axis: x turns y to z, y turns z to x, z turns x to y."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     if axis == "x":
         return np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
@@ -132,7 +132,7 @@ def rotation(axis: str, degrees: float) -> np.ndarray:
 
 
 def skull_points(body: Body) -> dict[str, np.ndarray]:
-    """Returns where the five keypoints of the head are, on the axes of the head and from its centre."""
+    """Returns the positions of the head's five keypoints relative to its center, on its axes."""
     half = 0.5 * body.head
     points = {"nose": np.array([0, 0.15, -1.0]) * half}
     for side, sign in SIDES:
@@ -142,7 +142,7 @@ def skull_points(body: Body) -> dict[str, np.ndarray]:
 
 
 def find_joints(pose: Pose, body: Body) -> Skeleton:
-    """Returns where a pose puts the joints of a body."""
+    """Returns the joint positions of a body in a pose."""
     view = rotation("z", pose.roll) @ rotation("x", pose.tilt) @ rotation("y", pose.turn)
     hips = view @ rotation("x", pose.lean)
     chest = hips @ rotation("y", pose.spine_twist) @ rotation("z", pose.spine_side) @ rotation("x", pose.spine_bend)
@@ -162,7 +162,7 @@ def find_joints(pose: Pose, body: Body) -> Skeleton:
 
 def _find_arm(side: str, sign: int, arm: Limb, body: Body, neck: np.ndarray, chest: np.ndarray) -> dict:
     upper = chest @ rotation("z", -sign * arm.abduction) @ rotation("x", -arm.flexion)
-    raised = max(0.0, -(chest.T @ upper)[1, 1])  # the collarbone goes up with an arm above the shoulder
+    raised = max(0.0, -(chest.T @ upper)[1, 1])  # the collarbone rises with an arm above the shoulder
     upper = upper @ rotation("y", sign * arm.rotation)
     lower = upper @ rotation("x", -arm.bend)
     shoulder = neck + chest @ (sign * (body.shoulder - 0.02 * raised), -0.04 * raised, 0)
@@ -187,7 +187,7 @@ def _find_leg(side: str, sign: int, leg: Limb, body: Body, hips: np.ndarray) -> 
 
 
 def keypoint_positions(skeleton: Skeleton) -> np.ndarray:
-    """Returns the joints that are COCO keypoints as an array (17, 3), in COCO's order."""
+    """Returns the positions of COCO's keypoints, (17, 3), in COCO's order."""
     return np.stack([skeleton.joints[name] for name in COCO_PERSON.names])
 
 
@@ -203,18 +203,18 @@ def sample_body(rng: np.random.Generator) -> Body:
     )
     names = ("torso", "upper_arm", "forearm", "thigh", "shank")
     lengths = {name: getattr(body, name) * rng.uniform(0.93, 1.07) for name in names}
-    # The total height stays 1, so a large head leaves less for the rest.
+    # The total height is 1, so a large head leaves less for the rest.
     left = 1 - body.head - body.neck - FEET_HEIGHT
     factor = left / (lengths["torso"] + lengths["thigh"] + lengths["shank"])
     return replace(body, **{name: factor * length for name, length in lengths.items()})
 
 
 def sample_pose(rng: np.random.Generator, upright: bool = False) -> Pose:
-    """Returns a random pose: an activity, how the trunk and head are held, and from where it is seen.
+    """Returns a random pose: an activity, the posture of trunk and head, and the viewpoint.
 
     Args:
-        rng: Source of randomness.
-        upright: Whether to stand or walk, and to face the viewer more or less.
+        rng: Random number generator.
+        upright: Whether the figure stands or walks and roughly faces the viewer.
     """
     activities = {_stand: 0.27, _walk: 0.2, _run: 0.1, _sit: 0.12, _crouch: 0.08, _kneel: 0.05, _bow: 0.05, _lie: 0.06}
     activities[_move_freely] = 1 - sum(activities.values())
@@ -236,13 +236,13 @@ def sample_pose(rng: np.random.Generator, upright: bool = False) -> Pose:
     else:
         view = {"turn": _sample_turn(rng), "tilt": rng.normal(6, 7), "roll": _sample_roll(rng)}
     pose = activity(rng, Pose(**view, **trunk))
-    if rng.random() < 0.5:  # activities name the leading side left
+    if rng.random() < 0.5:  # the leading side of activities is the left
         pose = mirrored(pose)
     return _within_ranges(pose)
 
 
 def mirrored(pose: Pose) -> Pose:
-    """Returns the pose that is seen in a mirror: left and right change places."""
+    """Returns the mirrored pose, with left and right swapped."""
     turned = ("turn", "roll", "spine_side", "spine_twist", "head_turn", "head_tilt")
     return replace(pose, arms=pose.arms[::-1], legs=pose.legs[::-1], **{name: -getattr(pose, name) for name in turned})
 
@@ -257,7 +257,7 @@ def _within_ranges(pose: Pose) -> Pose:
 
 
 def _sample_turn(rng: np.random.Generator) -> float:
-    """Returns how far a figure is turned: often to the front, the back or a side, sometimes anything."""
+    """Returns a random turn of a figure: often to the front, the back or a side, sometimes any angle."""
     center, spread = [(0, 25), (180, 25), (90, 18), (-90, 18), (0, 180)][rng.choice(5, p=[0.36, 0.2, 0.13, 0.13, 0.18])]
     return rng.uniform(-spread, spread) if spread == 180 else rng.normal(center, spread)
 
@@ -270,7 +270,7 @@ def _sample_roll(rng: np.random.Generator) -> float:
 
 
 def _sample_arm(rng: np.random.Generator) -> Limb:
-    """Returns an arm that hangs, is raised, rests on the hip or is bent in front of the body."""
+    """Returns a random arm: hanging, raised, with the hand on the hip, or bent in front of the body."""
     uniform = rng.uniform
     kind = rng.choice(5, p=[0.42, 0.18, 0.14, 0.1, 0.16])
     if kind == 0:  # hanging
@@ -298,7 +298,7 @@ def _stand(rng: np.random.Generator, pose: Pose) -> Pose:
 
 
 def _stride(rng: np.random.Generator, pose: Pose, stride: float, bend: float) -> Pose:
-    """Legs and arms that swing against each other, by `stride`, with elbows bent by `bend`."""
+    """Returns a pose with legs and arms swinging in opposition by `stride`, and elbows bent by `bend`."""
     front = Limb(stride, rng.uniform(0, 6), 5, rng.uniform(0.1, 1.1) * stride)
     back = Limb(-0.5 * stride, rng.uniform(0, 6), 5, rng.uniform(0.3, 1.8) * stride)
     swing = stride * rng.uniform(0.6, 1.2)
@@ -357,7 +357,7 @@ def _lie(rng: np.random.Generator, pose: Pose) -> Pose:
 
 
 def _move_freely(rng: np.random.Generator, pose: Pose) -> Pose:
-    """A random pose, from dancing to gymnastics."""
+    """Returns a random pose, from dancing to gymnastics."""
     arms = tuple(Limb(*(rng.uniform(0.7 * low, 0.9 * high) for low, high in ARM_RANGES.values())) for _ in "lr")
     legs = tuple(Limb(*(rng.uniform(0.6 * low, 0.6 * high) for low, high in LEG_RANGES.values())) for _ in "lr")
     return replace(pose, arms=arms, legs=legs, lean=rng.normal(10, 15), spine_side=rng.normal(0, 14))

@@ -1,6 +1,6 @@
-"""What is behind and in front of the figures: backgrounds, clutter, things that hide people, and the camera's flaws.
+"""Scenery: backgrounds, clutter behind figures, occluders in front of them, and camera effects.
 
-Shapes are polygons with a colour, as in `figures.py`. Backgrounds are made at a size (height, width).
+Shapes are polygons with a color, as in `figures.py`. Sizes are (height, width).
 """
 
 import math
@@ -13,7 +13,7 @@ from .shapes import CIRCLE, Color, Shapes, Style, sample_color, shade, shaded_bl
 
 
 def paint_background(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Returns a random background: a wash of colours, noise, stripes, tiles, a landscape or a room."""
+    """Returns a random background: a color gradient, noise, stripes, tiles, a landscape or a room."""
     kinds = (_wash, _noise, _stripes, _tiles, _landscape, _room)
     image = kinds[rng.choice(len(kinds), p=[0.15, 0.2, 0.1, 0.1, 0.25, 0.2])](rng, size)
     if rng.random() < 0.6:
@@ -22,7 +22,7 @@ def paint_background(rng: np.random.Generator, size: tuple[int, int]) -> Image.I
 
 
 def sample_clutter(rng: np.random.Generator, size: tuple[int, int], style: Style) -> Shapes:
-    """Returns random things that stand behind the figures, some of them similar to limbs or heads."""
+    """Returns random objects behind the figures, some of them similar to limbs or heads."""
     height, width = size
     shapes = []
     for _ in range(rng.choice([0, rng.integers(1, 6), rng.integers(4, 16)], p=[0.15, 0.5, 0.35])):
@@ -33,7 +33,7 @@ def sample_clutter(rng: np.random.Generator, size: tuple[int, int], style: Style
 
 
 def sample_occluder(rng: np.random.Generator, box_xyxy: np.ndarray, style: Style) -> Shapes:
-    """Returns a random thing that hides a part of a box."""
+    """Returns a random object that hides part of a box."""
     x1, y1, x2, y2 = box_xyxy
     width, height = x2 - x1, y2 - y1
     center = np.array([rng.uniform(x1, x2), rng.uniform(y1 + 0.2 * height, y2)])
@@ -57,7 +57,7 @@ def sample_occluder(rng: np.random.Generator, box_xyxy: np.ndarray, style: Style
 
 
 def finish(rng: np.random.Generator, canvas: Image.Image, factor: int) -> Image.Image:
-    """Returns the canvas reduced by a factor, as a camera sees it: with blur, noise and another exposure."""
+    """Returns the canvas downscaled by a factor, with a camera's blur, noise and exposure."""
     image = canvas.reduce(factor)
     if rng.random() < 0.35:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1)))
@@ -82,7 +82,7 @@ def _wash(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
 
 
 def _noise(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Clouds between two colours, from coarse to fine."""
+    """Returns clouds of two colors, from coarse to fine."""
     first, second = (np.array(sample_color(rng), dtype=np.float32) for _ in range(2))
     total = np.zeros(size, dtype=np.float32)
     cells, amplitude = rng.integers(2, 6), 1.0
@@ -111,7 +111,7 @@ def _tiles(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
 
 
 def _landscape(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Sky and ground, with houses, hills or trees where they meet."""
+    """Returns sky and ground, with houses, hills or trees on the horizon."""
     height, width = size
     horizon = int(height * rng.uniform(0.25, 0.7))
     bright = rng.uniform(130, 250)
@@ -134,7 +134,7 @@ def _landscape(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
 
 
 def _room(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """A wall with frames and a floor with boards."""
+    """Returns a wall with frames and a floor with boards."""
     height, width = size
     image = _wash(rng, size) if rng.random() < 0.4 else Image.new("RGB", (width, height), sample_color(rng, (0, 0.5)))
     draw = ImageDraw.Draw(image)
@@ -152,7 +152,7 @@ def _room(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
 
 
 def _with_grain(rng: np.random.Generator, image: Image.Image) -> Image.Image:
-    """Makes the surface of a background uneven."""
+    """Returns the background with a grainy texture."""
     size = (image.height, image.width)
     cells = [max(1, int(side / rng.uniform(1, 8))) for side in size]
     grain = np.asarray(_resize(rng.integers(0, 256, cells), size), dtype=np.float32)[..., None] / 255 - 0.5
@@ -193,7 +193,7 @@ def _bars(rng: np.random.Generator, center: np.ndarray, extent: float, style: St
 
 
 def _false_limb(rng: np.random.Generator, center: np.ndarray, extent: float, style: Style) -> Shapes:
-    """A chain of capsules that could be an arm or a leg, but belongs to nobody."""
+    """Returns a chain of capsules that looks like an arm or a leg, but belongs to no figure."""
     color = sample_skin(rng) if rng.random() < 0.4 else sample_color(rng)
     radius, heading, shapes = rng.uniform(0.08, 0.25) * extent, rng.uniform(0, 2 * math.pi), []
     for _ in range(rng.integers(1, 4)):
@@ -204,7 +204,7 @@ def _false_limb(rng: np.random.Generator, center: np.ndarray, extent: float, sty
 
 
 def _striped(rng: np.random.Generator, corners: np.ndarray, color: Color) -> Shapes:
-    """A quadrilateral (4, 2), perhaps with stripes from its first side to its third."""
+    """Returns a quadrilateral (4, 2), at random with stripes from its first side to its third."""
     shapes = [(corners, color)]
     if rng.random() < 0.5:
         other = shade(color, rng.uniform(0.5, 1.4))

@@ -1,4 +1,4 @@
-"""Flat shapes that look round: polygons in a few shades, and the perspective projection of points in space.
+"""Flat shapes that look round: shaded polygons, and the perspective projection of points in space.
 
 Polygons are arrays (n, 2) of x, y in pixels of the canvas.
 """
@@ -11,20 +11,20 @@ import numpy as np
 from PIL import ImageDraw
 
 Color = tuple[int, int, int]
-Shapes = list[tuple[np.ndarray, Color]]  # polygons in the order of drawing
+Shapes = list[tuple[np.ndarray, Color]]  # polygons in drawing order
 
 CAMERA_DISTANCE = 5.0  # in heights of the figure
 CIRCLE = np.array([[math.cos(math.pi / 12 * step), math.sin(math.pi / 12 * step)] for step in range(24)])
-ARC = np.linspace(-1, 1, 8)  # steps along a half turn or so
+ARC = np.linspace(-1, 1, 8)  # steps along an arc, relative to its half angle
 
 
 @dataclass(frozen=True)
 class Style:
-    """How shapes are drawn; the same throughout a picture.
+    """How shapes are drawn; the same throughout an image.
 
     Args:
-        light: Where the light comes from, x and y of a vector in the picture not longer than 1.
-        shading: Difference between lit and dark sides, from 0 to 1.
+        light: Direction of the light source, x and y of a vector in the image plane, of length at most 1.
+        shading: Contrast between lit and dark sides, from 0 to 1.
         outline: Width of the dark outlines as a fraction of the figure's height.
     """
 
@@ -38,9 +38,9 @@ class Part:
     """A part of a figure.
 
     Args:
-        name: Such as "torso" or "left_hand".
-        depth: How far it is, in heights of the figure; smaller is nearer.
-        layers: Polygons and colours, drawn in this order.
+        name: Name, such as "torso" or "left_hand".
+        depth: Distance, in heights of the figure; smaller is nearer.
+        layers: Polygons and colors, in drawing order.
     """
 
     name: str
@@ -65,7 +65,7 @@ class View:
         return self.height * CAMERA_DISTANCE / (CAMERA_DISTANCE + point[2])
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Returns points (..., 3) as pixels (..., 2); the origin stays the origin."""
+        """Projects points (..., 3) to pixels (..., 2); the origin is mapped to the origin."""
         return points[..., :2] * (self.height * CAMERA_DISTANCE / (CAMERA_DISTANCE + points[..., 2:]))
 
     def capsule(self, start, end, start_radius: float, end_radius: float, color: Color) -> Shapes:
@@ -80,26 +80,26 @@ class View:
 
 
 def shade(color: Color, factor: float) -> Color:
-    """Returns a darker (factor below 1) or lighter (above 1) colour."""
+    """Returns a darker (factor below 1) or lighter (above 1) color."""
     return tuple(int(min(255.0, max(0.0, channel * factor))) for channel in color)
 
 
 def sample_color(rng: np.random.Generator, saturation: tuple[float, float] = (0.0, 0.95)) -> Color:
-    """Returns a random colour that is not very dark, pale ones more often than bright ones."""
+    """Returns a random color that is not very dark; pale colors are more likely than vivid ones."""
     low, high = saturation
     rgb = colorsys.hsv_to_rgb(rng.random(), low + (high - low) * rng.random() ** 1.5, rng.uniform(0.2, 1.0))
     return tuple(int(255 * channel) for channel in rgb)
 
 
 def sample_style(rng: np.random.Generator) -> Style:
-    """Returns a random style for a picture."""
+    """Returns a random style for an image."""
     angle = rng.uniform(-math.pi, 0)  # from above
     light = (0.8 * math.cos(angle), 0.8 * math.sin(angle))
     return Style(light=light, shading=rng.uniform(0.2, 0.8), outline=max(0.0, rng.uniform(-0.004, 0.007)))
 
 
 def capsule(start: np.ndarray, end: np.ndarray, start_radius: float, end_radius: float) -> np.ndarray:
-    """Returns the outline of two discs and what lies between them, (n, 2)."""
+    """Returns the convex outline of two discs, (n, 2)."""
     x, y = end - start
     distance = math.hypot(x, y)
     if distance <= abs(start_radius - end_radius) + 1e-6:
@@ -120,7 +120,7 @@ def shaded_capsule(
     style: Style,
     outline: float,
 ) -> Shapes:
-    """Returns a capsule with an outline (a width in pixels), a dark and a lit side."""
+    """Returns a capsule with an outline (its width in pixels), a dark side and a lit side."""
     layers = [(capsule(start, end, start_radius, end_radius), shade(color, 1 - 0.4 * style.shading))]
     if outline:
         layers.insert(0, (capsule(start, end, start_radius + outline, end_radius + outline), shade(color, 0.35)))
@@ -149,7 +149,7 @@ def hull(points: np.ndarray) -> np.ndarray:
 
 
 def shaded_blob(polygon: np.ndarray, color: Color, style: Style, outline: float) -> Shapes:
-    """Returns a convex polygon with an outline (a width in pixels), a dark and a lit side."""
+    """Returns a convex polygon with an outline (its width in pixels), a dark side and a lit side."""
     center = polygon.mean(axis=0)
     arms = polygon - center
     lengths = np.hypot(*arms.T)[:, None]
@@ -161,6 +161,6 @@ def shaded_blob(polygon: np.ndarray, color: Color, style: Style, outline: float)
 
 
 def paint_shapes(draw: ImageDraw.ImageDraw, shapes: list[tuple[np.ndarray, Color | int]]):
-    """Paints polygons in order, the last one on top."""
+    """Paints polygons in order, the last on top."""
     for polygon, color in shapes:
         draw.polygon(polygon.ravel().tolist(), fill=color)

@@ -1,7 +1,7 @@
-"""Makes `optimum-cli export onnx` know DETRPose.
+"""Registers DETRPose with `optimum-cli export onnx`.
 
-Optimum imports every module of this namespace, which several packages share, whenever its command starts: hence no
-import of anything slow, and nothing that fails where Optimum's ONNX exporter is not installed.
+Whenever its command starts, Optimum imports all modules in this namespace, which several packages share: hence no slow
+imports, and none that fail if Optimum's ONNX exporter is not installed.
 """
 
 import functools
@@ -13,18 +13,18 @@ except ImportError:
 
 
 def is_detrpose(args) -> bool:
-    """Returns whether the model of a command is a DETRPose."""
+    """Returns whether a command's model is a DETRPose model."""
     from transformers import PretrainedConfig
 
     try:
         config, _ = PretrainedConfig.get_config_dict(args.model, cache_dir=args.cache_dir)
     except OSError:
-        return False  # such as a model of another library; Optimum will say so if it is an error
+        return False  # such as a model of another library; Optimum reports errors itself
     return config.get("model_type") == "detrpose"
 
 
 def knowing_detrpose(run):
-    """Wraps the `run` method of the command so that DETRPose is known when it is what shall be exported."""
+    """Wraps the command's `run` method to register DETRPose if that is the model to export."""
 
     @functools.wraps(run)
     def run_knowing_detrpose(command):

@@ -1,1 +1,1 @@
-"""Comparing how fast a model is in several runtimes."""
+"""Benchmarks of a model in several runtimes."""

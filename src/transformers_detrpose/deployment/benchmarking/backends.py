@@ -1,4 +1,4 @@
-"""The ways to run a model that `detrpose benchmark` compares: each makes a function from images to outputs."""
+"""The backends of `detrpose benchmark`: each returns a function from images to outputs."""
 
 import copy
 import tempfile
@@ -15,18 +15,18 @@ from ..tensorrt import EngineRunner, build_engine, load_tensorrt
 
 
 class Unavailable(Exception):
-    """A backend that cannot be measured here; the message is the reason."""
+    """The backend cannot be measured here; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a backend shall be made for.
+    """The setting that a backend is prepared for.
 
     Args:
         precision: "float32", "float16" or "bfloat16".
-        batch_size: images at once.
-        size: their height and width in pixels.
-        device: what the model runs on.
+        batch_size: images per batch.
+        size: height and width of the images in pixels.
+        device: device that the model runs on.
     """
 
     precision: str
@@ -36,7 +36,7 @@ class Setting:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the model's numbers."""
+        """The dtype of the model."""
         return getattr(torch, self.precision)
 
 
@@ -61,7 +61,7 @@ def cuda_graph(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
         raise Unavailable("needs a CUDA device")
     eager = fused(model, setting)
     pixel_values = torch.rand(setting.batch_size, 3, setting.size, setting.size, device=setting.device)
-    # Libraries choose their algorithms and get their memory in the first runs, which must not be recorded.
+    # The first runs, in which libraries select algorithms and allocate memory, must not be recorded.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -81,7 +81,7 @@ def cuda_graph(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
 
 
 def onnx_runtime(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
-    """ONNX Runtime with its provider for the device."""
+    """ONNX Runtime with its CPU or CUDA provider."""
     provider = "CUDAExecutionProvider" if setting.device.type == "cuda" else "CPUExecutionProvider"
     return run_in_onnx_runtime(model, setting, provider, "onnxruntime")
 
@@ -94,7 +94,7 @@ def onnx_runtime_tensorrt(model: DETRPoseForPoseEstimation, setting: Setting) ->
 
 
 def run_in_onnx_runtime(model: DETRPoseForPoseEstimation, setting: Setting, provider: str, target: str) -> Run:
-    """Exports a model and opens it in ONNX Runtime, with as many threads as PyTorch has."""
+    """Exports a model and loads it in ONNX Runtime, with as many threads as PyTorch."""
     try:
         import onnxruntime
 
@@ -133,7 +133,7 @@ def openvino(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
     except ImportError as error:
         raise Unavailable("openvino is not installed") from error
     core = ov.Core()
-    # Left alone it computes in bfloat16 where the processor can, which is too coarse for poses.
+    # By default it computes in bfloat16 if the CPU can, which is too coarse for poses.
     hint = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[setting.precision]
     config = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     config["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
@@ -142,7 +142,7 @@ def openvino(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
         file = write_model(model, in_float32, Path(folder), "onnxruntime")
         try:
             network = core.compile_model(core.read_model(file), "CPU", config)
-        except RuntimeError as error:  # a list of source lines, and what is wrong at its end
+        except RuntimeError as error:  # a list of source lines, with the reason at the end
             raise Unavailable(f"OpenVINO cannot take the graph: {str(error).strip().splitlines()[-1]}") from error
     names = output_shapes(model.config)
 
@@ -155,19 +155,19 @@ def openvino(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
 
 
 def write_model(model: DETRPoseForPoseEstimation, setting: Setting, folder: Path, target: str) -> Path:
-    """Writes a model as a simplified ONNX file of fixed batch and image size, on the CPU.
+    """Writes a model as a simplified ONNX file with fixed batch and image size, on the CPU.
 
     Args:
         model: the model.
         setting: batch, size and precision.
-        folder: where to.
-        target: what will execute the file, "onnxruntime" or "tensorrt".
+        folder: the folder to write to.
+        target: runtime of the file, "onnxruntime" or "tensorrt".
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        Unavailable: if it cannot be exported here.
+        Unavailable: if the model cannot be exported here.
     """
     if setting.precision == "bfloat16":
         raise Unavailable("ONNX files are made in float32 and float16 only")

@@ -1,4 +1,4 @@
-"""Measures a model in several backends: alone, and from image files to poses."""
+"""Benchmarks a model in several backends: alone, and from image files to poses."""
 
 import time
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ from .measuring import Laps, Timing, time_runs
 
 @dataclass
 class Candidate:
-    """A backend in a setting, and what has been measured of it.
+    """A backend in a setting, with its measurements.
 
     Args:
         backend: one of `BACKENDS`.
         setting: precision, batch and size.
         run: the model in this backend.
-        seconds: what calls of the model took, one mean per round.
-        laps: what the parts from files to poses took.
-        problem: why it is not measured any more.
+        seconds: latency of the model, one mean per round.
+        laps: times of the steps from files to poses.
+        problem: why it is no longer measured.
     """
 
     backend: str
@@ -40,20 +40,20 @@ class Candidate:
 
 
 class Benchmark:
-    """Measures backends in turn: each round runs every backend a few times.
+    """Measures backends in interleaved rounds: each round runs every backend a few times.
 
-    A machine that others share is not the same from minute to minute. What is measured in turn can be compared all the
-    same. The pause is there because the threads of some runtimes go on looking for work after a call.
+    Interleaved measurements can be compared even if the speed of a shared machine varies. The pauses are needed because
+    the threads of some runtimes keep spinning after a call.
 
     Args:
         model: the model.
-        processor: its image processor, whose size is measured.
-        images: image files; taken in turn where a batch has more.
-        device: what to run on.
-        rounds: how often every backend has its turn.
-        runs: calls of the model in each turn.
-        pause: seconds before each turn.
-        threshold: least score of the poses that are compared with those of PyTorch in float32.
+        processor: its image processor, which determines the image size.
+        images: image files; repeated if a batch has more.
+        device: device to run on.
+        rounds: number of rounds.
+        runs: calls of the model per backend and round.
+        pause: seconds before each backend's turn.
+        threshold: minimum score of poses that are compared with PyTorch in float32.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Benchmark:
 
     @torch.inference_mode()
     def measure(self, backends: Sequence[str], precision: str, batch_size: int) -> list[dict[str, Any]]:
-        """Returns a row of the result for each backend: its timings, or the reason why there are none."""
+        """Returns a row for each backend: its timings, or the reason why there are none."""
         setting = Setting(precision, batch_size, self.size, self.device)
         candidates = [Candidate(backend, setting) for backend in backends]
         for candidate in tqdm(candidates, desc="preparing", unit="backend", leave=False):
@@ -85,22 +85,22 @@ class Benchmark:
         return [self.attempt(candidate, self.describe) or self.describe_problem(candidate) for candidate in candidates]
 
     def attempt(self, candidate: Candidate, step) -> Any:
-        """Takes a step with a candidate that has had no problem so far, and notes if that was one."""
+        """Runs a step for a candidate that has not failed so far, and records its failure."""
         if candidate.problem is None:
             try:
                 return step(candidate)
-            except Exception as error:  # a backend that fails, however it does, must not end the others
+            except Exception as error:  # no failure of a backend may stop the others
                 candidate.problem = first_line(error)
                 candidate.run = None
         return None
 
     def prepare(self, candidate: Candidate):
-        """Makes the model in its backend, and runs everything once."""
+        """Prepares the model in its backend, and runs everything once."""
         candidate.run = BACKENDS[candidate.backend](self.model, candidate.setting)
         self.from_files_to_poses(candidate.run, candidate.setting, Laps())
 
     def take_turn(self, candidate: Candidate):
-        """Measures the model a few times, and once from files to poses."""
+        """Measures the model a few times, and the steps from files to poses once."""
         time.sleep(self.pause)
         setting = candidate.setting
         pixel_values = torch.rand(setting.batch_size, 3, self.size, self.size).to(self.device, setting.dtype)
@@ -108,7 +108,7 @@ class Benchmark:
         self.from_files_to_poses(candidate.run, setting, candidate.laps)
 
     def from_files_to_poses(self, run: Run, setting: Setting, laps: Laps):
-        """Finds the poses in a batch of image files, one part after the other."""
+        """Predicts the poses in a batch of image files, and times each step."""
         paths = [self.images[index % len(self.images)] for index in range(setting.batch_size)]
         laps.start()
         images = [load_rgb_image(path) for path in paths]
@@ -124,7 +124,7 @@ class Benchmark:
         laps.end("post_process")
 
     def describe(self, candidate: Candidate) -> dict[str, Any]:
-        """Returns the row of a candidate that has been measured."""
+        """Returns the row of a candidate that was measured."""
         setting = candidate.setting
         model, whole = Timing.of(candidate.seconds), candidate.laps.total()
         return {
@@ -140,13 +140,13 @@ class Benchmark:
         }
 
     def describe_problem(self, candidate: Candidate) -> dict[str, Any]:
-        """Returns the row of a candidate that has not been measured."""
+        """Returns the row of a candidate that failed."""
         setting = candidate.setting
         row = {"backend": candidate.backend, "precision": setting.precision, "batch_size": setting.batch_size}
         return {**row, "skipped": candidate.problem}
 
     def agreement(self, run: Run, setting: Setting) -> float | None:
-        """Returns the least keypoint similarity to the poses of PyTorch in float32, or None without a pose."""
+        """Returns the lowest keypoint similarity to the poses of PyTorch in float32, or None if there are none."""
 
         def run_one(pixel_values: torch.Tensor) -> DETRPoseForPoseEstimationOutput:
             outputs = run(pixel_values.expand(setting.batch_size, -1, -1, -1).contiguous().to(setting.dtype))

@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations."""
+"""Counts of parameters and floating-point operations."""
 
 import re
 
@@ -9,7 +9,7 @@ from ...modeling_detrpose import DETRPoseForPoseEstimation
 
 
 def count_costs(model: DETRPoseForPoseEstimation, size: int) -> tuple[int, int, int]:
-    """Counts what one square image costs.
+    """Counts parameters, and operations for one square image.
 
     Args:
         model: a fused model.
@@ -17,8 +17,8 @@ def count_costs(model: DETRPoseForPoseEstimation, size: int) -> tuple[int, int, 
 
     Returns:
         The parameters, the operations, and the operations that PyTorch's counter finds in the official model: without
-        the attention across instances, which runs there as one fused operation that the counter does not see, and with
-        a convolution of enlarged maps in the encoder, which takes place before they are enlarged here.
+        the attention across instances, a fused operation there that the counter misses, and with a convolution in the
+        encoder that runs after upsampling, not before.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, size, size, device=model.device))

@@ -1,4 +1,4 @@
-"""Times with their spread, and what they were measured on: the machine, the versions."""
+"""Timings with their spread, and the machine and versions that they were measured with."""
 
 import os
 import platform
@@ -23,13 +23,13 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Timing:
-    """How long something took.
+    """Statistics of run times.
 
     Args:
-        median: of all runs, in milliseconds.
-        low: a quarter of the runs took less, in milliseconds.
-        high: a quarter of the runs took longer, in milliseconds.
-        runs: how many.
+        median: median of all runs, in milliseconds.
+        low: first quartile, in milliseconds.
+        high: third quartile, in milliseconds.
+        runs: number of runs.
     """
 
     median: float
@@ -39,7 +39,7 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: list[float]) -> "Timing":
-        """Returns the timing of runs that took so many seconds each."""
+        """Returns the timing of runs, given in seconds."""
         milliseconds = sorted(1000 * value for value in seconds)
         if len(milliseconds) == 1:
             return cls(*3 * milliseconds, runs=1)
@@ -47,7 +47,7 @@ class Timing:
         return cls(median, low, high, len(milliseconds))
 
     def per_second(self, count: int) -> float:
-        """Returns how many things a second there are, with `count` of them in a run."""
+        """Returns the throughput per second, with `count` items per run."""
         return 1000 * count / self.median
 
     def __str__(self) -> str:
@@ -59,24 +59,24 @@ class Timing:
 
 
 def time_runs(function: Callable[[], Any], runs: int) -> float:
-    """Returns the seconds that a call of a function takes, the mean of some calls after two to warm up."""
-    # By default the timer runs on one thread.
+    """Returns the mean time of some calls of a function in seconds, after two warm-up calls."""
+    # The timer's default is one thread.
     timer = benchmark.Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
     return timer.timeit(runs).mean
 
 
 class Laps:
-    """Splits the time of something that is run again and again into parts: `start`, then `end` after each part."""
+    """Times the parts of a repeated computation: call `start`, then `end` after each part."""
 
     def __init__(self):
         self.seconds: dict[str, list[float]] = {}
 
     def start(self):
-        """Begins the first part."""
+        """Starts the first part."""
         self.time = benchmark.timer()  # waits for the GPU
 
     def end(self, name: str):
-        """Ends a part, and begins the next one."""
+        """Ends a part, and starts the next one."""
         now = benchmark.timer()
         self.seconds.setdefault(name, []).append(now - self.time)
         self.time = now
@@ -86,12 +86,12 @@ class Laps:
         return {name: Timing.of(seconds) for name, seconds in self.seconds.items()}
 
     def total(self) -> Timing:
-        """Returns the timing of all parts together."""
+        """Returns the timing of the sum of all parts."""
         return Timing.of([sum(parts) for parts in zip(*self.seconds.values(), strict=True)])
 
 
 def peak_memory(device: torch.device) -> float:
-    """Returns the most memory used so far in MiB: of the GPU by tensors, or of the whole process on the CPU."""
+    """Returns the peak memory so far in MiB: of tensors on the GPU, or of the whole process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if device.type != "cpu" or os.name == "nt":
@@ -103,7 +103,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Returns the name of the device, the number of threads, and the versions of what is installed."""
+    """Returns the name of the device, the number of threads, and the versions of installed packages."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions["transformers-detrpose"] = transformers_detrpose.__version__
     for package in PACKAGES:
@@ -122,7 +122,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """Returns the name of the CPU, or its kind where the system does not tell."""
+    """Returns the name of the CPU, or its architecture if the name is unknown."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -130,7 +130,7 @@ def processor_name() -> str:
 
 
 def format_table(header: list[str], rows: list[list[str]]) -> str:
-    """Returns a table in Markdown, with columns of even width."""
+    """Returns a Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(

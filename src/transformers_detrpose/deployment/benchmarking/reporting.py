@@ -1,4 +1,4 @@
-"""Results of a benchmark as text, JSON and a plot."""
+"""Benchmark results as text, JSON and a plot."""
 
 from pathlib import Path
 from typing import Any
@@ -7,31 +7,31 @@ from .measuring import Timing, format_table
 
 
 def to_json(value: Any) -> Any:
-    """Returns a row with its timings as dictionaries, in milliseconds."""
+    """Converts the timings in a row to dictionaries, in milliseconds."""
     if isinstance(value, Timing):
         return value.to_dict()
     return {key: to_json(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def title(result: dict[str, Any]) -> str:
-    """Returns what was measured, on what."""
+    """Returns the title: the model and the machine."""
     machine = result["machine"]
     size, threads = result["size"], machine["threads"]
     figures = (
-        f"{result['parameters'] / 1e6:.2f} M parameters, {result['operations_per_image'] / 1e9:.2f} GFLOPs an image"
+        f"{result['parameters'] / 1e6:.2f} M parameters, {result['operations_per_image'] / 1e9:.2f} GFLOPs per image"
     )
     return f"{result['arguments']['model']} at {size}x{size}, {figures}\n{machine['device']}, {threads} CPU threads"
 
 
 def format_report(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Returns the machine, the table, and what was skipped."""
+    """Returns the report: the machine, the table, and what was skipped."""
     header = ["backend", "precision", "batch", "model, ms", "images/s", "end to end, ms", "images/s"]
     header += ["decode + prepare + post-process, ms", "agreement"]
     lines = [table_row(row) for row in rows if "skipped" not in row]
     text = [title(result), ", ".join(f"{name} {version}" for name, version in result["machine"]["versions"].items())]
     if lines:
         rounds = result["arguments"]["rounds"]
-        text.append(f"Medians of {rounds} rounds in turn, with quartiles; times are those of a batch.")
+        text.append(f"Medians of {rounds} interleaved rounds, with quartiles; times are per batch.")
         text.append(format_table(header, lines))
     for row in rows:
         if "skipped" in row:
@@ -40,7 +40,7 @@ def format_report(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def table_row(row: dict[str, Any]) -> list[str]:
-    """Returns the cells of a row that has been measured."""
+    """Returns the table cells of a row that was measured."""
     parts = " + ".join(f"{row['parts'][name].median:.2f}" for name in ("decode", "prepare", "post_process"))
     return [
         row["backend"],
@@ -56,7 +56,7 @@ def table_row(row: dict[str, Any]) -> list[str]:
 
 
 def plot(rows: list[dict[str, Any]], file: Path, heading: str):
-    """Draws the times for an image, of the model and of the rest, as bars with the model's quartiles.
+    """Draws a bar chart of the time per image, end to end and of the model with its quartiles.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -76,7 +76,7 @@ def plot(rows: list[dict[str, Any]], file: Path, heading: str):
     axes.barh(names, whole, color="lightgray", label="end to end")
     axes.barh(names, model, height=0.5, xerr=spread, color="tab:blue", label="model, with quartiles")
     axes.invert_yaxis()
-    axes.set(xlabel="milliseconds for an image")
+    axes.set(xlabel="milliseconds per image")
     axes.set_title(heading, fontsize="small")
     axes.legend()
     figure.savefig(file, dpi=120)
