@@ -17,7 +17,6 @@ from transformers_detrpose import (
     DETRPoseConfig,
     DETRPoseForPoseEstimation,
     DETRPoseImageProcessor,
-    modeling_detrpose,
 )
 from transformers_detrpose.modeling_detrpose import DETRPoseIntegral, weighting_function
 
@@ -400,16 +399,3 @@ class TestUnscaledImages:
         model = DETRPoseForPoseEstimation(tiny_config()).eval()
         with pytest.raises(ValueError, match=f"floating-point numbers from 0 to 1, but got {dtype}"):
             model(torch.zeros(1, 3, 64, 64, dtype=dtype))
-
-    @pytest.mark.parametrize(
-        "largest, is_warned",
-        [(255.0, True), (1.0, False), (-2.7, False)],  # -2.7 is the least that ImageNet's normalisation gives
-    )
-    @torch.no_grad()
-    def test_one_warning(self, monkeypatch, largest, is_warned):
-        warnings = []
-        monkeypatch.setattr(modeling_detrpose.logger, "warning", lambda *message: warnings.append(message))
-        model = DETRPoseForPoseEstimation(tiny_config()).eval()
-        for _ in range(2):
-            model(torch.full((1, 3, 64, 64), largest))
-        assert len(warnings) == is_warned

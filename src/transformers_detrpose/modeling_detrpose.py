@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import HfApi
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 from transformers import AutoBackbone, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2ConvLayer, HGNetV2LearnableAffineBlock
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 
 from .attention import (
     DETRPoseDeformableAttention,
@@ -29,6 +28,7 @@ from .attention import (
     DETRPoseZeroLinear,
     bilinear_sample,
 )
+from .batch_norm import DETRPoseFrozenBatchNorm2d, freeze_batch_norms
 from .configuration_detrpose import DETRPoseConfig
 from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
 from .loss_detrpose import pose_estimation_loss
@@ -37,10 +37,6 @@ from .pose_targets import validate_labels
 
 # The largest float16; larger activations would become infinite in half precision.
 MAX_ACTIVATION = 65504.0
-# Beyond what any usual normalisation gives; the numbers of an unscaled image reach 255.
-MAX_PIXEL_VALUE = 20.0
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -170,25 +166,6 @@ def without_autocast(device: torch.device):
     # Autocast is not available on the meta device, where costs are counted.
     enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
-
-
-class DETRPoseFrozenBatchNorm2d(FrozenBatchNorm2d):
-    """A frozen batch norm that keeps half precision, where torchvision's returns float32."""
-
-    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        bias = self.bias - self.running_mean * scale
-        scale, bias = (x.to(hidden_state.dtype)[:, None, None] for x in (scale, bias))
-        return hidden_state * scale + bias
-
-
-def freeze_batch_norms(module: nn.Module):
-    """Replaces all batch norms in `module` by frozen ones."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, DETRPoseFrozenBatchNorm2d(child.num_features, eps=child.eps))
-        else:
-            freeze_batch_norms(child)
 
 
 class DETRPoseConvNorm(nn.Module):
@@ -939,7 +916,6 @@ class DETRPoseModel(DETRPosePreTrainedModel):
 
     def __init__(self, config: DETRPoseConfig):
         super().__init__(config)
-        self._has_seen_images = False
         # CODEPATH: HGNetV2, the backbone of all released checkpoints, has no attention and rejects the implementation
         # requested for the whole model, so it uses its default.
         # trf-ignore: TRF051
@@ -1083,21 +1059,6 @@ class DETRPoseModel(DETRPosePreTrainedModel):
                 f"height and width of `pixel_values` must be multiples of {stride}, the largest feature stride, "
                 f"but got {height} x {width}."
             )
-        self._warn_of_unscaled(pixel_values)
-
-    def _warn_of_unscaled(self, pixel_values: torch.Tensor):
-        """Warns if the first images that the model sees are in 0 to 255; looking costs a GPU's queue once."""
-        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if is_traced or self._has_seen_images or pixel_values.is_meta or not pixel_values.numel():
-            return
-        self._has_seen_images = True
-        largest = pixel_values.detach().abs().amax()
-        if largest > MAX_PIXEL_VALUE:
-            logger.warning(
-                "`pixel_values` should be RGB from 0 to 1, but reach %g: images in 0 to 255 have to be scaled, as the "
-                "image processor does.",
-                largest,
-            )
 
 
 class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
@@ -1129,7 +1090,7 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        labels_are_valid: bool = False,
+        inputs_are_valid: bool = False,
         loss_divisors: torch.Tensor | None = None,
     ) -> tuple | DETRPoseForPoseEstimationOutput:
         """Predicts the poses in a batch of images and, given labels, computes the losses.
@@ -1143,7 +1104,7 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
             output_attentions: whether to return attention weights.
             output_hidden_states: whether to return the tokens of all decoder layers and the encoder's feature maps.
             return_dict: whether to return a [`DETRPoseForPoseEstimationOutput`] instead of a tuple.
-            labels_are_valid: whether `validate_labels` has seen the labels already, best on the host: on a GPU it waits
+            inputs_are_valid: whether `validate_labels` has seen the labels already, best on the host: on a GPU it waits
                 for the device.
             loss_divisors: what the losses are divided by where gradients are accumulated, see [`pose_estimation_loss`].
 
@@ -1170,7 +1131,7 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if labels is not None:
-            if not labels_are_valid:
+            if not inputs_are_valid:
                 validate_labels(labels, self.config, len(pixel_values))
             if self.training and denoising_queries is None:
                 denoising_queries = make_denoising_queries(labels, self.config, tuple(pixel_values.shape[-2:]))

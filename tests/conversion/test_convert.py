@@ -84,6 +84,7 @@ def test_folder_is_complete(converted):
         "README.md",
         # the code, for trust_remote_code=True
         "attention.py",
+        "batch_norm.py",
         "configuration_detrpose.py",
         "denoising.py",
         "image_processing_detrpose.py",

@@ -73,8 +73,8 @@ def compute_outputs(
 
     Returns:
         By default `logits` (batch, queries, labels), `pred_keypoints` and, with FDR heads, `pred_keypoint_std` (batch,
-        queries, K, 2), x and y as fractions of the image. With `post_process`, what [`score_keypoints`] returns, as listed
-        in `POSE_OUTPUTS`.
+        queries, K, 2), x and y as fractions of the image. With `post_process`, `POSE_OUTPUTS`, see
+        [`score_keypoints`].
     """
     outputs = model(pixel_values, return_dict=True)
     outputs = {name: outputs[name] for name in output_shapes(model.config)}

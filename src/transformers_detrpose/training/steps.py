@@ -69,7 +69,7 @@ def prepare_inputs(model: DETRPoseForPoseEstimation, batches: Sequence[dict[str,
     """
     for batch in batches:
         validate_labels(batch["labels"], model.config, len(batch["pixel_values"]))
-    inputs = [{**to_device(batch, model.device), "labels_are_valid": True} for batch in batches]
+    inputs = [{**to_device(batch, model.device), "inputs_are_valid": True} for batch in batches]
     if len(inputs) > 1:
         counts = sum(_count_matches(model, batch) for batch in inputs)
         divisors = average_over_processes(counts)

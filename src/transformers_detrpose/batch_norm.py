@@ -1,0 +1,24 @@
+"""Batch norms whose statistics and parameters stay fixed in training."""
+
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+
+class DETRPoseFrozenBatchNorm2d(FrozenBatchNorm2d):
+    """A frozen batch norm that keeps half precision, where torchvision's returns float32."""
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        bias = self.bias - self.running_mean * scale
+        scale, bias = (x.to(hidden_state.dtype)[:, None, None] for x in (scale, bias))
+        return hidden_state * scale + bias
+
+
+def freeze_batch_norms(module: nn.Module):
+    """Replaces all batch norms in `module` by frozen ones."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, DETRPoseFrozenBatchNorm2d(child.num_features, eps=child.eps))
+        else:
+            freeze_batch_norms(child)
