@@ -31,7 +31,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
-from transformers_detrpose.commands.command_line import CommandError, count, field_value, number, run_command
+from transformers_detrpose.commands.command_line import CommandError, run_command
+from transformers_detrpose.commands.train_arguments import parse_arguments
 from transformers_detrpose.data import CocoPoseDataset, check_dataset, evaluation_dataloader, train_dataloader
 from transformers_detrpose.data.augmentation import UNCHANGED, seed_for
 from transformers_detrpose.evaluation import METRICS, KeypointMetric, evaluate_model
@@ -62,11 +63,6 @@ from transformers_detrpose.training import (
 )
 
 logger = logging.getLogger("transformers_detrpose.train")
-
-RESUME_HELP = """go on from the state in --output, with the same options; learning rates may change. On a CPU the result
-    is exactly that of a training that never stopped; on a GPU, which sums some gradients in any order, nearly"""
-ACCUMULATION_HELP = """smaller batches that a process divides its share of --batch-size into: the same gradients
-    with less memory, in a third more time"""
 
 
 def get_datasets(args: argparse.Namespace, accelerator: Accelerator) -> tuple[CocoPoseDataset, CocoPoseDataset]:
@@ -370,86 +366,6 @@ def train(args: argparse.Namespace):
         # PyTorch raises it wherever the training is, be it in the midst of a step, which could not be saved.
         raise CommandError(f"{first_line(error)} --resume goes on from {args.output / 'state'}") from error
     accelerator.end_training()
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="detrpose train",
-        description="Trains DETRPose on a dataset in COCO's keypoint format.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    whole = number(0, kind=int)
-    required = {"required": True, "default": argparse.SUPPRESS}
-    folder = {"type": Path, "metavar": "DIR", **required}
-    file = {"type": Path, "metavar": "FILE", **required}
-    parser.add_argument("--model", **required, help="folder or Hub id to go on from, or n, s, m, l, x to start fresh")
-    parser.add_argument("--train-images", **folder, help="folder of the training images")
-    parser.add_argument("--train-annotations", **file, help="their COCO-format JSON file")
-    parser.add_argument("--val-images", **folder, help="folder of the validation images")
-    parser.add_argument("--val-annotations", **file, help="their COCO-format JSON file")
-    parser.add_argument("--output", **folder, help="folder for checkpoints and metrics")
-    parser.add_argument("--resume", action="store_true", help=RESUME_HELP)
-    parser.add_argument(
-        "--recipe",
-        choices=list(RECIPES),
-        help="train as the published model of this size and dataset was trained; leaves out images without people",
-    )
-    parser.add_argument("--metric", choices=list(METRICS), default="coco", help="whose definition of the scores")
-
-    default = FINE_TUNING
-    recipe = parser.add_argument_group("set by --recipe unless given")
-    recipe.add_argument("--epochs", type=count, help=f"passes over the images; {default.epochs} without a recipe")
-    recipe.add_argument(
-        "--batch-size", type=count, help=f"images per step, of all processes; {default.batch_size} without a recipe"
-    )
-    recipe.add_argument("--lr", type=number(0), help=f"learning rate; {default.lr} without a recipe")
-    recipe.add_argument("--backbone-lr", type=number(0), help=f"the backbone's; {default.backbone_lr} without a recipe")
-    recipe.add_argument("--lr-drop-epoch", type=count, help="first epoch at a tenth of the learning rates")
-    recipe.add_argument(
-        "--multi-scale-repeats",
-        type=whole,
-        help="how often --size is among the sizes of batches; 0 for no other size",
-    )
-    recipe.add_argument(
-        "--warmup-steps",
-        type=whole,
-        help=f"steps of linear warm-up; without a recipe a tenth of all, at most {default.max_warmup_steps}",
-    )
-
-    parser.add_argument("--size", type=count, default=640, help="height and width of the images in pixels")
-    parser.add_argument("--weight-decay", type=number(0), default=1e-4, help="of AdamW")
-    parser.add_argument("--max-grad-norm", type=number(0), default=0.1, help="gradients are clipped to it; 0: never")
-    parser.add_argument("--ema-decay", type=number(0, 1), default=0.9999, help="decay of the averaged weights per step")
-    parser.add_argument("--no-augment", action="store_true", help="only resize the training images")
-    parser.add_argument(
-        "--unfreeze-backbone-norms", action="store_true", help="train the backbone's norms, as random weights need"
-    )
-    parser.add_argument(
-        "--set",
-        type=field_value,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="fields of the configuration",
-    )
-    parser.add_argument("--seed", type=whole, default=0, help="of weights, order, augmentation and noise")
-    parser.add_argument("--num-workers", type=whole, default=4, help="processes that load images, for each that trains")
-    parser.add_argument("--eval-batch-size", type=count, default=16, help="images per process in evaluation")
-    parser.add_argument("--eval-epochs", type=count, default=1, help="epochs between evaluations, and saved states")
-    parser.add_argument("--gradient-accumulation-steps", type=count, default=1, help=ACCUMULATION_HELP)
-    parser.add_argument(
-        "--mixed-precision",
-        choices=["no", "fp16", "bf16"],
-        help="of training; as `accelerate launch` says if not given",
-    )
-    parser.add_argument("--save-steps", type=whole, default=0, help="steps between saved states; 0: with evaluations")
-    parser.add_argument("--report-to", help="tracker that accelerate knows, such as tensorboard or wandb")
-    parser.add_argument("--decode-images", action="store_true", help="decode all images once to find broken ones first")
-    args = parser.parse_args(argv)
-    args.set = dict(args.set)
-    return args
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch.optim.swa_utils import AveragedModel
 
-from ..files import restore_folder, whole_file, whole_folder
+from ..files import naming_full_disk, restore_folder, whole_file, whole_folder
 from ..image_processing_detrpose import DETRPoseImageProcessor
 from ..loading import first_line
 from ..model_card import model_card
@@ -86,7 +85,7 @@ class Checkpoints:
         """Appends the scores to `metrics.jsonl`, behind epoch and step; returns the line."""
         line = {"epoch": self.progress.epoch, "step": self.progress.step, **scores}
         if self.accelerator.is_main_process:
-            with open(self.metrics_file, "a", encoding="utf-8") as file:
+            with naming_full_disk(self.metrics_file), open(self.metrics_file, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         return line
 
@@ -94,22 +93,13 @@ class Checkpoints:
         """Writes everything that resuming needs; all processes have to call this.
 
         Raises:
-            OSError: if it cannot be written, on a full disk for example. What was saved before stays.
+            OSError: if the disk is full; what was saved before stays.
             ValueError: if a weight is not finite, likewise.
         """
-        folder = self.output / "state"
-        try:
-            self._write_state(folder)
-        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
-            if "DataLoader worker" in str(error):
-                raise  # has been killed meanwhile, and has nothing to do with the state
-            raise OSError(f"{folder} could not be written: {first_line(error)}; the one before is kept") from error
-
-    def _write_state(self, path: Path):
         from accelerate.utils import broadcast_object_list
 
         is_main = self.accelerator.is_main_process
-        with whole_folder(path, replace=True) if is_main else nullcontext() as folder:
+        with whole_folder(self.output / "state", replace=True) if is_main else nullcontext() as folder:
             folder = broadcast_object_list([folder])[0]
             self.accelerator.save_state(folder)
             self.accelerator.wait_for_everyone()
