@@ -1104,9 +1104,9 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
             output_attentions: whether to return attention weights.
             output_hidden_states: whether to return the tokens of all decoder layers and the encoder's feature maps.
             return_dict: whether to return a [`DETRPoseForPoseEstimationOutput`] instead of a tuple.
-            inputs_are_valid: whether `validate_labels` has seen the labels already, best on the host: on a GPU it waits
-                for the device.
-            loss_divisors: what the losses are divided by where gradients are accumulated, see [`pose_estimation_loss`].
+            inputs_are_valid: whether the labels have already been checked by `validate_labels`, preferably on the host,
+                as on a GPU the check makes the host wait for the device.
+            loss_divisors: divisors of the losses if gradients are accumulated, see [`pose_estimation_loss`].
 
         Raises:
             ValueError: if images or labels are invalid; the message names the image and the key, and what was expected
