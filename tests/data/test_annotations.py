@@ -167,7 +167,10 @@ def test_ten_problems_are_listed_and_the_rest_counted(write):
         (json.dumps({**CONTENT, "annotations": {}}), "`annotations` is missing or not a list"),
         (json.dumps({**CONTENT, "annotations": None}), "`annotations` is missing or not a list"),
         (json.dumps({**CONTENT, "categories": [7]}), "`categories` is missing or not a list"),
-        (json.dumps({**CONTENT, "categories": []}), "no entry of `categories` has `keypoints`: give a `schema`"),
+        (
+            json.dumps({**CONTENT, "categories": []}),
+            "no entry of `categories` has `keypoints`: add their names, or pass",
+        ),
     ],
 )
 def test_files_in_another_format_are_refused(write, content, message):

@@ -148,7 +148,9 @@ def _read_categories(
             _check_order(source, f"category {names[category_id]!r}", own, schema)
         return names, schema
     if not found:
-        raise DataError(f"{source}: no entry of `categories` has `keypoints`: give a `schema`.")
+        raise DataError(
+            f"{source}: no entry of `categories` has `keypoints`: add their names, or pass `schema` in Python."
+        )
     if len(set(found.values())) > 1:
         raise DataError(
             f"{source}: categories {reprlib.repr(sorted(names.values()))} have different keypoints; one model predicts "
