@@ -22,7 +22,8 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import HealthCheck, Phase, settings  # noqa: E402
+from hypothesis.database import DirectoryBasedExampleDatabase  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import test_properties  # noqa: E402
@@ -31,15 +32,16 @@ from transformers_detrpose.commands import evaluate, predict  # noqa: E402
 from transformers_detrpose.keypoint_schemas import COCO_PERSON  # noqa: E402
 
 EXAMPLES = settings(
-    max_examples=100, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck), print_blob=True
+    max_examples=100,
+    deadline=None,
+    derandomize=False,
+    database=DirectoryBasedExampleDatabase(".hypothesis/examples"),
+    phases=list(Phase),
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
 )
 TOKENS = [b"NaN", b"null", b"-1", b"1e400", b"[]", b"{}", b'"x"', b"9" * 400, b"[" * 10_000]
 MOST_LINES = 20  # that a command may say about mistakes
-
-
-def try_property(name: str):
-    """Tries a property on new examples; raises what it raises."""
-    EXAMPLES(getattr(test_properties, name))()
 
 
 def write_inputs(folder: Path):
@@ -110,7 +112,7 @@ def main() -> int:
     for logger in ("transformers", "transformers_detrpose.data"):  # warnings about what is accepted
         logging.getLogger(logger).setLevel(logging.ERROR)
     end = time.monotonic() + 60 * arguments.minutes
-    properties = [name for name in dir(test_properties) if name.startswith("test_")]
+    properties = {name: EXAMPLES(f) for name, f in vars(test_properties).items() if name.startswith("test_")}
     failures, rounds, seed = {}, 0, arguments.seed
     while time.monotonic() < end:
         for name in [*["commands"] * 20, *properties]:
@@ -118,7 +120,7 @@ def main() -> int:
                 continue
             seed += 1
             try:
-                try_commands(seed) if name == "commands" else try_property(name)
+                try_commands(seed) if name == "commands" else properties[name]()
             except Exception:
                 failures[name] = seed
                 print(f"== {name}, seed {seed}\n{traceback.format_exc()}", file=sys.stderr, flush=True)
