@@ -1,6 +1,7 @@
 """Fixtures shared by several test files: converted reference cases."""
 
 import os
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test uses the Hub; read when huggingfac
 
 import reference  # noqa: E402
 from transformers_detrpose.commands import convert  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals():
+    """Handles signals as in a terminal: a job in the background, or under nohup, ignores some, and so do its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
