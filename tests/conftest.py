@@ -17,7 +17,7 @@ from transformers_detrpose.commands import convert  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def signals():
-    """Handles signals as in a terminal: a job in the background, or under nohup, ignores some, and so do its children."""
+    """Handles signals as in a terminal: jobs in the background or under nohup ignore some, and so do their children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
