@@ -66,7 +66,7 @@ class TestKeypointSchema:
             ({"names": ()}, "`names` is empty"),
             ({"names": "nose"}, "`names` must be a list of names, but got 'nose'"),
             ({"names": ["a", ["b"]]}, "`names` must be a list of names, but got"),
-            ({"names": ["a", 5]}, "`names` must be a list of names, but got"),
+            ({"names": ["a", None]}, "`names` must be a list of names, but got"),
             ({"names": None}, "`names` must be a list of names, but got None"),
             ({"names": ("a", "b", "a")}, r"`names` must be distinct, but \['a'\] appear more than once"),
             ({"edges": ((0, 3),)}, r"`edges` must hold .* from 0 to 2, but got \(0, 3\)"),

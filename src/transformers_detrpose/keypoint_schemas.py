@@ -125,8 +125,9 @@ def _distinct_names(names) -> tuple[str, ...]:
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(f"`names` must be a list of names, but got {names!r}.")
     names = tuple(names)
-    if not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, (str, int)) for name in names):
         raise ValueError(f"`names` must be a list of names, but got {reprlib.repr(names)}.")
+    names = tuple(map(str, names))
     if not names:
         raise ValueError("`names` is empty: a keypoint schema needs at least one keypoint.")
     repeated = sorted({name for name in names if names.count(name) > 1})

@@ -323,7 +323,7 @@ def test_one_tensor_in_two_files(official, refusal, tmp_path):
     save_file(official, folder / "a.safetensors")
     save_file({MARKER: official[MARKER]}, folder / "b.safetensors")
     message = refusal(convert_detrpose, folder, *CROWDPOSE_N)
-    assert f"{MARKER} is in a.safetensors and in b.safetensors" in message
+    assert f"{MARKER} is both in a.safetensors and in b.safetensors" in message
 
 
 @pytest.mark.parametrize("output", ["checkpoint", "checkpoint/model.safetensors"])

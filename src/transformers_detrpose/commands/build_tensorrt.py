@@ -22,7 +22,7 @@ from ..deployment.comparison import Run, least_similarity
 from ..deployment.tensorrt import LIBRARIES, EngineRunner, build_engine, check_graph, load_tensorrt
 from ..files import check_outputs, whole_file
 from ..loading import load_image_processor, load_pose_estimator, model_files
-from .command_line import CommandError, count, find_images, run_command
+from .command_line import CommandError, add_max_pixels, count, find_images, run_command
 
 PRECISIONS = ("fp32", "fp16")
 # The target on a machine without a GPU: 8.9 is Ada, such as L4, L40 and GeForce RTX 40.
@@ -105,6 +105,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     verification = parser.add_argument_group("verification, with a GPU")
     verification.add_argument("--verify-model", metavar="DIR", help="folder or Hub id of the model in PyTorch")
     verification.add_argument("--verify-images", type=Path, nargs="+", metavar="PATH", help="image files and folders")
+    add_max_pixels(parser)
     verification.add_argument("--max-images", type=count, default=100, help="maximum number of images to compare")
     verification.add_argument("--threshold", type=float, default=0.5, help="minimum score of poses to compare, 0 to 1")
     verification.add_argument(

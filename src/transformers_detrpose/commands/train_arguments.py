@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..evaluation import METRICS
 from ..training import FINE_TUNING, RECIPES
-from .command_line import count, field_value, number
+from .command_line import add_max_pixels, count, field_value, number
 
 RESUME_HELP = """go on from the state in --output, with the same options; learning rates may change. On a CPU the result
     is exactly that of a training that never stopped; on a GPU, which sums some gradients in any order, nearly"""
@@ -87,6 +87,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--save-steps", type=whole, default=0, help="steps between saved states; 0: with evaluations")
     parser.add_argument("--report-to", help="tracker that accelerate knows, such as tensorboard or wandb")
+    add_max_pixels(parser)
     parser.add_argument("--decode-images", action="store_true", help="decode all images once to find broken ones first")
     args = parser.parse_args(argv)
     args.set = dict(args.set)
