@@ -23,6 +23,9 @@ from transformers.image_utils import (
 )
 
 from .images import convert_to_rgb, load_rgb_image, resize_with_pillow
+
+# For `trust_remote_code`, transformers 4 copies only files that this file itself imports.
+from .instances import DataError  # noqa: F401
 from .keypoint_confidence import expected_keypoint_similarity, scale_deviations
 from .keypoint_schemas import DEFAULT_SIGMA, KeypointSchema
 from .labels import prepare_labels

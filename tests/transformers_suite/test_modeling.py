@@ -100,6 +100,14 @@ class DETRPoseConfigTest(unittest.TestCase):
         tester.run_common_tests()
 
 
+def topk_without_ranking(scores, k, dim=-1, topk=torch.Tensor.topk):
+    """Selects the first locations (batch, locations) as queries; elsewhere, the largest values as usual."""
+    if scores.ndim != 2:
+        return topk(scores, k, dim=dim)
+    indices = torch.arange(k, device=scores.device).expand(len(scores), -1)
+    return torch.return_types.topk((scores.gather(1, indices), indices))
+
+
 class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
     all_model_classes = (DETRPoseModel, DETRPoseForPoseEstimation)
     _is_composite = True  # has a backbone with its own configuration
@@ -114,6 +122,11 @@ class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
         patcher = patch.dict(MODEL_MAPPING_NAMES, {DETRPoseConfig.model_type: DETRPoseModel.__name__})
         patcher.start()
         self.addCleanup(patcher.stop)
+        if "eager_matches_sdpa" in self._testMethodName:
+            # Rounding changes the order of queries with nearly equal scores, and so the hidden states of each.
+            patcher = patch.object(torch.Tensor, "topk", topk_without_ranking)
+            patcher.start()
+            self.addCleanup(patcher.stop)
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
