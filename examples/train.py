@@ -5,14 +5,14 @@
         --val-images val2017 --val-annotations person_keypoints_val2017.json \\
         --output detrpose-l-coco
 
-The model is a folder or Hub id to go on from (other keypoints or classes than its own get fresh heads), or a variant
-(n, s, m, l, x) to start from random weights, which needs `--unfreeze-backbone-norms`. The skeleton and the classes are
-those of the training annotations. `--recipe` trains as the published model of this size was trained, for which images
-without people are left out; any option given besides wins over it. Without it, the defaults suit small datasets.
+The model is a folder or Hub id to fine-tune (new keypoints or categories get new heads), or a variant (n, s, m, l, x)
+to start from random weights, which needs `--unfreeze-backbone-norms`. The skeleton and the categories are read from the
+training annotations. `--recipe` trains as the published model of this size was trained, which leaves out images without
+people; explicit options override it. Without it, the defaults suit small datasets.
 
-The output folder holds, always complete: `last` and `best` (averaged weights, for `from_pretrained`), `metrics.jsonl`
-(a line per evaluation) and `state`, from which `--resume` goes on: on a CPU exactly as if nothing had
-happened, on a GPU but for the order in which some gradients are summed. Ctrl-C and SIGTERM save the state first.
+The output folder holds, always in a complete version: `last` and `best` (averaged weights, for `from_pretrained`),
+`metrics.jsonl` (one line per evaluation) and `state`, from which `--resume` continues: exactly on a CPU, and up
+to the order in which some gradients are summed on a GPU. Ctrl-C and SIGTERM save the state first.
 """
 
 import argparse
@@ -66,8 +66,8 @@ logger = logging.getLogger("transformers_detrpose.train")
 
 
 def get_datasets(args: argparse.Namespace, accelerator: Accelerator) -> tuple[CocoPoseDataset, CocoPoseDataset]:
-    """Returns the images to learn from and the images to be measured on, both checked."""
-    # The published models have seen images with people only.
+    """Returns the training and validation datasets, both checked."""
+    # The published models were trained on images with people only.
     train_dataset = CocoPoseDataset(args.train_images, args.train_annotations, only_with_people=bool(args.recipe))
     val_dataset = CocoPoseDataset(args.val_images, args.val_annotations)
     for dataset in (train_dataset, val_dataset):
@@ -79,7 +79,7 @@ def get_datasets(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Co
 
 
 def check(dataset: CocoPoseDataset, args: argparse.Namespace):
-    """Looks at all images and annotations of a dataset."""
+    """Checks all images and annotations of a dataset."""
     try:
         report = check_dataset(dataset, "decode" if args.decode_images else "header")
     except ValueError as error:
@@ -89,7 +89,7 @@ def check(dataset: CocoPoseDataset, args: argparse.Namespace):
 
 
 def get_model(args: argparse.Namespace, dataset: CocoPoseDataset) -> DETRPoseForPoseEstimation:
-    """Returns the model to train, with the skeleton and the classes of the dataset."""
+    """Returns the model to train, with the skeleton and the categories of the dataset."""
     changes = {**args.set, "keypoint_schema": dataset.schema, "id2label": dataset.id2label}
     if args.unfreeze_backbone_norms:
         changes["freeze_backbone_batch_norms"] = False
@@ -97,7 +97,7 @@ def get_model(args: argparse.Namespace, dataset: CocoPoseDataset) -> DETRPoseFor
 
 
 def get_recipe(args: argparse.Namespace, config: DETRPoseConfig) -> Recipe:
-    """Returns the recipe that was asked for, with the options that were given."""
+    """Returns the requested recipe, with explicit options overriding it."""
     recipe = FINE_TUNING
     if args.recipe:
         variant = variant_of(config)
@@ -121,9 +121,9 @@ def get_dataloaders(
     datasets: tuple[CocoPoseDataset, CocoPoseDataset],
     image_processor: DETRPoseImageProcessor,
 ) -> tuple[DataLoader, DataLoader]:
-    """Returns the loaders of training and evaluation; accelerate shares their batches among the processes.
+    """Returns the data loaders for training and evaluation; accelerate distributes their batches among the processes.
 
-    Images travel to the device as bytes, and are scaled there.
+    Images are copied to the device as uint8 and scaled there.
     """
     pin_memory = accelerator.device.type == "cuda"
     shares = accelerator.num_processes * args.gradient_accumulation_steps
@@ -156,7 +156,7 @@ def get_settings(
     recipe: Recipe,
     datasets: tuple[CocoPoseDataset, CocoPoseDataset],
 ) -> Settings:
-    """Returns what `--resume` compares; folders may have moved."""
+    """Returns the settings that `--resume` compares; folders are not among them, as they may have moved."""
     files = (args.train_annotations, args.val_annotations)
     train_data, val_data = (f"{file.name} ({len(data)} images)" for file, data in zip(files, datasets, strict=True))
     changes = {"model": Path(args.model).name, "train_annotations": train_data, "val_annotations": val_data}
@@ -166,7 +166,7 @@ def get_settings(
 
 @dataclass
 class Training:
-    """What the functions below work on, all of it prepared by accelerate where it has to be."""
+    """Everything a training run needs, prepared by accelerate where necessary."""
 
     args: argparse.Namespace
     accelerator: Accelerator
@@ -187,7 +187,7 @@ class Training:
 
 
 def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Training:
-    """Checks and builds everything that a training needs."""
+    """Checks and builds everything the training run needs."""
     datasets = get_datasets(args, accelerator)
     model = get_model(args, datasets[0])
     recipe = get_recipe(args, model.config)
@@ -218,7 +218,7 @@ def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Training:
 
 
 def training_function(training: Training):
-    """Trains epoch by epoch; evaluates and saves after every `--eval-epochs` of them and the last."""
+    """Trains epoch by epoch; evaluates and saves every `--eval-epochs` epochs and after the last."""
     args, recipe, progress = training.args, training.recipe, training.progress
     total = training.steps_per_epoch * recipe.epochs
     hidden = not training.accelerator.is_main_process
@@ -226,7 +226,7 @@ def training_function(training: Training):
         while progress.epoch < recipe.epochs:
             train_epoch(training, bar)
             if (progress.epoch + 1) % args.eval_epochs == 0 or progress.epoch + 1 == recipe.epochs:
-                save_state(training)  # whatever ends the evaluation, the epoch is safe
+                save_state(training)  # if the evaluation is interrupted, the epoch is not lost
                 evaluate_and_save(training)
             else:
                 progress.count_epoch()
@@ -255,7 +255,7 @@ def train_epoch(training: Training, bar: tqdm):
 
 
 def train_step(training: Training, batches: list[dict[str, Any]]) -> StepReport | None:
-    """Takes one optimiser step with the gradients of all batches; returns the report of the step before."""
+    """Takes one optimizer step on the gradients of all batches; returns the report of the previous step."""
     args, accelerator, progress, model = training.args, training.accelerator, training.progress, training.model
     first = progress.epoch_step * args.gradient_accumulation_steps
     image_ids = [int(label["image_id"]) for batch in batches for label in batch["labels"]]
@@ -286,7 +286,7 @@ def compute_losses(training: Training, batch: dict[str, Any]) -> dict[str, torch
 
 
 def show(training: Training, report: StepReport | None, bar: tqdm):
-    """Shows a step in the progress bar and to the trackers; its loss is that of the step before, which has arrived."""
+    """Updates the progress bar and the trackers, with the loss of the previous step, which is already available."""
     rate = training.scheduler.get_last_lr()[-1]
     bar.update()
     if report is not None:
@@ -297,13 +297,13 @@ def show(training: Training, report: StepReport | None, bar: tqdm):
 
 
 def save_state(training: Training):
-    """Saves everything that resuming needs, after the last step has come to an end."""
+    """Saves everything that resuming needs, once the last step has finished."""
     training.reports.receive()
     training.checkpoints.save_state()
 
 
 def evaluate_and_save(training: Training):
-    """Measures the averaged weights, and saves scores, weights and state."""
+    """Evaluates the averaged weights, and saves scores, weights and state."""
     args, accelerator, progress = training.args, training.accelerator, training.progress
     model, processor, checkpoints = training.average.module.eval(), training.image_processor, training.checkpoints
     loader = training.watch.watched(loaded(training.val_loader), progress)
@@ -326,7 +326,7 @@ def evaluate_and_save(training: Training):
 
 
 def check_output(folder: Path):
-    """Raises `CommandError` if there is something in the output folder."""
+    """Raises `CommandError` if the output folder is not empty."""
     try:
         check_new_folder(folder)
     except FileExistsError as error:
@@ -341,7 +341,7 @@ def train(args: argparse.Namespace):
         project_config=ProjectConfiguration(project_dir=args.output),
     )
     set_seed(args.seed)
-    if not accelerator.is_main_process:  # the first process says everything
+    if not accelerator.is_main_process:  # only the first process logs
         logging.getLogger("transformers_detrpose").setLevel(logging.ERROR)
     if not args.resume:
         on_first_process(accelerator, lambda: check_output(args.output))
@@ -363,7 +363,7 @@ def train(args: argparse.Namespace):
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        # PyTorch raises it wherever the training is, be it in the midst of a step, which could not be saved.
+        # PyTorch raises it anywhere, even in the middle of a step, whose state could not be saved.
         raise CommandError(f"{first_line(error)} --resume goes on from {args.output / 'state'}") from error
     accelerator.end_training()
 
@@ -371,7 +371,7 @@ def train(args: argparse.Namespace):
 def main(argv: list[str] | None = None) -> int:
     """Reads the command line and returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it would name every file that it saves
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it logs every file that it saves
     try:
         return run_command("detrpose train", train, parse_arguments(argv))
     except Interrupted as interruption:

@@ -1,4 +1,4 @@
-"""Batch norms whose statistics and parameters stay fixed in training."""
+"""Batch norms with fixed statistics and parameters."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 class DETRPoseFrozenBatchNorm2d(FrozenBatchNorm2d):
-    """A frozen batch norm that keeps half precision, where torchvision's returns float32."""
+    """A frozen batch norm that preserves half precision, unlike torchvision's, which returns float32."""
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
@@ -16,7 +16,7 @@ class DETRPoseFrozenBatchNorm2d(FrozenBatchNorm2d):
 
 
 def freeze_batch_norms(module: nn.Module):
-    """Replaces all batch norms in `module` by frozen ones."""
+    """Replaces all batch norms in `module` with frozen ones."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, DETRPoseFrozenBatchNorm2d(child.num_features, eps=child.eps))

@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all, and never over an input."""
+"""Writes files and folders atomically, and never over an input."""
 
 import errno
 import glob
@@ -9,31 +9,30 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What a disk that takes no more says: full, over the user's quota, over the limit of a file's size.
+# Errors of a full disk: no space left, quota exceeded, file size limit exceeded.
 _FULL_DISK = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-# The same in libraries that raise errors of their own: safetensors and torch.save.
+# The same for libraries with their own errors: safetensors and torch.save.
 _FULL_DISK_MESSAGES = ("No space left on device", "File too large", "PytorchStreamWriter failed writing file")
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike, keep_interrupted: bool = False) -> Iterator[Path]:
-    """Gives a file to write, which takes the name `path` once it is complete and otherwise disappears.
+    """Yields a temporary file that is moved to `path` once it is complete and removed otherwise.
 
-    Missing parent folders are made. A file that is there already is replaced. If the process is killed without notice
-    (SIGKILL, power failure), there is the earlier file or none under this name, and a hidden folder
-    `.NAME-<random letters>` beside it.
+    Missing parent folders are created. An existing file is replaced. If the process is killed (SIGKILL, power failure),
+    an existing file is unchanged, and a hidden folder `.NAME-<random letters>` is left beside it.
 
     Args:
         path: the file to write.
-        keep_interrupted: whether the file counts as complete when Ctrl-C or SIGTERM ends its writing; the block must
-            then leave a file that is of use.
+        keep_interrupted: whether to keep the file if Ctrl-C or SIGTERM interrupts writing; the block must then leave a
+            usable file.
 
     Yields:
-        The path to write to, beside `path` and with the same suffix.
+        The temporary path, beside `path` and with the same suffix.
 
     Raises:
         IsADirectoryError: if `path` is a folder.
-        OSError: naming `path`, if the disk is full.
+        OSError: with `path` in the message, if the disk is full.
     """
     path = Path(path)
     if path.is_dir():
@@ -53,10 +52,10 @@ def whole_file(path: str | os.PathLike, keep_interrupted: bool = False) -> Itera
 
 @contextmanager
 def naming_full_disk(path: str | os.PathLike) -> Iterator[None]:
-    """Turns errors of a full disk, which as a rule do not say where, into an `OSError` that names what was written.
+    """Converts errors of a full disk, which rarely name a file, into an `OSError` with the path.
 
     Args:
-        path: what is being written.
+        path: the path being written.
     """
     try:
         yield
@@ -71,21 +70,21 @@ def naming_full_disk(path: str | os.PathLike) -> Iterator[None]:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
-    """Gives a folder to fill, which takes the name `path` once it is complete and otherwise disappears.
+    """Yields a temporary folder that is moved to `path` once it is complete and removed otherwise.
 
-    Missing parent folders are made. What is said of killed processes in `whole_file` holds here, too.
+    Missing parent folders are created. If the process is killed, the same applies as for `whole_file`.
 
     Args:
         path: the folder to write.
-        replace: whether a folder that is there already is replaced. It is moved aside first, so that at every moment
-            there is a complete one, under this name or beside it.
+        replace: whether to replace an existing folder. It is moved aside first, so that there is always a complete one,
+            under this name or beside it.
 
     Yields:
-        The folder to fill, beside `path`.
+        The temporary folder, beside `path`.
 
     Raises:
         FileExistsError: see `check_new_folder`, unless `replace`.
-        OSError: naming `path`, if the disk is full.
+        OSError: with `path` in the message, if the disk is full.
     """
     path = Path(path)
     if not replace:
@@ -106,10 +105,10 @@ def whole_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Pat
 
 
 def restore_folder(path: str | os.PathLike):
-    """Puts back a folder that `whole_folder` was replacing when it was killed, and removes what it left beside it.
+    """Restores a folder that `whole_folder` was replacing when it was killed, and removes its temporary folders.
 
     Args:
-        path: the folder that was being written. Nobody else may be writing it.
+        path: the folder that was being written. No other process may be writing it.
     """
     path = Path(path).resolve()
     for beside in path.parent.glob(f".{glob.escape(path.name)}-*"):
@@ -117,23 +116,23 @@ def restore_folder(path: str | os.PathLike):
 
 
 def _clear(path: Path, beside: Path):
-    """Removes what `whole_folder` has made beside a folder, unless that is the only complete one."""
+    """Removes the temporary folders of `whole_folder`, unless one is the only complete version."""
     replaced, new = beside / "replaced", beside / path.name
     # The old folder is moved aside once the new one is complete.
     if not path.exists() and replaced.is_dir():
         os.rename(new if new.is_dir() else replaced, path)
-    # Half removed, it must not be taken for a complete one, whatever else is killed.
+    # A partly removed folder must not be mistaken for a complete one even if this process is killed.
     if replaced.is_dir():
         os.rename(replaced, beside / "removed")
     shutil.rmtree(beside, ignore_errors=True)
 
 
 def check_new_folder(path: str | os.PathLike):
-    """Checks that a folder can be made, before the work that fills it.
+    """Checks that a folder can be created, before the work that fills it.
 
     Raises:
         FileExistsError: if `path` exists already and is not an empty folder.
-        NotADirectoryError: if it would lie in a file.
+        NotADirectoryError: if one of its parents is a file.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -144,16 +143,16 @@ def check_new_folder(path: str | os.PathLike):
 
 
 def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike]):
-    """Checks that no output would be written over an input, by whatever path or link they were given.
+    """Checks that no output would overwrite an input, resolving links and relative paths.
 
     Args:
         outputs: files to write.
-        inputs: files that are read.
+        inputs: files to read.
 
     Raises:
-        ValueError: naming the output that is an input.
+        ValueError: if an output is an input; the message names it.
     """
-    # What does not exist yet is no input; so there is seldom anything to compare thousands of inputs with.
+    # Only existing outputs can be inputs, so there is seldom anything to compare with thousands of inputs.
     existing = {os.path.realpath(path): path for path in outputs if os.path.lexists(path)}
     if not existing:
         return

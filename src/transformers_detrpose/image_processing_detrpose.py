@@ -1,4 +1,4 @@
-"""Images and COCO annotations in, tensors for DETRPose out; and its outputs back to poses in pixels."""
+"""The image processor: prepares images and COCO annotations, and post-processes outputs to poses."""
 
 import math
 import os
@@ -30,8 +30,8 @@ from .keypoint_confidence import expected_keypoint_similarity, scale_deviations
 from .keypoint_schemas import DEFAULT_SIGMA, KeypointSchema
 from .labels import prepare_labels
 
-# Shortest side of a pose's box when its area sets the scale of the keypoint scores: one pixel, or a thousandth of the
-# image where coordinates stay fractions. A pose whose keypoints coincide would otherwise have no scale at all.
+# Minimum side of a pose's box, whose area scales the keypoint scores: one pixel, or a thousandth of the image if
+# coordinates are fractions. Without it, a pose with coinciding keypoints would have zero scale.
 MINIMUM_SIDE_PIXELS = 1.0
 MINIMUM_SIDE_FRACTION = 1e-3
 
@@ -42,31 +42,32 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
     """Prepares images and COCO annotations for DETRPose, and turns its outputs into poses.
 
     By default an image becomes RGB, is resized to 640x640 without keeping its aspect ratio and divided by 255. Resizing
-    uint8 images on the CPU gives exactly the pixels of Pillow's bilinear filter, whatever the image came as; other
-    filters, floating-point images and other devices go through torchvision (which differs by one grey level in places).
+    uint8 images on the CPU gives exactly the pixels of Pillow's bilinear filter for any type of input; other filters,
+    floating-point images and other devices use torchvision (which differs by one gray level in places).
 
-    Images are `PIL.Image` objects, arrays, tensors, paths, URLs or base64 strings, one or a list. What becomes of them:
+    Images are `PIL.Image` objects, arrays, tensors, paths, URLs or base64 strings, one or a list. They are converted as
+    follows:
 
     - Transparency is dropped, not composited, as `transformers.image_utils.load_image` does.
-    - 16-bit images (Pillow's modes "I;16" and "I", which older Pillow gives 16-bit PNGs; uint16 arrays and tensors) are
-      scaled to 8 bit.
-    - The EXIF orientation of paths, URLs and base64 strings is applied. A `PIL.Image` is taken as its pixels are; call
+    - 16-bit images (Pillow's modes "I;16" and "I", which older Pillow versions use for 16-bit PNGs; uint16 arrays and
+      tensors) are scaled to 8 bit.
+    - The EXIF orientation of paths, URLs and base64 strings is applied. That of a `PIL.Image` is not; call
       `PIL.ImageOps.exif_transpose` first if it came from a camera (the pipeline does).
-    - The channels of an array are looked for in its first dimension, then in its last. A (height, width, channels)
-      array of 1, 3 or 4 rows therefore needs `input_data_format="channels_last"`.
+    - The channel dimension of an array is looked for first, then last. A (height, width, channels) array of 1, 3 or 4
+      rows therefore needs `input_data_format="channels_last"`.
 
     Args:
         keypoint_schema (`KeypointSchema`, `dict` or `str`, *optional*):
-            Skeleton of the model, saved with the processor: its sigmas scale the keypoint scores, its number of
-            keypoints K is checked. Without it every sigma is `DEFAULT_SIGMA`, and K is read off the first annotation
-            of a batch (0 in a batch without annotations), so training needs it.
+            Skeleton of the model, saved with the processor: its sigmas scale the keypoint scores, and its number of
+            keypoints K is checked. Without it, every sigma is `DEFAULT_SIGMA`, and K is taken from the first annotation
+            of a batch (0 in a batch without annotations), so it is required for training.
         do_resize (`bool`, defaults to `True`): Resize to `size`.
         size (`dict[str, int]`, defaults to `{"height": 640, "width": 640}`): Size after resizing, in pixels.
         resample (`PILImageResampling`, defaults to bilinear): Filter for resizing.
         do_rescale (`bool`, defaults to `True`): Multiply by `rescale_factor`.
         rescale_factor (`float`, defaults to 1/255): Factor for rescaling.
-        do_normalize (`bool`, defaults to `False`): Subtract `image_mean` and divide by `image_std`, both of which have
-            to be given.
+        do_normalize (`bool`, defaults to `False`): Subtract `image_mean` and divide by `image_std`, both of which are
+            then required.
         do_convert_rgb (`bool`, defaults to `True`): Convert to RGB.
         kwargs: further arguments of transformers' torchvision image processors.
 
@@ -93,13 +94,13 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
     def __init__(self, keypoint_schema: KeypointSchema | dict | str | None = None, **kwargs):
         try:
             super().__init__(**kwargs)
-        except (LookupError, TypeError, AttributeError) as error:  # a `size` that is none, for instance
+        except (LookupError, TypeError, AttributeError) as error:  # for example, an invalid `size`
             raise ValueError(f"settings of an image processor must be numbers, names and sizes ({error}).") from error
         self.keypoint_schema = keypoint_schema
         self._check_settings()
 
     def _check_settings(self):
-        """Raises `ValueError` for the first setting, of a preprocessor_config.json for instance, that is impossible."""
+        """Raises `ValueError` for the first invalid setting, for example of a preprocessor_config.json."""
 
         def require(field: str, condition: bool, accepted: str):
             if not condition:
@@ -123,7 +124,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
 
     @property
     def keypoint_schema(self) -> KeypointSchema | None:
-        """`KeypointSchema`, *optional*: the skeleton of the model. Dictionaries and known names may be assigned."""
+        """`KeypointSchema`, *optional*: the skeleton of the model. May be set to a dictionary or known name, too."""
         return self._keypoint_schema
 
     @keypoint_schema.setter
@@ -148,8 +149,8 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             annotations: One dictionary per image with `image_id` (an integer) and `annotations`, a list of COCO
                 annotations: `keypoints` (x, y, visibility for each of K keypoints), `category_id`, `bbox` (x, y,
                 width, height), optionally `area` (0.53 times the area of `bbox` if missing) and `iscrowd`; lengths in
-                pixels. Crowds and people without a labelled keypoint are left out; keypoints more than a pixel outside
-                the image count as not labelled.
+                pixels. Crowds and people without a labeled keypoint are left out; keypoints more than a pixel outside
+                the image count as not labeled.
             kwargs: `return_tensors="pt"` and any setting of the class, for this call only.
 
         Returns:
@@ -157,8 +158,8 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             image a dictionary as `labels.to_labels` returns it.
 
         Raises:
-            ValueError: if an image is not usable or an annotation is malformed; the message names the image, the
-                annotation, the key, what it is and what it should be.
+            ValueError: if an image cannot be used or an annotation is malformed; the message names the image, the
+                annotation, the key, its value and what is accepted.
         """
         return super().preprocess(images, annotations, **kwargs)
 
@@ -179,7 +180,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
         return features
 
     def fetch_images(self, images):
-        """Opens the paths, URLs and base64 strings among the images as upright RGB images; others stay as they are."""
+        """Opens the paths, URLs and base64 strings among the images as upright RGB; returns others unchanged."""
         if isinstance(images, (list, tuple)):
             fetched = []
             for index, image in enumerate(images):
@@ -191,15 +192,15 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
         return super().fetch_images(images)
 
     def resize(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
-        """Resizes images of one size; with Pillow where that makes the pixels those of `PIL.Image.resize`.
+        """Resizes images of one size; with Pillow where that gives the pixels of `PIL.Image.resize`.
 
         Args:
             image: (..., height, width).
-            size: `height` and `width` in pixels, or whatever else transformers accepts.
+            size: `height` and `width` in pixels, or any other form that transformers accepts.
             kwargs: the filter, as `resample` (transformers 5) or `interpolation` (transformers 4).
 
         Returns:
-            Tensor of the same type, (..., new height, new width).
+            Tensor of the same dtype, (..., new height, new width).
         """
         resample = kwargs.get("resample", kwargs.get("interpolation"))
         is_plain = resample in _BILINEAR and bool(size.height and size.width)
@@ -215,16 +216,16 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
     ) -> list[dict[str, torch.Tensor]]:
         """Turns the outputs of the model into poses.
 
-        In each image the best pairs of query and label are selected, as many as there are queries, then those above the
-        threshold are kept. A query may thus appear under two labels.
+        For each image, as many of the best (query, label) pairs as there are queries are selected, and those above the
+        threshold are kept. A query may thus appear with two labels.
 
         Args:
             outputs: `DETRPoseForPoseEstimationOutput`, or anything with `logits` (batch, queries, labels),
                 `pred_keypoints` (batch, queries, K, 2) as x, y fractions and, optionally, `pred_keypoint_std` (batch,
                 queries, K, 2), standard deviations in x and y as fractions.
-            threshold: Poses need a higher score than this, from 0 to 1.
-            target_sizes: (height, width) of each image in pixels, as a list or a tensor (batch, 2). Without them
-                coordinates stay fractions of the image.
+            threshold: Only poses with a score above this are returned; from 0 to 1.
+            target_sizes: (height, width) of each image in pixels, as a list or a tensor (batch, 2). Without them,
+                coordinates are fractions of the image.
 
         Returns:
             Per image a dictionary of float32 tensors (labels int64) on the outputs' device, best pose first:
@@ -232,13 +233,13 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             - `scores` (n,): probability of the label.
             - `labels` (n,).
             - `keypoints` (n, K, 2): x, y in pixels. They may lie outside the image.
-            - `keypoint_scores` (n, K): the keypoint similarity that the model itself expects of each keypoint, see
-              `expected_keypoint_similarity`; without `pred_keypoint_std` the score of the pose, repeated.
+            - `keypoint_scores` (n, K): the expected keypoint similarity of each keypoint, see
+              `expected_keypoint_similarity`; without `pred_keypoint_std`, the score of the pose.
             - `keypoint_std` (n, K, 2): standard deviations in x and y in pixels; only with `pred_keypoint_std`.
             - `boxes` (n, 4): x1, y1, x2, y2 in pixels, around the keypoints.
 
         Raises:
-            ValueError: if a shape, the threshold or the number of target sizes is not usable, or the outputs are not
+            ValueError: if a shape, the threshold or the number of target sizes is invalid, or the outputs are not
                 finite.
         """
         if not 0 <= threshold <= 1:
@@ -271,14 +272,14 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
     ) -> list[list[dict[str, torch.Tensor]]]:
         """Turns the outputs of the model into poses, one dictionary per pose as ViTPose's image processor does.
 
-        The same poses as [`post_process_keypoint_detection`] gives, in the form that
-        `supervision.KeyPoints.from_transformers` reads.
+        The poses of [`post_process_keypoint_detection`], in the format that `supervision.KeyPoints.from_transformers`
+        reads.
 
         Args:
             outputs: See `post_process_keypoint_detection`.
-            threshold: Poses need a higher score than this, from 0 to 1.
-            target_sizes: (height, width) of each image in pixels, as a list or a tensor (batch, 2). Without them
-                coordinates stay fractions of the image.
+            threshold: Only poses with a score above this are returned; from 0 to 1.
+            target_sizes: (height, width) of each image in pixels, as a list or a tensor (batch, 2). Without them,
+                coordinates are fractions of the image.
 
         Returns:
             Per image a list of poses, best first. A pose is a dictionary of tensors on the outputs' device:
@@ -310,7 +311,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
 
 @contextmanager
 def _naming_image(index: int) -> Iterator[None]:
-    """Lets errors about one of several images say which, as a `ValueError`."""
+    """Converts errors about one of several images to a `ValueError` that names the image."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -318,7 +319,7 @@ def _naming_image(index: int) -> Iterator[None]:
 
 
 def select_poses(outputs: Mapping[str, torch.Tensor], target_sizes: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Returns the best poses of each image, as many as there are queries, whatever their scores.
+    """Returns the best poses of each image, as many as there are queries, regardless of their scores.
 
     Args:
         outputs: `logits` (batch, queries, labels), `pred_keypoints` (batch, queries, K, 2) as x, y fractions and,
@@ -326,9 +327,9 @@ def select_poses(outputs: Mapping[str, torch.Tensor], target_sizes: torch.Tensor
         target_sizes: (batch, 2), height and width of each image in pixels.
 
     Returns:
-        The best pairs of query and label, best first: `scores` (batch, queries), `labels` (batch, queries) int64,
-        `keypoints` (batch, queries, K, 2) as x, y in pixels, `keypoint_std` (batch, queries, K, 2) in pixels where the
-        outputs have it, as the model predicts it, and `boxes` (batch, queries, 4) as x1, y1, x2, y2 in pixels.
+        The best (query, label) pairs, best first: `scores` (batch, queries), `labels` (batch, queries) int64,
+        `keypoints` (batch, queries, K, 2) as x, y in pixels, `keypoint_std` (batch, queries, K, 2) in pixels, unscaled,
+        if the outputs have it, and `boxes` (batch, queries, 4) as x1, y1, x2, y2 in pixels.
     """
     num_queries, num_labels = outputs["logits"].shape[1:]
     scores, pairs = outputs["logits"].float().sigmoid().flatten(1).topk(num_queries, dim=1)
@@ -345,15 +346,15 @@ def select_poses(outputs: Mapping[str, torch.Tensor], target_sizes: torch.Tensor
 def score_keypoints(
     poses: Mapping[str, torch.Tensor], sigmas: torch.Tensor, minimum_side: float
 ) -> dict[str, torch.Tensor]:
-    """Returns poses with the scores of their keypoints, and standard deviations that agree with the pose's score.
+    """Adds keypoint scores to poses, and scales their standard deviations to agree with the pose scores.
 
     Args:
-        poses: what [`select_poses`] returns, or some of them.
+        poses: the result of [`select_poses`], or a subset of it.
         sigmas: (K,), fall-off of each keypoint.
         minimum_side: see [`scale_deviations`], in pixels.
 
     Returns:
-        The poses with `keypoint_scores` (..., K) and, where they have it, `keypoint_std` (..., K, 2) scaled.
+        The poses with `keypoint_scores` (..., K) and, if present, `keypoint_std` (..., K, 2) scaled.
     """
     scores, keypoints, boxes = poses["scores"], poses["keypoints"], poses["boxes"]
     scored = {name: poses[name] for name in ("scores", "labels", "keypoints")}
@@ -367,7 +368,7 @@ def score_keypoints(
 
 
 def _take_queries(values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """Picks the queries (batch, n, 1, 1) from values (batch, queries, K, 2)."""
+    """Gathers the queries (batch, n, 1, 1) from values (batch, queries, K, 2)."""
     return values.gather(1, queries.expand(-1, -1, *values.shape[2:]))
 
 
@@ -388,7 +389,7 @@ def _list_poses(result: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]
 
 
 def _output_tensors(outputs) -> dict[str, torch.Tensor]:
-    """Returns what post-processing reads of the outputs by name, or raises `ValueError` if a shape does not fit."""
+    """Returns the outputs used in post-processing by name, or raises `ValueError` if a shape does not fit."""
     logits, keypoints = outputs.logits, outputs.pred_keypoints
     deviations = getattr(outputs, "pred_keypoint_std", None)
     if logits.ndim != 3:
@@ -428,22 +429,22 @@ def image_to_tensor(
     input_data_format: str | ChannelDimension | None = None,
     device: str | torch.device | None = None,
 ) -> torch.Tensor:
-    """Returns one image as a tensor (channels, height, width) of its own type, 16 bit scaled to 8 bit.
+    """Returns one image as a tensor (channels, height, width) of the same dtype, with 16 bit scaled to 8 bit.
 
     Args:
         image: Image, or array or tensor of 1, 3 or 4 channels; two dimensions are height and width.
-        do_convert_rgb: whether to return three channels: grey repeated, transparency dropped.
-        input_data_format: "channels_first" or "channels_last", for arrays and tensors; looked for if not given.
-        device: where the tensor shall be.
+        do_convert_rgb: whether to return three channels: gray is repeated, transparency dropped.
+        input_data_format: "channels_first" or "channels_last", for arrays and tensors; inferred if not given.
+        device: device of the tensor.
 
     Raises:
-        ValueError: if the channels cannot be found, or the image is empty, complex or not finite.
+        ValueError: if the channel dimension cannot be inferred, or the image is empty, complex or not finite.
     """
     if isinstance(image, Image.Image):
         image = np.array(convert_to_rgb(image) if do_convert_rgb else image)
         input_data_format = ChannelDimension.LAST
     if isinstance(image, np.ndarray):
-        # PyTorch takes neither mirrored arrays, such as BGR turned into RGB by [..., ::-1], nor read-only ones.
+        # PyTorch accepts neither negative strides, such as from BGR to RGB by [..., ::-1], nor read-only arrays.
         image = np.require(image, requirements=["C", "W"])
     image = torch.as_tensor(image)
     _check_values(image)
@@ -463,7 +464,7 @@ def image_to_tensor(
 
 
 def _check_values(image: torch.Tensor):
-    """Raises `ValueError` unless there are pixels in two or three dimensions and they are finite real numbers."""
+    """Raises `ValueError` unless the image has two or three dimensions, at least one pixel, and finite real values."""
     if image.numel() == 0:
         raise ValueError(f"an image must have pixels, but got the shape {tuple(image.shape)}.")
     if image.ndim not in (2, 3):

@@ -1,4 +1,4 @@
-"""Reads pictures of any kind as upright RGB and resizes them as Pillow does, for datasets and the image processor."""
+"""Reads images of any mode as upright RGB and resizes them as Pillow does, for datasets and the image processor."""
 
 import os
 import warnings
@@ -16,9 +16,9 @@ from transformers.image_utils import load_image
 def load_rgb_image(image: str | os.PathLike | Image.Image, timeout: float | None = None) -> Image.Image:
     """Opens an image, applies its EXIF orientation and converts it to RGB.
 
-    `transformers.image_utils.load_image`, except that 16-bit images are scaled to 8 bit rather than clipped (those
-    behind URLs and in base64 strings are clipped), that any path-like object will do, and that large images are
-    refused as `open_image` does.
+    Like `transformers.image_utils.load_image`, except that 16-bit images are scaled to 8 bit rather than clipped (those
+    from URLs and base64 strings are clipped), any path-like object is accepted, and large images are rejected as in
+    `open_image`.
 
     Args:
         image: Path, URL, base64 string or image.
@@ -32,7 +32,7 @@ def load_rgb_image(image: str | os.PathLike | Image.Image, timeout: float | None
         image = open_image(image)
     if isinstance(image, Image.Image):
         limit = Image.MAX_IMAGE_PIXELS
-        # Files may not be decoded yet; other images are in memory already.
+        # Files may not be decoded yet; other images are already in memory.
         if isinstance(image, ImageFile.ImageFile) and limit is not None and image.width * image.height > limit:
             raise _too_large()
         return convert_to_rgb(ImageOps.exif_transpose(image))
@@ -43,8 +43,9 @@ def load_rgb_image(image: str | os.PathLike | Image.Image, timeout: float | None
 def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
     """Opens an image file without decoding it.
 
-    Images of more pixels than `PIL.Image.MAX_IMAGE_PIXELS` are refused: a file of a few kilobytes can decode to
-    gigabytes. Pillow itself refuses twice as many, and warns before; a user who raises its limit raises this one.
+    Images with more pixels than `PIL.Image.MAX_IMAGE_PIXELS` are rejected: a file of a few kilobytes can decode to
+    gigabytes. Pillow itself only warns above this limit and raises above twice as many; raising its limit raises this
+    one.
 
     Args:
         file: path or file object.
@@ -59,7 +60,7 @@ def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
 
 @contextmanager
 def _refusing_large_images() -> Iterator[None]:
-    """Makes one `ValueError` of Pillow's warning and error about large images."""
+    """Converts Pillow's warning and error about large images to one `ValueError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -76,12 +77,12 @@ def _too_large() -> ValueError:
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Returns the image as RGB: transparency dropped, grey values of more than 8 bit scaled (where Pillow would clip).
+    """Converts an image to RGB: drops transparency, and scales gray values above 8 bit (where Pillow would clip).
 
-    Integers are taken as 16 bit. Floating-point numbers are taken as fractions if none is above 1, else as 0 to 255.
+    Integers are interpreted as 16 bit, floating-point values as 0 to 1 if none is above 1, else as 0 to 255.
 
     Raises:
-        ValueError: if grey values lie outside these ranges.
+        ValueError: if gray values lie outside these ranges.
     """
     if image.mode.startswith("I"):
         image = _grey_image(np.asarray(image), 65535)
@@ -92,7 +93,7 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_image(values: np.ndarray, white: int) -> Image.Image:
-    """Returns grey values (height, width) from 0 to `white` as an 8-bit image, or raises `ValueError`."""
+    """Converts gray values (height, width) from 0 to `white` to an 8-bit image, or raises `ValueError`."""
     if not ((values >= 0) & (values <= white)).all():  # false for NaN, too
         kind = "floating-point values from 0 to 1 or to 255" if white < 65535 else "16-bit values, 0 to 65535"
         raise ValueError(

@@ -1,11 +1,11 @@
-"""How sure a model is of each keypoint, in terms of COCO's object keypoint similarity."""
+"""The confidence of a model in each keypoint, in terms of COCO's object keypoint similarity (OKS)."""
 
 import torch
 
 from .keypoint_schemas import PERSON_TO_BOX_AREA
 
-# Six steps find similarities to 1e-4 where the variances of a pose differ a thousandfold, and to the precision of
-# float32 where they differ tenfold.
+# Six steps are accurate to 1e-4 in similarity if the variances of a pose differ a thousandfold, and to float32
+# precision if they differ tenfold.
 _NEWTON_STEPS = 6
 _LARGEST_STEP = 4.0
 # Keeps scores away from 0 and 1, whose logits are infinite.
@@ -19,16 +19,16 @@ def scale_deviations(
 ) -> torch.Tensor:
     """Scales the standard deviations of each pose so that its expected keypoint similarity is its score.
 
-    Training makes the score of a pose its mean keypoint similarity (KS), but it sets only the means of the predicted
-    distributions, never their widths. So the score decides how large the errors of a pose are, and the widths how they
-    are distributed over its keypoints: one factor t per pose is sought for which the mean of
+    Training makes the score of a pose its mean keypoint similarity (KS), but supervises only the means of the predicted
+    distributions, not their widths. So the score determines the size of the errors of a pose, and the widths their
+    distribution over the keypoints: one factor t per pose is found such that the mean of
     1 / sqrt((1 + t sx² / k²) (1 + t sy² / k²)) over the keypoints, see `expected_keypoint_similarity`, is the score.
-    Newton's method finds log t, of which the logit of that mean is a nearly linear function.
+    Newton's method solves for log t, because the logit of that mean is nearly linear in it.
 
     Args:
         deviations: (..., K, 2), predicted standard deviations sx, sy.
-        scores: (...), of the poses, from 0 to 1.
-        boxes: (..., 4), x1, y1, x2, y2 around each pose, in the unit of the deviations.
+        scores: (...), pose scores from 0 to 1.
+        boxes: (..., 4), x1, y1, x2, y2 around each pose, in the unit of the standard deviations.
         sigmas: (K,), fall-off of each keypoint.
         minimum_side: in the same unit.
 
@@ -52,7 +52,7 @@ def scale_deviations(
 def expected_keypoint_similarity(
     deviations: torch.Tensor, boxes: torch.Tensor, sigmas: torch.Tensor, minimum_side: float
 ) -> torch.Tensor:
-    """Returns the keypoint similarity to expect where errors are Gaussian with known standard deviations.
+    """Returns the expected keypoint similarity for Gaussian errors with known standard deviations.
 
     The mean of exp(-(dx² + dy²) / (2 k²)) over independent Gaussian errors dx and dy is
     1 / sqrt((1 + sx² / k²) (1 + sy² / k²)), with k² = area · (2 sigma)² as in COCO's OKS. The area is 0.53 times that
@@ -60,7 +60,7 @@ def expected_keypoint_similarity(
 
     Args:
         deviations: (..., K, 2), standard deviations sx, sy.
-        boxes: (..., 4), x1, y1, x2, y2 around each pose, in the unit of the deviations.
+        boxes: (..., 4), x1, y1, x2, y2 around each pose, in the unit of the standard deviations.
         sigmas: (K,), fall-off of each keypoint.
         minimum_side: in the same unit.
 

@@ -1,4 +1,4 @@
-"""The one way to load a model and its image processor by name."""
+"""Loads models and image processors by name."""
 
 import inspect
 import logging
@@ -23,10 +23,10 @@ def load_config(name: str, **changes: Any) -> DETRPoseConfig:
 
     Args:
         name: the folder, id or variant.
-        changes: fields that shall differ.
+        changes: fields to override.
 
     Raises:
-        ValueError: if there is no such model, it is no DETRPose model, or its configuration has no such field.
+        ValueError: if there is no such model, it is not a DETRPose model, or its configuration has no such field.
     """
     unknown = sorted(set(changes) - set(inspect.signature(DETRPoseConfig).parameters))
     if unknown:
@@ -34,12 +34,12 @@ def load_config(name: str, **changes: Any) -> DETRPoseConfig:
     if name in VARIANTS:
         return DETRPoseConfig.from_variant(name, changes.pop("keypoint_schema", "coco"), **changes)
     _check_name(name)
-    # transformers 4 would guess the kind of model from the folder's name.
+    # transformers 4 would guess the model type from the folder's name.
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"cannot load the configuration of {name}: the folder has no config.json.")
     try:
         config = AutoConfig.from_pretrained(name)
-    except Exception as error:  # transformers and the Hub raise their own kinds
+    except Exception as error:  # transformers and the Hub raise their own exceptions
         raise ValueError(f"cannot load the configuration of {name}: {first_line(error)}") from error
     if config.model_type != DETRPoseConfig.model_type:
         raise ValueError(f"{name} is a {config.model_type} model, not a {DETRPoseConfig.model_type} model.")
@@ -51,38 +51,38 @@ def load_model(
 ) -> DETRPoseForPoseEstimation:
     """Returns the model of a folder or Hub id, or of a variant with random weights.
 
-    `from_pretrained` gives random numbers to whatever a checkpoint lacks, with a warning. Here a checkpoint must fill
-    the model that its own configuration describes, and have nothing else.
+    `from_pretrained` only warns and initializes randomly what a checkpoint lacks. Here, a checkpoint must match the
+    model of its own configuration exactly.
 
     Args:
         name: see `load_config`.
-        config: of the model, where it shall differ from its own. Tensors that the changes bring, or give another shape,
-            such as heads for other keypoints, are then new, which is logged.
-        dtype: of the weights, whatever they were saved in.
+        config: configuration to use instead of the checkpoint's own. Tensors that are thereby added or change shape,
+            such as heads for other keypoints, are newly initialized, which is logged.
+        dtype: type of the weights, regardless of the saved type.
 
     Raises:
-        ValueError: if there is no such model, it is no DETRPose model, its weights cannot be read, or they are not
-            those of its configuration; the message names the first tensors.
+        ValueError: if there is no such model, it is not a DETRPose model, its weights cannot be read, or they do not
+            match its configuration; the message names the first tensors.
     """
     own_config = load_config(name)
     if name in VARIANTS:
         return DETRPoseForPoseEstimation(config or own_config).to(dtype)
     config = config or own_config
     try:
-        with _errors_only():  # what is missing is said below
+        with _errors_only():  # missing tensors are reported below
             model, info = DETRPoseForPoseEstimation.from_pretrained(
                 name, config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
             )
-    except Exception as error:  # transformers, safetensors and the Hub all raise their own kinds
+    except Exception as error:  # transformers, safetensors and the Hub all raise their own exceptions
         raise ValueError(f"cannot load the weights of {name}: {first_line(error)}") from error
     _check_filled(name, info, own_config, config)
     return model
 
 
 def _check_filled(name: str, info: dict[str, Any], own_config: DETRPoseConfig, config: DETRPoseConfig):
-    """Raises `ValueError` for tensors that a checkpoint lacks or has too many; logs those that a change makes new."""
+    """Raises `ValueError` for missing or unexpected tensors of a checkpoint; logs newly initialized ones."""
     missing = set(info["missing_keys"])
-    # transformers 5 gives the shapes along with each name.
+    # transformers 5 returns the shapes with each name.
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
     left_over = set(info["unexpected_keys"])
     changed = set()
@@ -115,7 +115,7 @@ def _list_names(names: set[str], most: int = 10) -> str:
 
 @contextmanager
 def _errors_only() -> Iterator[None]:
-    """Keeps transformers from warning."""
+    """Silences transformers' warnings."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -125,11 +125,11 @@ def _errors_only() -> Iterator[None]:
 
 
 def load_image_processor(name: str, **changes: Any) -> DETRPoseImageProcessor:
-    """Returns the image processor of a folder or Hub id, or the usual one of a variant.
+    """Returns the image processor of a folder or Hub id, or the default one of a variant.
 
     Args:
         name: see `load_config`.
-        changes: settings that shall differ.
+        changes: settings to override.
 
     Raises:
         ValueError: if there is none.
@@ -144,26 +144,26 @@ def load_image_processor(name: str, **changes: Any) -> DETRPoseImageProcessor:
 
 
 def model_files(name: str) -> list[Path]:
-    """Returns the files of a model folder, which no output may replace; none of what is no folder."""
+    """Returns the files of a model folder, which no output may overwrite; empty if `name` is not a folder."""
     patterns = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "*.onnx*")
     return [file for pattern in patterns for file in Path(name).glob(pattern)] if name and Path(name).is_dir() else []
 
 
 def load_pose_estimator(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """Returns what finds poses at its fastest: a fused model, or ONNX Runtime for a folder with an exported model.
+    """Returns the fastest form of a model: fused, or running in ONNX Runtime for a folder with an exported model.
 
-    Either has `config`, `device` and `dtype`, and is called with `pixel_values` of that device and type.
+    Both have `config`, `device` and `dtype`, and are called with `pixel_values` of that device and type.
 
     Args:
-        name: see `load_config`; a folder that holds model.onnx, in whatever precision, is an exported model.
-        device: where to run it; a CPU or a CUDA device for exported models.
-        dtype: of the weights. An exported model has the precision that it was exported in.
+        name: see `load_config`; a folder that contains model.onnx, in any precision, is an exported model.
+        device: device of the model; a CPU or a CUDA device for exported models.
+        dtype: type of the weights. An exported model keeps the precision of its export.
 
     Returns:
         A [`DETRPoseForPoseEstimation`] or an [`~deployment.ORTDETRPoseForPoseEstimation`].
 
     Raises:
-        ValueError: if there is no such model, or it cannot be loaded or used in this way.
+        ValueError: if there is no such model, or it cannot be loaded or used as requested.
     """
     if not (Path(name) / "model.onnx").is_file():
         return load_model(name).fuse().to(device, dtype)
@@ -187,15 +187,15 @@ def load_pose_estimator(name: str, device: str | torch.device = "cpu", dtype: to
 
 
 def _check_name(name: str):
-    """Raises `ValueError` for what can be no name of a model; the Hub would be asked for it again and again."""
+    """Raises `ValueError` for an impossible model name, for which the Hub would be queried repeatedly."""
     if not Path(name).is_dir() and name.count("/") != 1:
         raise ValueError(f"there is no model {name}: no such folder, nor one of {', '.join(VARIANTS)}.")
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its kind where it has none.
+    """Returns the first line of an error's message, or its type if it has none.
 
-    The message of an error in a process of a data loader is a traceback, whose last line is the one that matters.
+    The message of an error in a data-loading worker is a traceback, whose last line is the relevant one.
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].partition(": ")[2] if "DataLoader worker" in lines[0] and len(lines) > 1 else lines[0]

@@ -1,1 +1,1 @@
-"""Turns checkpoints of the official code, and D-FINE's, into folders for `from_pretrained`."""
+"""Converts official DETRPose and D-FINE checkpoints to folders for `from_pretrained`."""

@@ -1,4 +1,4 @@
-"""Reading checkpoints without running code from them, and filling a model without leaving a tensor over or out."""
+"""Reads checkpoints without executing code, and loads them into models without missing or unexpected tensors."""
 
 import argparse
 import itertools
@@ -29,14 +29,14 @@ def read_state_dict(source: str, weights: str = "best") -> StateDict:
 
     Args:
         source: a `.pth` or safetensors file, a folder with safetensors in one or several files, or a Hub id.
-        weights: which weights of an official `.pth`: "averaged" (`ema.module`), "last" (`model`), or "best": averaged
-            where the file has them.
+        weights: which weights of an official `.pth` to read: "averaged" (`ema.module`), "last" (`model`), or "best",
+            the averaged weights if the file has them.
 
     Returns:
-        name → tensor, without a prefix that all names share.
+        name → tensor, without a prefix shared by all names.
 
     Raises:
-        ValueError: if the source cannot be read, does not hold tensors by name, or holds one that is no plain array of
+        ValueError: if the source cannot be read, does not hold named tensors, or holds one that is not a plain array of
             numbers.
     """
     path = Path(source)
@@ -60,7 +60,7 @@ def read_state_dict(source: str, weights: str = "best") -> StateDict:
 
 
 def _check_kinds(source: str, state_dict: StateDict):
-    """Raises `ValueError` for the first tensor that is no array of real numbers in memory."""
+    """Raises `ValueError` for the first tensor that is not an array of real numbers in memory."""
     for name, tensor in state_dict.items():
         kinds = {
             "without numbers (meta)": tensor.is_meta,
@@ -116,7 +116,7 @@ def _read_safetensors(path: Path) -> StateDict:
 
 
 def _read_pickle(path: Path):
-    """Reads a PyTorch file without running code from it; research checkpoints often carry their arguments along."""
+    """Reads a PyTorch file without executing code from it; research checkpoints often contain their arguments."""
     torch.serialization.add_safe_globals([argparse.Namespace])
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -141,7 +141,7 @@ def _choose_weights(path: Path, checkpoint, weights: str) -> StateDict:
 
 
 def _without_prefix(state_dict: StateDict) -> StateDict:
-    """Removes what wrappers (`module.`, `model.`, ...) put before every name."""
+    """Removes the prefixes of wrappers (`module.`, `model.`, ...) from all names."""
     prefixes = {name[: name.index("backbone.")] for name in state_dict if "backbone." in name}
     prefix = min(prefixes, key=len, default="")
     if prefix and all(name.startswith(prefix) for name in state_dict):
@@ -150,7 +150,7 @@ def _without_prefix(state_dict: StateDict) -> StateDict:
 
 
 def shape_problems(tensors: StateDict, expected: StateDict) -> list[str]:
-    """Lists what keeps tensors from filling a model, both by our names, whatever their numbers; empty if all fit."""
+    """Lists tensors, by our names, that are missing, unexpected or of another shape; empty if all fit."""
     missing = [f"missing {name}" for name in expected if name not in tensors and not COUNTER.search(name)]
     unused = [f"unused {name}" for name in tensors if name not in expected and not COUNTER.search(name)]
     different = [
@@ -176,7 +176,7 @@ def _check_numbers(tensors: StateDict, source: str):
 
 @cache
 def published_tensors(variant: str, dataset: str) -> StateDict:
-    """Returns the tensors of a published model by our names, with shapes but without numbers."""
+    """Returns the tensors of a published model by our names, on the meta device."""
     with torch.device("meta"):
         return DETRPoseModel(DETRPoseConfig.from_variant(variant, skeleton=dataset)).state_dict()
 
@@ -184,18 +184,18 @@ def published_tensors(variant: str, dataset: str) -> StateDict:
 def check_variant(
     tensors: StateDict, source: str, variant: str, dataset: str | None = None, parts: tuple[str, ...] = ("",)
 ):
-    """Checks that tensors, by our names, are those of the chosen variant and dataset, and hold usable numbers.
+    """Checks that tensors, given by our names, fit the chosen variant and dataset and have valid values.
 
     Args:
         tensors: name → tensor.
-        source: where the tensors come from, for the message.
+        source: source of the tensors, for the message.
         variant: "n", "s", "m", "l" or "x".
-        dataset: "coco" or "crowdpose", or None where the tensors do not depend on it.
-        parts: beginnings of the names that the tensors must fill.
+        dataset: "coco" or "crowdpose", or None if the tensors do not depend on it.
+        parts: prefixes of the names that the tensors must cover.
 
     Raises:
-        ValueError: naming the variant and dataset that fit, or else what does not fit the chosen ones, or the tensor
-            whose numbers cannot be used.
+        ValueError: with the variant and dataset that fit, or else the mismatches with the chosen ones, or the tensor
+            with invalid values.
     """
 
     def problems(variant: str, dataset: str | None) -> list[str]:
@@ -217,7 +217,7 @@ def _options(variant: str, dataset: str | None) -> str:
 
 
 def fill(model: DETRPoseForPoseEstimation, tensors: StateDict) -> list[str]:
-    """Copies tensors that `check_variant` has checked into a model, and returns the names it has no use for."""
+    """Copies tensors that passed `check_variant` into a model, and returns the names of unused ones."""
     wanted = model.model.state_dict()
     model.model.load_state_dict({name: tensors.get(name, tensor) for name, tensor in wanted.items()})
     return [name for name in tensors if name not in wanted]

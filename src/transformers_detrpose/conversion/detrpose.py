@@ -28,7 +28,7 @@ def convert_detrpose(
 
     Raises:
         ValueError: if the checkpoint cannot be read; if it is of another variant or dataset; or if a tensor is missing,
-            is left over, has another shape, or holds numbers that cannot be used.
+            unexpected, of the wrong shape, or has invalid values.
     """
     official = read_state_dict(checkpoint, weights)
     computed = [name for name in official if COMPUTED.match(name)]
@@ -48,11 +48,11 @@ def _check_scales(official: Mapping[str, torch.Tensor], config: DETRPoseConfig, 
     for field in ("reg_scale", "up"):
         name, expected = f"transformer.{field}", getattr(config, field)
         values = official[name].flatten().tolist() if name in official else [expected]
-        # 0, with which no model works, says as little as no entry at all.
+        # 0 cannot be a real value, so it is treated like a missing entry.
         if len(values) != 1 or not (values[0] == 0 or math.isclose(values[0], expected, rel_tol=1e-6)):
             raise ValueError(f"{checkpoint}: {name} is {reprlib.repr(values)}, but the variant has {expected}.")
 
 
 def describe_origin(variant: str, dataset: str) -> str:
-    """Returns the sentence of the model card that says where converted weights come from."""
+    """Returns the sentence of the model card on the origin of converted weights."""
     return f"Converted from the official DETRPose-{variant.upper()} weights for {dataset}."

@@ -1,4 +1,4 @@
-"""Starts DETRPose models from D-FINE detectors, as the published ones were."""
+"""Initializes DETRPose models from D-FINE detectors, like the published ones."""
 
 import logging
 
@@ -9,7 +9,7 @@ from ..modeling_detrpose import DETRPoseForPoseEstimation
 from .checkpoints import check_variant, fill, read_state_dict
 from .names import OFFICIAL_DFINE, TRANSFORMERS_DFINE, translate
 
-PARTS = ("backbone.", "encoder.")  # what a detector and a pose estimator have in common
+PARTS = ("backbone.", "encoder.")  # shared by the detector and the pose estimator
 
 logger = logging.getLogger(__name__)
 
@@ -20,15 +20,16 @@ def convert_dfine(
     """Returns a model with the backbone and encoder of a D-FINE detector and an untrained decoder.
 
     Args:
-        checkpoint: Path of an official `.pth` or safetensors file, or folder or Hub id of transformers' D-FINE.
+        checkpoint: Path of an official `.pth` or safetensors file, or folder or Hub id of a D-FINE model of
+            transformers.
         variant: "n", "s", "m", "l" or "x", of both models.
         dataset: Skeleton of the new model, "coco" or "crowdpose".
         weights: Which weights of a `.pth` file, see `read_state_dict`.
         seed: Seed of the decoder's initial values.
 
     Raises:
-        ValueError: if the checkpoint cannot be read; if it is of another variant; or if a tensor of backbone or encoder
-            is missing, is left over, or has another shape.
+        ValueError: if the checkpoint cannot be read; if it is of another variant; or if a tensor of the backbone or
+            encoder is missing, unexpected, or of the wrong shape.
     """
     detector = read_state_dict(checkpoint, weights)
     from_transformers = any(".embedder." in name for name in detector)

@@ -1,6 +1,6 @@
-"""The tables of names: which tensor of an official checkpoint becomes which tensor of ours.
+"""Tables that map the tensor names of official checkpoints to ours.
 
-A table is a list of (pattern, replacement), applied in order to the whole name; a name may match several rows.
+A table is a list of (pattern, replacement), applied in order; a name may match several rows.
 """
 
 import re
@@ -57,7 +57,7 @@ _TRANSFORMER = [
 OFFICIAL = _BACKBONE + _ENCODER + _TRANSFORMER
 OFFICIAL_DFINE = _BACKBONE + _ENCODER
 
-# transformers' own D-FINE, as either line names its parts: 5.x renamed those of the encoder's transformer layer.
+# D-FINE of transformers 4 and 5; 5.x renamed the parts of the encoder's transformer layer.
 TRANSFORMERS_DFINE = [
     (r"^model\.", ""),
     (r"^backbone\.model\.", "backbone."),
@@ -70,13 +70,13 @@ TRANSFORMERS_DFINE = [
     (r"^(encoder\.(?:fpn|pan)_blocks\.\d+)\.csp_rep(\d)\.", r"\1.csp\2."),
 ]
 
-# Official tensors that are computed here: anchors and their mask, frequencies, scales.
+# Official tensors that this package computes: anchors and their mask, frequencies, scales.
 COMPUTED = re.compile(r"^transformer\.(up|reg_scale|anchors|valid_mask|decoder\.dim_t)$")
 COUNTER = re.compile(r"\.num_batches_tracked$")
 
 
 def rename(name: str, table: list[tuple[str, str]]) -> str:
-    """Returns the name that a table of (pattern, replacement) gives to `name`."""
+    """Renames a tensor by a table of (pattern, replacement)."""
     for pattern, replacement in table:
         name = re.sub(pattern, replacement, name)
     return name
@@ -86,14 +86,14 @@ def translate(state_dict: dict[str, torch.Tensor], table: list[tuple[str, str]])
     """Renames the tensors of a checkpoint and splits joint query, key and value projections into three.
 
     Args:
-        state_dict: name → tensor, as the file holds them.
+        state_dict: name → tensor, as in the file.
         table: rows of (pattern, replacement).
 
     Returns:
         name → tensor, as [`DETRPoseModel`] names them.
 
     Raises:
-        ValueError: if two tensors of the checkpoint would become the same one.
+        ValueError: if two tensors of the checkpoint would get the same name.
     """
     translated, source_of = {}, {}
     for source, tensor in state_dict.items():

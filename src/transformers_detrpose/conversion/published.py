@@ -1,4 +1,4 @@
-"""The published weights: downloaded from the authors' Hub repositories, or else from their GitHub release."""
+"""Downloads the published weights from the authors' Hub repositories or, failing that, their GitHub release."""
 
 import tempfile
 import time
@@ -18,20 +18,20 @@ from .saving import save_converted
 
 HUB_ID = "SebasJanampa/DETRPose_{variant}_{dataset}"
 RELEASE = "https://github.com/SebastianJanampa/DETRPose/releases/download/model_weights"
-# Seconds until a source must have answered, and seconds without data after which a download counts as broken.
+# Seconds within which a source must respond, and seconds without data after which a download has failed.
 PATIENCE, STALL = 5.0, 30.0
 CHUNK = 2**20  # bytes
 
 
 def published_folder(variant: str = "n", dataset: str = "coco") -> Path:
-    """Returns the folder of a published model in the Hugging Face cache, which is filled when it is first asked for.
+    """Returns the folder of a published model in the Hugging Face cache, downloading it on first use.
 
     Args:
         variant: "n", "s", "m", "l" or "x".
         dataset: "coco" or "crowdpose".
 
     Raises:
-        OSError: if the model is not in the cache and `download_model` fails, or if the cache cannot be written.
+        OSError: if the model is not in the cache and `download_model` fails, or if the cache is not writable.
     """
     folder = Path(constants.HF_ASSETS_CACHE) / "transformers-detrpose" / f"detrpose-{variant}-{dataset}"
     if not folder.is_dir():
@@ -42,16 +42,16 @@ def published_folder(variant: str = "n", dataset: str = "coco") -> Path:
 def download_model(variant: str, dataset: str) -> DETRPoseForPoseEstimation:
     """Downloads published weights and returns their model.
 
-    The Hub is preferred to the GitHub release. Both are asked at once and have `PATIENCE` seconds to answer. What
-    cannot be downloaded completely, or cannot be converted, counts as not there. `HF_HUB_OFFLINE` and `HF_ENDPOINT`
-    are obeyed.
+    The Hub is preferred to the GitHub release. Both are queried at once and have `PATIENCE` seconds to respond. Weights
+    that cannot be downloaded completely or converted count as unavailable. `HF_HUB_OFFLINE` and `HF_ENDPOINT` are
+    respected.
 
     Args:
         variant: "n", "s", "m", "l" or "x".
         dataset: "coco" or "crowdpose".
 
     Raises:
-        OSError: if neither source gives the weights; the message says why.
+        OSError: if neither source provides the weights; the message says why.
     """
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set, which forbids downloading the published weights")
@@ -74,14 +74,14 @@ def download_model(variant: str, dataset: str) -> DETRPoseForPoseEstimation:
 
 
 def published_urls(variant: str, dataset: str) -> list[str]:
-    """Returns where the weights of a published model are, the preferred place first."""
+    """Returns the URLs of the weights of a published model, the preferred one first."""
     repo_id = HUB_ID.format(variant=variant.upper(), dataset=dataset.upper())
     suffix = "" if dataset == "coco" else f"_{dataset}"
     return [hf_hub_url(repo_id, "model.safetensors"), f"{RELEASE}/detrpose_hgnetv2_{variant}{suffix}.pth"]
 
 
 def _ask(url: str) -> futures.Future:
-    """Asks whether there is something behind a URL, in a thread: looking up a host's name has no time limit."""
+    """Checks in a thread whether a URL exists, because DNS lookups have no timeout."""
     answer = futures.Future()
 
     def ask():
@@ -96,7 +96,7 @@ def _ask(url: str) -> futures.Future:
 
 
 def _download(url: str, path: Path):
-    """Writes what is behind a URL into a file; raises `OSError` if it ends early."""
+    """Downloads a URL to a file; raises `OSError` if the download is incomplete."""
     with urlopen(url, timeout=STALL) as response, open(path, "wb") as file:
         length = int(response.headers.get("Content-Length", 0))
         with tqdm(desc=path.name, total=length or None, unit="B", unit_scale=True) as bar:

@@ -21,14 +21,14 @@ def save_converted(
     repo_id: str | None = None,
     replace: bool = False,
 ):
-    """Writes weights, configuration, image processor, code and model card, and pushes them if asked.
+    """Writes weights, configuration, image processor, code and model card, and optionally pushes them.
 
     Args:
         model: The converted model.
         output: Folder to write, whole or not at all.
-        origin: Where the weights come from, a sentence for the card.
-        repo_id: Hub repository to upload the folder to; created where it does not exist.
-        replace: Whether a folder that is there already is replaced.
+        origin: A sentence for the model card on the origin of the weights.
+        repo_id: Hub repository to upload the folder to; created if it does not exist.
+        replace: Whether to replace an existing folder.
 
     Raises:
         FileExistsError: if `output` exists already and is not an empty folder, unless `replace`.

@@ -1,8 +1,8 @@
 """Annotations, datasets, augmentation and batches, for training and evaluation.
 
-`read_annotations` reads and validates files in COCO's format, for everything that needs one; `CocoPoseDataset` and
-`HubPoseDataset` give images with their people; `check_dataset` looks at all images before a training;
-`train_dataloader` and `evaluation_dataloader` make batches for the model.
+`read_annotations` reads and validates files in COCO format; `CocoPoseDataset` and `HubPoseDataset` provide images with
+their people; `check_dataset` checks all images before training; `train_dataloader` and `evaluation_dataloader` make
+batches for the model.
 """
 
 from ..instances import DataError

@@ -1,4 +1,4 @@
-"""The one reader of annotation files in COCO's format, for training, evaluation and everything else."""
+"""Reads and validates annotation files in COCO format, for training, evaluation and everything else."""
 
 import json
 import logging
@@ -14,20 +14,20 @@ from ..keypoint_schemas import KeypointSchema
 
 logger = logging.getLogger(__name__)
 
-# Category ids are the model's labels, and a model has a class for each label up to the largest.
+# Category ids are the model's labels, and a model has one class for each label up to the largest.
 LARGEST_CATEGORY_ID = 10_000
 
 
 @dataclass(frozen=True)
 class CocoAnnotations:
-    """The validated content of an annotation file in COCO's format.
+    """The validated content of an annotation file in COCO format.
 
     Args:
         source: name of the file, for messages.
         schema: the keypoints.
-        categories: names of the categories with keypoints by their ids; of all categories, if none lists its keypoints.
-        images: entries of the file, each with an `id` of its own.
-        instances: annotations of these categories; `None` where the file has no `annotations`, as with test sets.
+        categories: names by id of the categories with keypoints, or of all categories if none lists its keypoints.
+        images: image entries of the file, each with a unique `id`.
+        instances: annotations of these categories; `None` if the file has no `annotations`, as for test sets.
     """
 
     source: str
@@ -53,23 +53,23 @@ def read_annotations(
     annotations: str | os.PathLike | Mapping[str, Any] | CocoAnnotations,
     schema: KeypointSchema | dict | str | None = None,
 ) -> CocoAnnotations:
-    """Reads and validates annotations in COCO's format.
+    """Reads and validates annotations in COCO format.
 
     The file has `images` (`id`; optionally `file_name`, `height` and `width` in pixels, CrowdPose's `crowdIndex`),
     `categories` (`id`, `name`, and `keypoints`, their names in order; optionally `skeleton`) and `annotations`
     (`image_id`, `category_id`; optionally `id`, `keypoints`, `bbox`, `area`, `iscrowd` and `num_keypoints`; see
-    `parse_instances`), but for test sets, which have none. Ids are integers, each used once. Annotations of categories
+    `parse_instances`), except for test sets, which have none. Ids are unique integers. Annotations of categories
     without keypoints are left out if other categories have keypoints. Missing and empty boxes and areas are accepted;
-    see `Instances.completed` for what stands in for them.
+    see `Instances.completed` for their substitutes.
 
     Args:
-        annotations: a path, its content, or what this function returned, which is not validated again.
+        annotations: a path, the content of a file, or a result of this function, which is not validated again.
         schema: the keypoints of the model, or a known name; read from `categories` if not given.
 
     Raises:
         OSError: if the file cannot be opened.
-        DataError: a `ValueError`, if anything is wrong. It names file, annotation, field, what was found and what
-            would be accepted, in a line for each of the first ten problems.
+        DataError: a `ValueError`, if anything is invalid. The message has one line for each of the first ten problems,
+            with file, annotation, field, what was found and what would be accepted.
     """
     schema = None if schema is None else KeypointSchema.of(schema)
     if isinstance(annotations, CocoAnnotations):
@@ -93,7 +93,7 @@ def read_annotations(
 
 
 def read_coco_categories(annotation_file: str | os.PathLike) -> tuple[KeypointSchema, dict[int, str]]:
-    """Reads the schema and the class names from the `categories` of a COCO keypoint file.
+    """Reads the schema and the category names from the `categories` of a COCO keypoint file.
 
     Args:
         annotation_file: a COCO-format JSON file; every category in it must have the same keypoints.
@@ -104,7 +104,7 @@ def read_coco_categories(annotation_file: str | os.PathLike) -> tuple[KeypointSc
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if the file is not a COCO file, has no categories with keypoints, or they differ in their keypoints.
+        ValueError: if the file is not a COCO file, has no categories with keypoints, or their keypoints differ.
     """
     content, source = _load(annotation_file)
     names, schema = _read_categories(_entries(content, "categories", source), None, source)
@@ -112,7 +112,7 @@ def read_coco_categories(annotation_file: str | os.PathLike) -> tuple[KeypointSc
 
 
 def _load(annotations: str | os.PathLike | Mapping[str, Any]) -> tuple[Any, str]:
-    """Returns the content of a file and what to call it."""
+    """Returns the content of a file and its name for messages."""
     if isinstance(annotations, Mapping):
         return annotations, "annotations"
     source = os.fspath(annotations)
@@ -124,7 +124,7 @@ def _load(annotations: str | os.PathLike | Mapping[str, Any]) -> tuple[Any, str]
 
 
 def _entries(content: Any, key: str, source: str) -> Sequence[Mapping[str, Any]]:
-    """Returns one of the lists of a file."""
+    """Returns one of the top-level lists of a file."""
     entries = content.get(key) if isinstance(content, Mapping) else None
     if isinstance(entries, (list, tuple)) and all(isinstance(entry, Mapping) for entry in entries):
         return entries
@@ -160,7 +160,7 @@ def _read_categories(
 
 
 def _check_categories(categories: Sequence[Mapping[str, Any]], source: str):
-    """Raises `DataError` unless every category has an id of its own, and a name."""
+    """Raises `DataError` unless every category has a unique id and a name."""
     problems, seen = Problems(source), set()
     for number, category in enumerate(categories):
         where, category_id = f"category number {number}", category.get("id")
@@ -176,7 +176,7 @@ def _check_categories(categories: Sequence[Mapping[str, Any]], source: str):
 
 
 def _check_order(source: str, what: str, found: KeypointSchema, schema: KeypointSchema):
-    """Raises `DataError` if keypoints of a file cannot be those of a schema; warns if their names differ."""
+    """Raises `DataError` if the keypoints of a file cannot be those of a schema; warns if their names differ."""
     if found.num_keypoints != schema.num_keypoints:
         raise DataError(
             f"{source}: {what} has {found.num_keypoints} keypoints, but `schema` has {schema.num_keypoints}."
@@ -234,7 +234,7 @@ def _read_instances(
     num_keypoints: int,
     problems: Problems,
 ) -> Instances:
-    """Reads the annotations of some categories, and leaves out those of others."""
+    """Reads the annotations of the given categories, and leaves out those of others."""
     kept, names, image_index, seen = [], [], [], set()
     for number, annotation in enumerate(annotations):
         annotation_id, image_id = annotation.get("id"), annotation.get("image_id")
@@ -255,7 +255,7 @@ def _read_instances(
 
 
 def _is_left_out(annotation: Mapping[str, Any], categories: set[int]) -> bool:
-    """Returns whether an annotation is of one of the categories without keypoints, and has no labelled keypoint."""
+    """Returns whether an annotation belongs to a category without keypoints and has no labeled keypoint."""
     category_id, keypoints = annotation.get("category_id"), annotation.get("keypoints")
     if not is_id(category_id) or category_id not in categories:
         return False

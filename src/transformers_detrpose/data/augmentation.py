@@ -1,6 +1,7 @@
-"""Augmentation of samples: what is done in which epoch, as plain data, and how.
+"""Augmentation of samples, and its schedule over the epochs.
 
-Geometry is torchvision's (`torchvision.transforms.v2`), except for the mosaic and for trading left and right places.
+Geometric transforms are those of `torchvision.transforms.v2`, except for the mosaic and for swapping left and right
+keypoints.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,17 +21,17 @@ from .pose_datasets import Sample
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How samples are changed at random. The defaults are the paper's; a probability of 0 switches a change off.
+    """Random augmentation of samples. The defaults are those of the paper; a probability of 0 disables a transform.
 
     Args:
-        mosaic: probability of a mosaic of the image and three others, drawn at random.
+        mosaic: probability of a mosaic of the image and three random others.
         mosaic_side: shorter side of the four images, in pixels.
-        zoom_out: probability of a black border, in samples that are no mosaic.
-        zoom_out_range: least and largest r; the border has (r - 1) times the size of the image, on every side.
-        flip: probability of mirroring left and right.
-        jitter: probability of changing the colours.
+        zoom_out: probability of a black border in samples that are not mosaics.
+        zoom_out_range: range of r; the border is (r - 1) times the size of the image on every side.
+        flip: probability of a horizontal flip.
+        jitter: probability of color jitter.
         jitter_strength: largest change of brightness, contrast and saturation (factors from 1 - s to 1 + s) and of the
-            hue (up to s of the colour circle, at most 0.5).
+            hue (up to s of the color circle, at most 0.5).
     """
 
     mosaic: float = 0.5
@@ -54,7 +55,7 @@ class Augmentation:
 
 
 class Phase(NamedTuple):
-    """What is done from an epoch (counted from 0) on, until the next phase begins."""
+    """The augmentation from an epoch (counted from 0) until the next phase begins."""
 
     first_epoch: int
     augmentation: Augmentation
@@ -74,13 +75,13 @@ def paper_phases(
 ) -> tuple[Phase, ...]:
     """Returns the augmentation schedule of the paper, in four phases.
 
-    Neither mosaic nor zoom-out at first, then both, then zoom-out without mosaic; in the last epochs neither
-    augmentation nor multi-scale. The published trainings give all three epochs; the defaults follow their proportions.
+    Neither mosaic nor zoom-out at first, then both, then zoom-out without mosaic; neither augmentation nor multi-scale
+    in the last epochs. The published recipes set all three boundaries; the defaults follow their proportions.
 
     Args:
-        num_epochs: epochs of the whole training.
+        num_epochs: total number of epochs.
         warmup_epochs: epochs of the first phase; 5, or a tenth of all epochs if that is less.
-        mosaic_end: first epoch without mosaic; the one half-way, once the first phase is over.
+        mosaic_end: first epoch without mosaic; by default halfway through, but not before the first phase ends.
         final_start: first epoch of the last phase, never reached if it is `num_epochs` or more; 4 epochs before the
             end, or a tenth of all epochs if that is less.
 
@@ -109,7 +110,7 @@ def phase_at(phases: tuple[Phase, ...], epoch: int) -> Phase:
 
 
 class SampleKey(NamedTuple):
-    """A sample of a training: index in the dataset, epoch, and the size (height, width) that it shall have."""
+    """A sample of a training: index in the dataset, epoch, and target size (height, width)."""
 
     index: int
     epoch: int
@@ -120,14 +121,14 @@ class TrainingSamples(Dataset):
     """A dataset whose samples are augmented and resized.
 
     `samples[index]` is the sample in the current epoch and the given size; `samples[SampleKey(...)]` in any other. It
-    depends on nothing but the seed, the epoch, the index and the size, so that neither the number of workers and
-    processes nor an interruption changes a training.
+    depends only on the seed, the epoch, the index and the size, so that neither the number of workers and processes nor
+    an interruption changes a training.
 
     Args:
-        dataset: a `PoseDataset`, or anything with such samples.
+        dataset: a `PoseDataset`, or anything that yields the same samples.
         size_hw: height and width in pixels, or one number for both.
-        phases: what is done in which epoch; see `paper_phases`.
-        seed: of all random numbers, at least 0.
+        phases: the augmentation schedule; see `paper_phases`.
+        seed: random seed, at least 0.
         flip_permutation: `KeypointSchema.flip_permutation`; that of `dataset.schema` if not given.
     """
 
@@ -148,7 +149,7 @@ class TrainingSamples(Dataset):
         self.phases = tuple(phases)
         self.seed = seed
         self.flip_permutation = dataset.schema.flip_permutation if flip_permutation is None else flip_permutation
-        # Shared, so that workers that outlive an epoch learn of the next one.
+        # Shared memory, so that persistent data-loading workers see the next epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
@@ -157,7 +158,7 @@ class TrainingSamples(Dataset):
         return int(self._epoch)
 
     def set_epoch(self, epoch: int):
-        """Makes an epoch the current one; accelerate's data loaders and transformers' `Trainer` call this."""
+        """Sets the current epoch; accelerate's data loaders and transformers' `Trainer` call this."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -171,13 +172,12 @@ class TrainingSamples(Dataset):
 
 
 class EvaluationSamples(Dataset):
-    """A dataset as the model is shown it: with exactly the pixels that the image processor gives.
+    """A dataset whose images are prepared by the image processor.
 
-    The `image` of a sample is what the image processor returns, float32 and ready for the model; people are resized to
-    its height and width.
+    The `image` of a sample is the float32 output of the image processor; people are scaled to its height and width.
 
     Args:
-        dataset: a `PoseDataset`, or anything with such samples.
+        dataset: a `PoseDataset`, or anything that yields the same samples.
         image_processor: the image processor of the model.
     """
 
@@ -197,7 +197,7 @@ class EvaluationSamples(Dataset):
 
 
 def as_size_hw(size: tuple[int, int] | int) -> tuple[int, int]:
-    """Returns (height, width) in pixels, given both or one number for both."""
+    """Returns (height, width) in pixels, from both or from one number for both."""
     size_hw = (size, size) if isinstance(size, int) else tuple(size)
     if len(size_hw) != 2 or min(size_hw) < 1:
         raise ValueError(f"a size must be a positive number or (height, width) in pixels, but got {size!r}.")
@@ -205,15 +205,15 @@ def as_size_hw(size: tuple[int, int] | int) -> tuple[int, int]:
 
 
 def seed_for(*numbers: int) -> int:
-    """Returns a seed that mixes numbers of at least 0 well: neighbours have nothing in common."""
+    """Returns a seed that hashes nonnegative numbers, so that nearby numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Seeds PyTorch's generator of the CPU, which torchvision draws from, and restores it afterwards."""
+    """Seeds PyTorch's CPU generator, which torchvision uses, and restores it afterwards."""
     with torch.random.fork_rng(devices=[]):
-        # `torch.manual_seed` would seed the GPUs too, in the midst of a training.
+        # `torch.manual_seed` would also seed the GPUs during training.
         torch.default_generator.manual_seed(seed_for(*numbers))
         yield
 
@@ -225,15 +225,15 @@ def augment(
     size_hw: tuple[int, int],
     flip_permutation: tuple[int, ...],
 ) -> Sample:
-    """Returns a sample, changed at random by PyTorch's generator, in a given size (paper, Data augmentation).
+    """Returns a sample, augmented with PyTorch's generator and resized (paper, Data augmentation).
 
-    The recipe names zoom-out, flip, jitter and resizing in this order. A centred border may as well be added after
-    mirroring, and colours changed after resizing, to far fewer pixels.
+    The recipe lists zoom-out, flip, jitter and resizing in this order. Since the border is centered, it can just as
+    well be added after flipping; jitter after resizing processes far fewer pixels.
 
     Args:
-        dataset: where the sample and the others of a mosaic come from.
+        dataset: the source of the sample and of the others in a mosaic.
         index: index of the sample.
-        augmentation: what may be done.
+        augmentation: the augmentation to apply.
         size_hw: height and width of the result in pixels.
         flip_permutation: for each keypoint of a mirrored image, the index it had before.
     """
@@ -259,7 +259,7 @@ def _happens(probability: float) -> bool:
 
 
 def resize(sample: Sample, size_hw: tuple[int, int], resize_image: Callable | None = None) -> Sample:
-    """Resizes a sample without keeping its aspect ratio; x and y follow as fractions of the image do.
+    """Resizes a sample without keeping its aspect ratio; x and y are scaled accordingly.
 
     Args:
         sample: the sample.
@@ -280,7 +280,7 @@ def resize(sample: Sample, size_hw: tuple[int, int], resize_image: Callable | No
 def zoom_out(sample: Sample, ratio: float, size_hw: tuple[int, int]) -> Sample:
     """Adds a black border of (ratio - 1) times the size of the image on every side, and resizes.
 
-    The image is resized first and the border added then, so that the large picture in between is never made.
+    The image is resized before the border is added, so that no large intermediate image is created.
 
     Args:
         sample: the sample.
@@ -297,10 +297,10 @@ def zoom_out(sample: Sample, ratio: float, size_hw: tuple[int, int]) -> Sample:
 
 
 def flip(sample: Sample, flip_permutation: tuple[int, ...]) -> Sample:
-    """Mirrors a sample, and lets left and right keypoints trade places.
+    """Flips a sample horizontally, and swaps left and right keypoints.
 
-    Column x becomes column width - 1 - x. Mirror before resizing: x counts the pixels of the original image, whose
-    middles are at x + 0.5.
+    Column x becomes column width - 1 - x. Flip before resizing: x indexes the pixels of the original image, whose
+    centers are at x + 0.5.
 
     Args:
         sample: the sample.
@@ -313,18 +313,18 @@ def flip(sample: Sample, flip_permutation: tuple[int, ...]) -> Sample:
 
 
 def mosaic(samples: list[Sample], side: int) -> Sample:
-    """Puts four samples together: each in the top left corner of a cell of a 2x2 canvas that is black elsewhere.
+    """Combines four samples, each in the top left corner of a cell of a 2x2 grid that is black elsewhere.
 
     Args:
         samples: four samples; `image_id` and `orig_size` are those of the first.
-        side: shorter side in pixels that each image is resized to, keeping its aspect ratio. The cells have the largest
-            height and width of the four.
+        side: shorter side in pixels to which each image is resized, keeping its aspect ratio. The cells have the
+            largest height and width of the four.
     """
     tiles = [resize(sample, _shorter_side_size(sample["image"], side)) for sample in samples]
     cell_h = max(tile["image"].shape[-2] for tile in tiles)
     cell_w = max(tile["image"].shape[-1] for tile in tiles)
     canvas_hw = (2 * cell_h, 2 * cell_w)
-    # The layout that Pillow's images have; torchvision resizes it several times faster than planes.
+    # The memory layout of Pillow images, which torchvision resizes several times faster than planar images.
     canvas = torch.zeros(*canvas_hw, 3, dtype=torch.uint8).permute(2, 0, 1)
     keypoints, boxes = [], []
     for tile, (top, left) in zip(tiles, ((0, 0), (0, cell_w), (cell_h, 0), (cell_h, cell_w)), strict=True):

@@ -1,4 +1,4 @@
-"""Batches of samples in the form that the model takes, and data loaders that make them."""
+"""Batches of samples as the model expects them, and data loaders that yield them."""
 
 import os
 import signal
@@ -29,19 +29,19 @@ OTHER_SCALES = tuple(1 + 0.05 * step for step in range(-5, 6) if step)
 # The largest stride of the model, which divides every size.
 STRIDE = 32
 
-# What the random numbers are for, beside the samples themselves.
+# Seeds for random numbers other than those of the samples.
 _ORDER, _SIZE = 1, 2
 
 
 def collate_poses(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Makes a batch of samples. With transformers' `Trainer`, set `remove_unused_columns=False`.
+    """Collates samples into a batch. With transformers' `Trainer`, set `remove_unused_columns=False`.
 
     Args:
-        samples: samples of `TrainingSamples` or `EvaluationSamples`, or others whose images have one size.
+        samples: samples of `TrainingSamples` or `EvaluationSamples`, or others whose images have the same size.
 
     Returns:
         `pixel_values` (B, 3, height, width) float32, divided by 255 if the images are uint8, and `labels`, a list of
-        what `to_labels` returns.
+        the results of `to_labels`.
 
     Raises:
         ValueError: if the images have different sizes.
@@ -51,7 +51,7 @@ def collate_poses(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def collate_unscaled(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Makes a batch as `collate_poses` does, but leaves uint8 images as they are, for `to_device` to scale."""
+    """Collates like `collate_poses`, but leaves uint8 images for `to_device` to scale."""
     images = [sample["image"].as_subclass(torch.Tensor) for sample in samples]
     sizes = sorted({tuple(image.shape) for image in images})
     if len(sizes) > 1:
@@ -60,16 +60,16 @@ def collate_unscaled(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def scale(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Divides uint8 images by 255, with exactly the result of the image processor; others are scaled already."""
+    """Divides uint8 images by 255, with exactly the result of the image processor; other types are already scaled."""
     return pixel_values.float().mul_(1 / 255) if pixel_values.dtype == torch.uint8 else pixel_values
 
 
 def to_device(batch: dict[str, Any], device: torch.device | str | None) -> dict[str, Any]:
-    """Copies a batch to a device without waiting for it, and scales its images there.
+    """Copies a batch to a device asynchronously, and scales its images there.
 
     Args:
-        batch: `pixel_values` and `labels`, as a data loader makes them, best in pinned memory.
-        device: where to; the device they are on if not given.
+        batch: `pixel_values` and `labels`, as a data loader yields them, preferably in pinned memory.
+        device: the target device; the current device if not given.
 
     Returns:
         `pixel_values` float32, and `labels`.
@@ -79,17 +79,17 @@ def to_device(batch: dict[str, Any], device: torch.device | str | None) -> dict[
 
 
 def multi_scale_sizes(size: tuple[int, int] | int = 640, base_repeats: int = 4) -> list[tuple[int, int]]:
-    """Returns the sizes among which multi-scale training draws one for each batch.
+    """Returns the sizes from which multi-scale training draws one per batch.
 
     Args:
         size: base height and width in pixels, or one number for both.
-        base_repeats: how often the base size is in the list; 0 leaves out all others.
+        base_repeats: how often the base size is listed; 0 leaves out all others.
 
     Returns:
-        (height, width) in pixels, multiples of 32: those of the paper for 640, the nearest in proportion for others.
+        (height, width) in pixels, multiples of 32: those of the paper for 640, otherwise the closest in proportion.
 
     Raises:
-        ValueError: if the base size is no multiple of 32.
+        ValueError: if the base size is not a multiple of 32.
     """
     size_hw = as_size_hw(size)
     if any(length % STRIDE for length in size_hw):
@@ -103,15 +103,15 @@ def multi_scale_sizes(size: tuple[int, int] | int = 640, base_repeats: int = 4) 
 
 
 class PoseBatchSampler(Sampler[list[SampleKey]]):
-    """Shuffled batches of the current epoch, each of one size; a function of nothing but seed and epoch.
+    """Yields shuffled batches of the current epoch, each of one size; determined by seed and epoch alone.
 
     Args:
-        samples: its seed, phases and current epoch count.
+        samples: the samples, whose seed, phases and current epoch are used.
         batch_size: images per batch.
-        sizes_hw: what to draw the size of a batch from, in epochs with multi-scale; the samples' own if not given.
-        num_processes: processes among which accelerate deals out the batches; the batches of one step have one size, so
-            that no process waits for another.
-        drop_last: leave out the last batch where it is smaller than the others.
+        sizes_hw: sizes to draw from in epochs with multi-scale; the size of the samples if not given.
+        num_processes: number of processes to which accelerate distributes the batches; all batches of a step have the
+            same size, so that no process waits for another.
+        drop_last: drop the last batch if it is smaller than the others.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class PoseBatchSampler(Sampler[list[SampleKey]]):
             yield [SampleKey(index, epoch, size_hw) for index in indices.tolist()]
 
     def size_hw(self, epoch: int, step: int) -> tuple[int, int]:
-        """Returns the height and width in pixels of the images of a step of an epoch."""
+        """Returns the image height and width in pixels at a step of an epoch."""
         if not phase_at(self.samples.phases, epoch).multi_scale:
             return self.samples.size_hw
         return self.sizes_hw[seed_for(self.samples.seed, epoch, step, _SIZE) % len(self.sizes_hw)]
@@ -163,22 +163,22 @@ def train_dataloader(
     pin_memory: bool = False,
     scaled: bool = True,
 ) -> DataLoader:
-    """Makes the data loader of a training: shuffled, augmented, batches of several sizes.
+    """Returns a data loader for training: shuffled, augmented, with batches of several sizes.
 
-    Tell it the epoch before each one: `loader.set_epoch(epoch)` once accelerate has prepared it, else
-    `loader.dataset.set_epoch(epoch)`. Every batch depends on nothing but the seed, the epoch and its place in it, so
-    that `accelerate.skip_first_batches` continues an interrupted epoch as if nothing had happened. For a `Trainer`,
-    return `self.accelerator.prepare(train_dataloader(...))` from `get_train_dataloader`.
+    Set the epoch before each one: `loader.set_epoch(epoch)` once accelerate has prepared it, else
+    `loader.dataset.set_epoch(epoch)`. Every batch depends only on the seed, the epoch and its position in it, so that
+    `accelerate.skip_first_batches` continues an interrupted epoch exactly. For a `Trainer`, return
+    `self.accelerator.prepare(train_dataloader(...))` from `get_train_dataloader`.
 
     Args:
-        dataset: a `PoseDataset`; `check_dataset` should have seen it.
+        dataset: a `PoseDataset`; check it with `check_dataset` first.
         batch_size: images per batch of one process.
         size: base height and width in pixels, or one number for both.
-        phases: what is done in which epoch; see `paper_phases`.
-        base_repeats: see `multi_scale_sizes`; the recipes of `transformers_detrpose.training` have the paper's.
-        seed: of all random numbers.
+        phases: the augmentation schedule; see `paper_phases`.
+        base_repeats: see `multi_scale_sizes`; the recipes in `transformers_detrpose.training` have the paper's values.
+        seed: random seed.
         num_workers: processes that prepare samples.
-        num_processes: processes that train.
+        num_processes: number of training processes.
         pin_memory: see `torch.utils.data.DataLoader`.
         scaled: whether images are divided by 255. Unscaled they are uint8, a quarter of the bytes, for `to_device`.
     """
@@ -203,7 +203,7 @@ def evaluation_dataloader(
     pin_memory: bool = False,
     scaled: bool = True,
 ) -> DataLoader:
-    """Makes a data loader of all images in their order, with exactly the pixels that the image processor gives.
+    """Returns a data loader for all images in order, preprocessed exactly as by the image processor.
 
     Args:
         dataset: a `PoseDataset`.
@@ -225,23 +225,23 @@ def evaluation_dataloader(
 
 
 def _init_worker(max_pixels: int | None, worker_id: int):
-    """Prepares a process that loads images.
+    """Initializes a data-loading worker.
 
     Args:
-        max_pixels: the limit of `images.open_image`, which such a process does not inherit on every system.
-        worker_id: its number.
+        max_pixels: the limit of `images.open_image`, which workers do not inherit on every system.
+        worker_id: index of the worker.
     """
     Image.MAX_IMAGE_PIXELS = max_pixels
     _ignore_signals()
 
 
 def _ignore_signals():
-    """Lets a process that loads images live on when Ctrl-C or a cluster signals all: the one that it serves decides.
+    """Keeps a data-loading worker running when Ctrl-C or a cluster signals all processes: its parent decides.
 
-    Of that one it still obeys SIGTERM, which ends it.
+    SIGTERM from the parent still ends it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # elsewhere nobody can tell who has sent a signal
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere the sender of a signal is unknown
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_with_parent, daemon=True).start()
 

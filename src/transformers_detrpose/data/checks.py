@@ -1,4 +1,4 @@
-"""Finding what is wrong with the images of a dataset, and where its people lie, before hours of training find it."""
+"""Checks the images of a dataset and the annotations in them before training."""
 
 import logging
 import os
@@ -17,15 +17,15 @@ from .pose_datasets import PoseDataset
 logger = logging.getLogger(__name__)
 
 _EXIF_ORIENTATION = 0x0112
-_SHOWN = 5  # names of each kind in a report
+_SHOWN = 5  # names per kind of finding in a report
 
-# What was found, by a short name, to the annotations or images where it was found.
+# Maps each kind of finding, by a short name, to the annotations or images concerned.
 Findings = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class Defect:
-    """A kind of finding: what it is, and how it is repaired (`None`: training has to wait until a human has)."""
+    """A kind of finding: its description, and how it is repaired (`None` if it must be repaired by hand)."""
 
     found: str
     repair: str | None = None
@@ -48,11 +48,11 @@ DEFECTS = {
 
 @dataclass
 class DatasetReport:
-    """What `check_dataset` found; `str(report)` is for people.
+    """The findings of `check_dataset`; `str(report)` is human-readable.
 
     Args:
         num_images: images in the dataset.
-        num_people: people to learn from.
+        num_people: people used for training.
         findings: for each kind of finding, a key of `DEFECTS`, all images or annotations concerned.
     """
 
@@ -62,12 +62,12 @@ class DatasetReport:
 
     @property
     def refused(self) -> Findings:
-        """`dict[str, list[str]]`: the findings that have to be repaired by hand."""
+        """`dict[str, list[str]]`: the findings that must be repaired by hand."""
         return {kind: names for kind, names in self.findings.items() if DEFECTS[kind].repair is None}
 
     @property
     def repaired(self) -> Findings:
-        """`dict[str, list[str]]`: the findings that do no harm, because samples are repaired."""
+        """`dict[str, list[str]]`: the findings that are repaired in each sample."""
         return {kind: names for kind, names in self.findings.items() if DEFECTS[kind].repair is not None}
 
     def __str__(self) -> str:
@@ -89,35 +89,35 @@ def _line(kind: str, names: list[str]) -> str:
 def check_dataset(
     dataset: PoseDataset, images: str | None = "header", num_threads: int | None = None, progress: bool = True
 ) -> DatasetReport:
-    """Looks at all images of a dataset and at how its people fit into them, and reports everything together.
+    """Checks all images of a dataset and how its people fit into them, and reports all findings together.
 
-    Malformed annotations have been refused already, when the dataset was made; see `read_annotations`.
+    Malformed annotations were already rejected when the dataset was created; see `read_annotations`.
 
     | found | what happens |
     |---|---|
     | image file missing or unreadable (`image_missing`, `image_unreadable`) | refused |
-    | upright image of another size than the annotation file says (`image_size`) | refused |
-    | keypoint more than a pixel outside the image (`keypoint_outside`) | not labelled |
+    | upright image size differs from the annotation file (`image_size`) | refused |
+    | keypoint more than a pixel outside the image (`keypoint_outside`) | not labeled |
     | keypoint up to a pixel outside | moved to the border |
     | box partly outside the image (`box_outside`) | clipped |
-    | box missing, empty or wholly outside (`box_empty`) | box around the labelled keypoints |
+    | box missing, empty or wholly outside (`box_empty`) | box around the labeled keypoints |
     | no area in the dataset | 0.53 x area of the box, unclipped |
     | area of 0 or less (`area_zero`) | likewise |
-    | no area and no box, and keypoints without an extent (`no_extent`) | person left out |
-    | crowd, no `keypoints`, or none of them labelled | no target; not looked at |
+    | no area, no box, and keypoints without extent (`no_extent`) | person left out |
+    | crowd, no `keypoints`, or none of them labeled | no target; not checked |
 
     Args:
         dataset: the dataset.
-        images: "header" opens every image and compares its size, "decode" also decodes it, which takes a hundred times
-            as long and is the only way to find truncated files; `None` looks at annotations only.
-        num_threads: images looked at in parallel; twice the number of processors if not given.
+        images: "header" opens every image and compares its size; "decode" also decodes it, which takes a hundred times
+            as long and is the only way to find truncated files; `None` checks annotations only.
+        num_threads: number of images checked in parallel; twice the number of processors if not given.
         progress: show a progress bar.
 
     Returns:
         The report. Its repairs are logged as a warning.
 
     Raises:
-        DataError: a `ValueError`, if something has to be repaired by hand; the message is the whole report.
+        DataError: a `ValueError`, if anything must be repaired by hand; the message is the full report.
     """
     if images not in ("header", "decode", None):
         raise ValueError(f"`images` must be 'header', 'decode' or None, but got {images!r}.")
@@ -146,7 +146,7 @@ def _check_images(
                 size_hw = load_rgb_image(image).size[::-1] if decode else upright_size_hw(image)
         except FileNotFoundError:
             return "image_missing", None
-        except Exception:  # a broken file makes Pillow's decoders raise almost anything
+        except Exception:  # Pillow's decoders raise almost anything for a corrupt file
             return "image_unreadable", None
         expected = dataset.sizes_hw[index]
         return ("image_size" if expected not in (None, size_hw) else None), size_hw
@@ -162,7 +162,7 @@ def _check_images(
 
 
 def upright_size_hw(image: Image.Image) -> tuple[int, int]:
-    """Returns the height and width in pixels that an image will have once its EXIF orientation has been applied."""
+    """Returns the height and width of an image in pixels after applying its EXIF orientation."""
     # Pillow decodes a whole PNG in search of an orientation that is not in its header.
     has_orientation = image.format != "PNG" or "exif" in image.info
     is_on_its_side = has_orientation and image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
@@ -170,7 +170,7 @@ def upright_size_hw(image: Image.Image) -> tuple[int, int]:
 
 
 def _check_people(dataset: PoseDataset, sizes_hw: list[tuple[int, int] | None], findings: Findings) -> int:
-    """Adds to the findings what does not fit into images of known sizes; returns how many people remain."""
+    """Adds what does not fit into images of known sizes to the findings; returns how many people remain."""
     people = dataset.people
     # In an image of unknown size everything fits.
     sizes = torch.tensor([size_hw or (1 << 20, 1 << 20) for size_hw in sizes_hw]).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""The people to learn from as dense tensors: who is in which image, and how they are made to fit into it."""
+"""The people used for training as dense tensors, grouped by image and fitted to it."""
 
 from dataclasses import dataclass, fields
 
@@ -11,13 +11,13 @@ from ..labels import TOLERANCE_PIXELS, corners_of, hide_outside
 
 @dataclass
 class People:
-    """n people with at least one labelled keypoint, of one image or of many; coordinates in pixels of their image.
+    """n people with at least one labeled keypoint, in one or several images; coordinates in pixels of their image.
 
     Args:
         image_index (`torch.LongTensor` of shape `(n,)`): index of the image in the dataset.
         class_labels (`torch.LongTensor` of shape `(n,)`): category ids.
-        keypoints (`torch.FloatTensor` of shape `(n, K, 2)`): x, y, 0 where not labelled.
-        visibility (`torch.LongTensor` of shape `(n, K)`): 0 not labelled, 1 hidden, 2 visible.
+        keypoints (`torch.FloatTensor` of shape `(n, K, 2)`): x, y, 0 where not labeled.
+        visibility (`torch.LongTensor` of shape `(n, K)`): 0 not labeled, 1 hidden, 2 visible.
         area (`torch.FloatTensor` of shape `(n,)`): NaN where the dataset has none, until `fit_to_image`.
         boxes (`torch.FloatTensor` of shape `(n, 4)`): x1, y1, x2, y2; likewise.
     """
@@ -41,9 +41,9 @@ class PeopleOfImages:
     """The people of a dataset, sorted by image.
 
     Args:
-        people: all people to learn from.
+        people: all people used for training.
         names: one per person, for messages: "annotation 5 of image 3".
-        starts (`torch.LongTensor` of shape `(images + 1,)`): first person of each image.
+        starts (`torch.LongTensor` of shape `(images + 1,)`): index of the first person of each image.
     """
 
     people: People
@@ -56,11 +56,11 @@ class PeopleOfImages:
 
 
 def group_by_image(instances: Instances, num_images: int) -> PeopleOfImages:
-    """Picks the people to learn from and sorts them by image.
+    """Selects the people used for training and sorts them by image.
 
     Args:
         instances: annotations of all images.
-        num_images: images in the dataset.
+        num_images: number of images in the dataset.
     """
     targets = instances[instances.is_target]
     targets = targets[np.argsort(targets.image_index, kind="stable")]
@@ -77,15 +77,15 @@ def group_by_image(instances: Instances, num_images: int) -> PeopleOfImages:
 
 
 def fit_to_image(people: People, size_hw: torch.Tensor) -> tuple[People, torch.Tensor, dict[str, torch.Tensor]]:
-    """Repairs what does not fit into the image, as the table of `check_dataset` says.
+    """Repairs what does not fit into the image, as listed in the table of `check_dataset`.
 
     Args:
         people: n people.
         size_hw: height and width of their images in pixels, (2,) for all or (n, 2).
 
     Returns:
-        The n people, whose boxes lie inside the image and whose areas are finite; a mask (n,) of those that remain
-        people; and for each kind of finding a mask (n,) of whom it concerns.
+        The n people, with boxes inside the image and finite areas; a mask (n,) of those to keep; and for each kind of
+        finding a mask (n,) of the people concerned.
     """
     size_wh = size_hw.flip(-1).float().expand(len(people), 2)
     visibility = hide_outside(people.keypoints, people.visibility, size_wh[:, None])
@@ -94,7 +94,7 @@ def fit_to_image(people: People, size_hw: torch.Tensor) -> tuple[People, torch.T
 
     limits = size_wh.repeat(1, 2)
     clipped = people.boxes.clamp(min=0).minimum(limits)
-    is_empty = ~(clipped[:, 2:] > clipped[:, :2]).all(-1)  # so are missing ones, NaN
+    is_empty = ~(clipped[:, 2:] > clipped[:, :2]).all(-1)  # also true for missing boxes, which are NaN
     is_clipped = ((people.boxes - clipped).abs() > TOLERANCE_PIXELS).any(1) & ~is_empty
     boxes = torch.cat([people.boxes[:, :2], people.boxes[:, 2:] - people.boxes[:, :2]], dim=1)
     boxes, area = complete(keypoints, labelled, boxes.masked_fill(is_empty[:, None], 0), people.area)

@@ -1,4 +1,4 @@
-"""Datasets of people with keypoints: COCO-format files, and datasets of the Hugging Face Hub."""
+"""Datasets of people with keypoints: COCO-format files and Hugging Face Hub datasets."""
 
 import io
 import os
@@ -21,29 +21,29 @@ Sample = dict[str, Any]
 
 
 class PoseDataset(Dataset):
-    """Images with the people in them. `dataset[index]` is a sample, a dictionary of one image with n people:
+    """Images with the people in them. `dataset[index]` is a sample, a dictionary for one image with n people:
 
     - `image`: `tv_tensors.Image` of shape (3, height, width), uint8, upright RGB.
-    - `keypoints`: `tv_tensors.KeyPoints` of shape (n, K, 2), float32, x, y in pixels; meaningless where not labelled.
-    - `visibility` (n, K) int64: 0 not labelled, 1 hidden, 2 visible.
+    - `keypoints`: `tv_tensors.KeyPoints` of shape (n, K, 2), float32, x, y in pixels; meaningless where not labeled.
+    - `visibility` (n, K) int64: 0 not labeled, 1 hidden, 2 visible.
     - `class_labels` (n,) int64: category ids.
-    - `area` (n,) float32: pixels that the person covers; 0.53 times the area of the box where the dataset has none.
+    - `area` (n,) float32: area of the person in square pixels; 0.53 times the area of the box if the dataset has none.
     - `boxes`: `tv_tensors.BoundingBoxes` of shape (n, 4), float32, x1, y1, x2, y2 in pixels.
     - `image_id` (`int`) and `orig_size` (height, width of the image in pixels).
 
-    Crowds and people without a labelled keypoint are left out, n may be 0. What else is repaired is in the table of
+    Crowds and people without a labeled keypoint are left out, so n may be 0. Other repairs are listed in the table of
     `check_dataset`, which should be called once before training. A keypoint at (3, 5) is in column 3 and row 5, as in
     COCO.
 
     Args:
         schema: the keypoints.
-        id2label: names of the labels 0, 1, ..., as a configuration takes them.
+        id2label: names of the labels 0, 1, ..., as in a model configuration.
         image_ids: one integer per image.
-        sizes_hw: (height, width) of each image in pixels according to the dataset, `None` where it does not say.
+        sizes_hw: (height, width) of each image in pixels according to the dataset, `None` if unknown.
         instances: the annotations.
-        transform: called with each sample, returns another; transforms of `torchvision.transforms.v2` work, except that
-            those that mirror do not swap left and right, and `area` does not follow.
-        only_with_people: leave out the images that have nobody to learn from, as the paper's training does.
+        transform: called with each sample, returns a sample; transforms of `torchvision.transforms.v2` work, except
+            that flips do not swap left and right, and `area` is not updated.
+        only_with_people: leave out images without people to train on, as the paper does.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PoseDataset(Dataset):
         self.people = group_by_image(instances, len(image_ids))
         self.transform = transform
         counts = self.people.starts.diff()
-        # Which image each sample shows.
+        # The image index of each sample.
         self.shown = counts.nonzero()[:, 0] if only_with_people else torch.arange(len(counts))
 
     def open_image(self, image_index: int) -> Image.Image:
@@ -71,7 +71,7 @@ class PoseDataset(Dataset):
         raise NotImplementedError
 
     def image_name(self, image_index: int) -> str:
-        """Returns what to call an image in messages."""
+        """Returns the name of an image for messages."""
         return f"image {self.image_ids[image_index]}"
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class PoseDataset(Dataset):
     def _load_image(self, image_index: int) -> Image.Image:
         try:
             image = load_rgb_image(self.open_image(image_index))
-        except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
+        except Exception as error:  # Pillow's decoders raise almost anything for a corrupt file
             raise ValueError(
                 f"cannot read {self.image_name(image_index)}: {error}. `check_dataset` finds all such images."
             ) from error
@@ -112,11 +112,11 @@ class PoseDataset(Dataset):
 
 
 class CocoPoseDataset(PoseDataset):
-    """A dataset in COCO's format: a folder of images and a JSON file (COCO, CrowdPose or your own).
+    """A dataset in COCO format: a folder of images and a JSON file (COCO, CrowdPose or your own).
 
     Args:
         image_folder: folder that the `file_name` of each image is relative to.
-        annotation_file: path of the file, or what `read_annotations`, which says what it has to hold, returned.
+        annotation_file: path of the file, or the result of `read_annotations`, which documents the format.
         schema: the keypoints, such as `model.config.keypoint_schema`, a name or a dictionary; read from the file if not
             given.
         transform: see `PoseDataset`.
@@ -124,7 +124,7 @@ class CocoPoseDataset(PoseDataset):
 
     Raises:
         FileNotFoundError: if the folder or the file does not exist.
-        DataError: a `ValueError`, if anything in the file is wrong, or its keypoints are not those of the schema.
+        DataError: a `ValueError`, if the file is invalid, or its keypoints are not those of the schema.
     """
 
     def __init__(
@@ -161,10 +161,10 @@ class HubPoseDataset(PoseDataset):
     """A `datasets.Dataset` with the usual columns for object detection, and keypoints.
 
     Args:
-        dataset: has a column of images and one of people, which holds, as lists of equal length or as a list of
-            dictionaries, `keypoints` (x, y, visibility for each of K keypoints, flat or nested), and optionally
+        dataset: a dataset with a column of images and one of people, which holds, as lists of equal length or as a list
+            of dictionaries, `keypoints` (x, y, visibility for each of K keypoints, flat or nested), and optionally
             `category` or `category_id` (0 if missing), `bbox` (x, y, width, height), `area`, `iscrowd` and `id`;
-            lengths in pixels. Columns `image_id`, `height` and `width` are used if they are there.
+            lengths in pixels. Columns `image_id`, `height` and `width` are used if present.
         schema: the keypoints, or a name or dictionary.
         image_column: name of the column of images.
         people_column: name of the column of people; `objects` or `annotations` if not given.
@@ -173,7 +173,7 @@ class HubPoseDataset(PoseDataset):
         only_with_people: see `PoseDataset`.
 
     Raises:
-        ValueError: if a column is missing, or people cannot be used, as `read_annotations` says.
+        ValueError: if a column is missing, or annotations are invalid; see `read_annotations`.
 
     Example:
 
@@ -201,7 +201,7 @@ class HubPoseDataset(PoseDataset):
         id2label = id2label or _class_names(dataset.features[people_column]) or {0: "person"}
         small_columns = [name for name in ("image_id", "height", "width") if name in dataset.column_names]
         rows = list(dataset.with_format(None).select_columns([people_column, *small_columns]))
-        # Encoded images can be opened without decoding all of them.
+        # Encoded images can be opened without decoding them.
         self.images = (
             dataset.with_format(None)
             .select_columns([image_column])
@@ -230,7 +230,7 @@ class HubPoseDataset(PoseDataset):
 
 
 def _file_names(content: CocoAnnotations) -> list[str]:
-    """Returns the name of each image's file."""
+    """Returns the file name of each image."""
     problems = Problems(content.source)
     names = [image.get("file_name") for image in content.images]
     for image, name in zip(content.images, names, strict=True):
@@ -241,7 +241,7 @@ def _file_names(content: CocoAnnotations) -> list[str]:
 
 
 def _instances_of(content: CocoAnnotations) -> Instances:
-    """Returns the annotations of a file, none for a test set."""
+    """Returns the annotations of a file; empty for a test set."""
     if content.instances is not None:
         return content.instances
     return parse_instances([], [], content.schema.num_keypoints, Problems())
@@ -288,7 +288,7 @@ def _inner(feature):
 
 
 def _list_people(people: Mapping[str, list] | list[Mapping] | None) -> Iterator[dict[str, Any]]:
-    """Yields the people of a row as COCO annotations, whether they are stored by column or by person."""
+    """Yields the people of a row as COCO annotations, whether stored by column or by person."""
     if isinstance(people, Mapping):
         columns = {key: values for key, values in people.items() if values is not None}
         people = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

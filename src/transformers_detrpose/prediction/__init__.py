@@ -1,5 +1,5 @@
-"""Predicting poses in files and camera pictures: finding inputs, the loop over them, and what is written for each.
+"""Predicts poses in files and camera streams: finds the inputs, loops over them and writes the results.
 
-This is a package of its own because it comes after everything else: it uses the model, drawing and the writer of
-results, and nothing but the command `detrpose predict` uses it.
+This is a separate package at the top of the dependency graph: it uses the model, drawing and the writer of results, and
+only the command `detrpose predict` uses it.
 """

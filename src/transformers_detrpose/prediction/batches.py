@@ -3,20 +3,20 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-# 4096 x 4096: batches stop growing there, so that eight large pictures take no more memory than one. The model itself
-# gets them all in one size.
+# 4096 x 4096: batches stop growing there, so that eight large images take no more memory than one. The model itself
+# gets all of them in one size.
 MAX_BATCH_PIXELS = 2**24
 
 Item = TypeVar("Item")
 
 
 def batched(items: Iterable[Item], size: int, num_pixels: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Yields the items in lists of at most `size`, which end early at the item that makes `MAX_BATCH_PIXELS` full.
+    """Yields the items in lists of at most `size`, which end early at the item that reaches `MAX_BATCH_PIXELS`.
 
     Args:
         items: Images or frames.
-        size: Most items in a list.
-        num_pixels: Returns the pixels of an item.
+        size: Maximum number of items in a list.
+        num_pixels: Returns the number of pixels of an item.
     """
     batch, total = [], 0
     for item in items:

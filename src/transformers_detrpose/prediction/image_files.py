@@ -1,4 +1,4 @@
-"""Predicting poses in image files."""
+"""Predicts poses in image files."""
 
 import logging
 from collections.abc import Iterator
@@ -23,17 +23,17 @@ logger = logging.getLogger(__name__)
 def predict_images(
     predictor: Predictor, images: dict[str, Path], ids: dict[str, int | str], output: Path, batch_size: int
 ) -> int:
-    """Predicts, draws and records all images; an interruption leaves the records of those that were done.
+    """Predicts, draws and records all images; an interruption keeps the records of those completed.
 
     Args:
         predictor: The model.
         images: Paths of the images by their names.
         ids: The `image_id` of each name.
-        output: Folder for the pictures and `predictions.json`.
-        batch_size: Most images per batch; fewer if they are large.
+        output: Folder for the drawn images and `predictions.json`.
+        batch_size: Maximum number of images per batch; fewer if they are large.
 
     Returns:
-        How many images could not be read.
+        The number of images that could not be read.
     """
     num_read = 0
     with (
@@ -53,14 +53,14 @@ def predict_images(
 
 
 def _read_images(paths: dict[str, Path], progress: tqdm) -> Iterator[tuple[str, Image.Image]]:
-    """Yields images with their names, and reports and leaves out those that cannot be read."""
+    """Yields images with their names; logs and skips those that cannot be read."""
     for name, path in paths.items():
         try:
             with open_image(path) as image:
                 picture = load_rgb_image(image)
-                # The further pictures of an MPO, which many phones write, are previews and depths of the first.
+                # The additional images in an MPO, which many phones write, are previews and depth maps of the first.
                 num_frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
+        except Exception as error:  # Pillow's decoders raise almost anything for a corrupt file
             logger.warning("cannot read image %s: %s", path, first_line(error))
             progress.update()
             continue

@@ -1,4 +1,4 @@
-"""Which model predicts, and one batch of predictions."""
+"""Finds the model and predicts one batch."""
 
 import logging
 import time
@@ -22,8 +22,8 @@ def find_model(name: str | None) -> str:
     """Returns the folder or Hub id of a model.
 
     Args:
-        name: Folder, Hub id, or the variant of a published model, which is downloaded at its first use. Not given, the
-            published N model, or the bundled demonstration model where that one cannot be downloaded.
+        name: Folder, Hub id, or the variant of a published model, which is downloaded on first use. If not given, the
+            published N model, or the bundled demonstration model if that one cannot be downloaded.
 
     Raises:
         OSError: if the published model that `name` asks for cannot be downloaded.
@@ -41,14 +41,14 @@ def find_model(name: str | None) -> str:
 
 
 class Predictor:
-    """A model with its image processor, and how many images it has seen, with how many poses and how fast.
+    """A model with its image processor, and statistics of images, poses and speed.
 
     Args:
         model: Folder or Hub id.
         device: Name of a torch device.
         dtype: Type of the weights.
-        threshold: Lowest score of a pose, from 0 to 1.
-        keypoint_threshold: Lowest score of a keypoint that is drawn, from 0 to 1.
+        threshold: Minimum score of a pose, from 0 to 1.
+        keypoint_threshold: Minimum score of a keypoint to be drawn, from 0 to 1.
 
     Raises:
         ValueError: if the model or its image processor cannot be loaded.

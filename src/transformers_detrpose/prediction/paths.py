@@ -1,4 +1,4 @@
-"""Finding inputs, and where what is written for each of them goes."""
+"""Finds the inputs and the output path of each."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -15,16 +15,16 @@ WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".mp4", ".png", ".webp"}
 def find_inputs(
     inputs: list[str], output: Path, others: Iterable[str | os.PathLike] = ()
 ) -> tuple[dict[str, Path], dict[str, Path | int]]:
-    """Finds all images and videos behind the given paths and camera indices.
+    """Finds all images and videos in the given paths and camera indices.
 
     Args:
         inputs: Paths of files and folders, and camera indices.
         output: Absolute path of the output folder.
-        others: Further files that are read and must not be overwritten.
+        others: Other input files that must not be overwritten.
 
     Returns:
-        The images and the videos, each as a dictionary from the name to the path or camera index. Names are relative to
-        the deepest folder that holds all inputs.
+        The images and the videos, each as a dictionary from name to path or camera index. Names are relative to the
+        deepest folder that contains all inputs.
 
     Raises:
         OSError: if a path does not exist.
@@ -48,11 +48,11 @@ def find_inputs(
 
 
 def _find_files(path: Path, output: Path) -> list[Path]:
-    """Returns a file as it is, and of a folder all images and videos in and below it, sorted by path.
+    """Returns the file itself, or all images and videos in and below a folder, sorted by path.
 
     Args:
         path: Absolute path of a file or folder.
-        output: Absolute path of the output folder, whose pictures from an earlier run are not inputs.
+        output: Absolute path of the output folder, whose images from an earlier run are not inputs.
     """
     if not path.is_dir():
         return [path]
@@ -62,7 +62,7 @@ def _find_files(path: Path, output: Path) -> list[Path]:
 
 
 def written_path(output: Path, name: str) -> Path:
-    """Returns where the drawn picture or video of an input goes."""
+    """Returns the path of the drawn image or video of an input."""
     suffix = Path(name).suffix.lower()
     if suffix in WRITTEN_SUFFIXES:
         return output / name
@@ -70,7 +70,7 @@ def written_path(output: Path, name: str) -> Path:
 
 
 def _check_written_paths(named: dict[str, Path], output: Path, others: Iterable[str | os.PathLike]):
-    """Raises `ValueError` if anything would be written over an input or over the result for another input."""
+    """Raises `ValueError` if an output would overwrite an input or the output of another input."""
     taken = {os.path.realpath(path) for path in named.values()}
     for name in named:
         path = os.path.realpath(written_path(output, name))
@@ -87,12 +87,12 @@ def image_ids(names: Iterable[str], images: Iterable[Mapping[str, Any]] | None =
 
     Args:
         names: The names.
-        images: Entries of an annotation file, whose ids are taken: the one whose `file_name` is the name, or else the
-            only one of the same name in another folder. Without them, the id is the number in the name if all names
-            are different plain numbers, else the name itself.
+        images: Image entries of an annotation file, whose ids are used: the entry whose `file_name` is the name, or
+            else the only one of that name in another folder. Without them, the id is the number in the name if all
+            names are distinct plain numbers, else the name itself.
 
     Raises:
-        ValueError: if one of the names has no such entry.
+        ValueError: if a name has no such entry.
     """
     if images is not None:
         return _annotated_ids(names, images)

@@ -1,4 +1,4 @@
-"""Predicting poses in videos and camera pictures."""
+"""Predicts poses in videos and camera streams."""
 
 import json
 import logging
@@ -21,8 +21,8 @@ from .image_files import DECIMALS
 from .models import Predictor
 from .paths import written_path
 
-FALLBACK_FPS = 30.0  # frames per second, for cameras that do not tell theirs
-PREFETCHED_FRAMES = 8  # decoded while the model works
+FALLBACK_FPS = 30.0  # frames per second, for cameras that do not report theirs
+PREFETCHED_FRAMES = 8  # decoded while the model runs
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +36,11 @@ def predict_videos(
         predictor: The model.
         videos: Paths or camera indices by their names.
         output: Folder for the videos and their JSON files.
-        batch_size: Most frames per batch.
-        max_frames: Most frames to take of each, or `None` for all.
+        batch_size: Maximum number of frames per batch.
+        max_frames: Maximum number of frames to read from each, or `None` for all.
 
     Returns:
-        How many could not be read.
+        The number of inputs that could not be read.
     """
     num_failed = 0
     for name, source in videos.items():
@@ -57,14 +57,14 @@ def predict_videos(
 def predict_video(predictor: Predictor, source: Path | int, path: Path, batch_size: int, max_frames: int | None):
     """Predicts, draws and records one video or camera, with one batch of frames in memory; Ctrl-C ends a camera.
 
-    An interruption leaves what was done so far.
+    An interruption keeps what was completed.
 
     Args:
         predictor: The model.
         source: Path of a video, or index of a camera.
-        path: Where the drawn video goes; its JSON lines go to the same name with `.jsonl` appended.
-        batch_size: Most frames per batch; fewer if they are large.
-        max_frames: Most frames to take, or `None` for all.
+        path: Path of the drawn video; the JSON lines are written to the same path with `.jsonl` appended.
+        batch_size: Maximum number of frames per batch; fewer if they are large.
+        max_frames: Maximum number of frames to read, or `None` for all.
 
     Raises:
         UnreadableVideo: if the source cannot be opened or has no frames.
@@ -93,17 +93,17 @@ def predict_video(predictor: Predictor, source: Path | int, path: Path, batch_si
 
 
 class VideoWriter:
-    """Writes an MP4 file of H.264, which every browser plays; used as a context.
+    """Context manager that writes an H.264 MP4 file, which every browser plays.
 
-    Not `supervision.VideoSink`: OpenCV, which that uses where it is installed, comes without an encoder for H.264.
+    Not `supervision.VideoSink`, because the OpenCV that it uses comes without an H.264 encoder.
 
     Args:
         path: The file.
-        info: Size and rate of the frames. H.264 has even sizes, so an odd one grows by a copy of the last pixels.
+        info: Frame size and rate. H.264 requires even sizes, so odd ones are padded by repeating the last pixels.
     """
 
     def __init__(self, path: Path, info: sv.VideoInfo):
-        import av  # here, because on macOS its libraries are at odds with those of OpenCV
+        import av  # imported here because its libraries conflict with those of OpenCV on macOS
 
         self.frame_type = av.VideoFrame
         self.container = av.open(str(path), mode="w", format="mp4")
@@ -129,12 +129,12 @@ class VideoWriter:
 
 
 class UnreadableVideo(OSError):
-    """A video or camera cannot be opened or has no frames."""
+    """Raised when a video or camera cannot be opened or has no frames."""
 
 
 @contextmanager
 def _open_video(source: Path | int) -> Iterator[tuple[sv.VideoInfo, Iterator[np.ndarray]]]:
-    """Opens a video file or camera and gives its size, rate and frames: BGR arrays of shape (height, width, 3)."""
+    """Opens a video file or camera and yields its size, rate and frames: BGR arrays of shape (height, width, 3)."""
     is_camera = isinstance(source, int)
     if is_camera and find_spec("cv2") is None:
         raise UnreadableVideo(f'cannot read camera {source}: pip install "transformers-detrpose[video]"')

@@ -1,4 +1,4 @@
-"""What `detrpose train` is made of: recipes, optimisation, steps, checkpoints, and what ends a training."""
+"""The building blocks of `detrpose train`: recipes, optimization, steps, checkpoints and interruption."""
 
 from .checkpoints import Checkpoints
 from .interruption import Interrupted, SignalWatch

@@ -1,4 +1,4 @@
-"""Measuring a training step, its parts, and the data loader."""
+"""Timing of a training step, its parts, and the data loader."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,24 +20,24 @@ MAX_GRAD_NORM = 0.1
 
 
 class TrainingStep:
-    """One optimiser step of a training, on the same batch again and again.
+    """An optimizer step that is repeated on the same batch.
 
     Args:
         model: the model to train, on the device.
-        accelerator: device and precision.
+        accelerator: determines device and precision.
         batch: `pixel_values` and `labels` on the device.
     """
 
     def __init__(self, model: DETRPoseForPoseEstimation, accelerator: "Accelerator", batch: dict[str, Any]):
         self.accelerator, self.batch, self.raw_model = accelerator, batch, model
-        # Learning rates of 0 take as long as others, and keep random weights from diverging.
+        # Learning rates of 0 cost the same time and keep random weights from diverging.
         optimizer = build_optimizer(model, lr=0.0, backbone_lr=0.0, weight_decay=1e-4)
         self.average = WeightAverage(model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.model.train()
 
     def run(self, lap: Callable[[str], None] = lambda name: None):
-        """Takes a step, and calls `lap` with the name of each part that has ended."""
+        """Takes a step and calls `lap` with the name of each part as it ends."""
         # The network is a module inside the model, which computes the losses afterwards.
         hook = self.raw_model.model.register_forward_hook(lambda *_: lap("forward"))
         loss = self.model(**self.batch).loss
@@ -52,13 +52,13 @@ class TrainingStep:
         lap("optimiser")
 
     def time(self) -> float:
-        """Takes a step and returns the seconds that it took."""
+        """Takes a step and returns its duration in seconds."""
         start = benchmark.timer()  # waits for the GPU
         self.run()
         return benchmark.timer() - start
 
     def time_parts(self) -> dict[str, float]:
-        """Takes a step and returns the seconds of each part."""
+        """Takes a step and returns the duration of each part in seconds."""
         seconds, start = {}, benchmark.timer()
 
         def lap(name: str):
@@ -71,14 +71,14 @@ class TrainingStep:
 
 
 def measure_steps(step: TrainingStep, runs: int, warmup: int) -> dict[str, list[float]]:
-    """Returns the seconds of whole steps ("step") and of their parts in steps of their own.
+    """Returns the durations in seconds of whole steps ("step") and, from separate steps, of their parts.
 
-    Both are taken in turn, so that a busy machine slows both alike.
+    The two kinds of steps alternate, so that a busy machine slows both alike.
 
     Args:
-        step: the step.
-        runs: how often each is timed.
-        warmup: how often each is run before.
+        step: the step to time.
+        runs: timed runs of each kind.
+        warmup: untimed runs of each kind beforehand.
     """
     seconds = defaultdict(list)
     for index in tqdm(range(warmup + runs), desc="training steps", unit="step", leave=False):
@@ -89,12 +89,12 @@ def measure_steps(step: TrainingStep, runs: int, warmup: int) -> dict[str, list[
 
 
 def measure_loader(loader: DataLoader, batches: int, skipped: int) -> float:
-    """Returns the batches per second that a data loader delivers once its processes are at work.
+    """Returns the batches per second that a data loader delivers once its workers are running.
 
     Args:
-        loader: a loader of `train_dataloader`.
-        batches: how many are timed.
-        skipped: how many come before, while the processes start.
+        loader: a data loader from `train_dataloader`.
+        batches: number of batches to time.
+        skipped: number of batches to skip first, while the workers start.
     """
     bar = tqdm(total=skipped + batches, desc="data loader", unit="batch", leave=False)
     epoch = 0
@@ -120,12 +120,12 @@ def make_batch(
         config: the model's configuration.
         batch_size: number of images.
         size: their height and width in pixels.
-        people: in each image, at least 0.
-        seed: of the random numbers.
-        device: where the tensors shall be.
+        people: number of people in each image, at least 0.
+        seed: random seed.
+        device: device of the tensors.
 
     Returns:
-        `pixel_values` (batch_size, 3, size, size) and `labels`, as the model takes them.
+        `pixel_values` (batch_size, 3, size, size) and `labels`, as the model expects them.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,4 +1,4 @@
-"""The output folder of a training: weights, scores and the state to resume from, each written whole or not at all."""
+"""The output folder of a training run: weights, scores and the state to resume from, each written atomically."""
 
 import json
 import zlib
@@ -28,20 +28,20 @@ PROGRESS_FILE = "progress.json"
 
 
 class Checkpoints:
-    """Writes and reads the output folder of a training.
+    """Writes and reads the output folder of a training run.
 
-    It holds `last` and `best`, the averaged weights for `from_pretrained`; `metrics.jsonl`, a line of scores per
-    evaluation; and `state`, everything that resuming needs: what accelerate saves, the averaged weights in safetensors,
-    and in JSON settings, progress, schedule, and size and checksum of every file. Nothing in it is read by running
-    pickled code, and nothing is written that is not finite.
+    It holds `last` and `best`, the averaged weights for `from_pretrained`; `metrics.jsonl`, one line of scores per
+    evaluation; and `state`, everything needed to resume: what accelerate saves, the averaged weights as safetensors,
+    and as JSON the settings, progress, schedule, and size and checksum of every file. Reading it never runs pickled
+    code, and non-finite weights are never written.
 
     Args:
         output: the folder.
-        accelerator: has prepared model and optimiser.
+        accelerator: the accelerator that prepared the model and the optimizer.
         average: the averaged weights.
-        scheduler: of the learning rates.
-        progress: of the training; updated when resuming.
-        settings: of the training; compared when resuming.
+        scheduler: the learning-rate scheduler.
+        progress: progress of the training; updated when resuming.
+        settings: settings of the training; compared when resuming.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Checkpoints:
         """Writes the averaged weights, the image processor and a model card into a folder for `from_pretrained`.
 
         Args:
-            name: of the folder.
-            image_processor: to save beside the weights.
-            origin: a sentence for the model card that says how the weights came about.
-            scores: for the model card.
+            name: name of the folder.
+            image_processor: saved beside the weights.
+            origin: a sentence for the model card on how the weights were trained.
+            scores: scores for the model card.
         """
         if not self.accelerator.is_main_process:
             return
@@ -82,7 +82,7 @@ class Checkpoints:
             (folder / "README.md").write_text(card, encoding="utf-8")
 
     def add_scores(self, scores: dict[str, float]) -> dict[str, Any]:
-        """Appends the scores to `metrics.jsonl`, behind epoch and step; returns the line."""
+        """Appends epoch, step and scores to `metrics.jsonl`; returns the line."""
         line = {"epoch": self.progress.epoch, "step": self.progress.step, **scores}
         if self.accelerator.is_main_process:
             with naming_full_disk(self.metrics_file), open(self.metrics_file, "a", encoding="utf-8") as file:
@@ -90,11 +90,11 @@ class Checkpoints:
         return line
 
     def save_state(self):
-        """Writes everything that resuming needs; all processes have to call this.
+        """Writes everything needed to resume; must be called by all processes.
 
         Raises:
-            OSError: if the disk is full; what was saved before stays.
-            ValueError: if a weight is not finite, likewise.
+            OSError: if the disk is full; the previous state is kept.
+            ValueError: if a weight is not finite; the previous state is kept.
         """
         from accelerate.utils import broadcast_object_list
 
@@ -113,10 +113,10 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def load_state(self):
-        """Goes back to the last saved state, but with the learning rates of now; all processes have to call this.
+        """Restores the last saved state, but keeps the current learning rates; must be called by all processes.
 
         Raises:
-            ValueError: if there is none, if a file of it is damaged, or if it is of a training with other settings.
+            ValueError: if there is no state, a file is damaged, or the settings of the saved training differ.
         """
         content = on_first_process(self.accelerator, self._read_state)
         folder, optimizer = self.output / "state", self.scheduler.optimizer
@@ -135,7 +135,7 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def _read_state(self) -> dict[str, Any]:
-        """Puts back what a kill has left beside its place, and returns the content of `progress.json`, checked."""
+        """Restores a folder whose replacement was killed, and returns the checked content of `progress.json`."""
         for name in ("last", "best", "state"):
             restore_folder(self.output / name)
         file = self.output / "state" / PROGRESS_FILE
@@ -155,7 +155,7 @@ class Checkpoints:
         return content
 
     def _forget_later_scores(self):
-        """Drops what a training that was killed has written after the state: later scores, and a broken last line."""
+        """Drops what a killed training wrote after the saved state: later scores, and an incomplete last line."""
         if not self.metrics_file.exists():
             return
 
@@ -172,7 +172,7 @@ class Checkpoints:
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor]):
-    """Raises `ValueError` if a tensor holds NaN or infinity; waits for the device once."""
+    """Raises `ValueError` if a tensor holds NaN or infinity; synchronizes with the device once."""
     names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
     finite = torch.stack([tensors[name].isfinite().all() for name in names]).tolist()
     bad = [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
@@ -181,7 +181,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor]):
 
 
 def fingerprints(folder: Path) -> dict[str, list[int]]:
-    """Returns size and CRC-32 of the files in a folder, by name, without `progress.json`, which holds them."""
+    """Returns size and CRC-32 of each file in a folder by name, except `progress.json`, which stores them."""
     return {path.name: _fingerprint(path) for path in sorted(folder.iterdir()) if path.name != PROGRESS_FILE}
 
 

@@ -1,4 +1,4 @@
-"""Ending a training on Ctrl-C or on a cluster's SIGTERM."""
+"""Stopping a training on Ctrl-C or on a cluster's SIGTERM."""
 
 import signal
 import threading
@@ -13,11 +13,11 @@ _INSISTENCE = 3  # launchers send some signals twice
 
 
 class Interrupted(Exception):
-    """A signal has ended the training; the message is what the user needs to know.
+    """Raised when a signal has stopped the training; the message is meant for the user.
 
     Args:
-        message: what has been saved, and how to go on.
-        number: of the signal.
+        message: what has been saved, and how to continue.
+        number: number of the signal.
     """
 
     def __init__(self, message: str, number: int):
@@ -26,9 +26,9 @@ class Interrupted(Exception):
 
 
 class SignalWatch:
-    """Takes note of Ctrl-C and SIGTERM while it is entered, so that a step can end and be saved.
+    """Context manager that records Ctrl-C and SIGTERM, so that the current step can finish and be saved.
 
-    The third signal raises `KeyboardInterrupt`. Other threads than the main one get no signals, and nothing happens.
+    The third signal raises `KeyboardInterrupt`. Outside the main thread, which alone receives signals, it does nothing.
     """
 
     def __init__(self):
@@ -52,15 +52,15 @@ class SignalWatch:
             raise KeyboardInterrupt
 
     def watched(self, batches: Iterable[Any], progress: "Progress") -> Iterator[Any]:
-        """Yields batches until there is a signal, which raises `Interrupted`; for work that needs no saving."""
+        """Yields batches until a signal raises `Interrupted`; for work that leaves nothing to save."""
         for batch in batches:
             if self.number is not None:
                 raise self.interruption(progress)
             yield batch
 
     def interruption(self, progress: "Progress") -> Interrupted:
-        """Returns the exception that ends a training whose state has been saved."""
-        number = self.number or signal.SIGTERM  # that of another process
+        """Returns the exception that stops a training once its state has been saved."""
+        number = self.number or signal.SIGTERM  # received by another process
         name = signal.Signals(number).name
         return Interrupted(
             f"stopped by {name} after step {progress.step}, which is saved: the same command with --resume goes on",

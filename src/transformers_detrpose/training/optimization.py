@@ -1,4 +1,4 @@
-"""Parameter groups, learning rates, averaged weights, and batch norms over several processes."""
+"""Parameter groups, learning rates, averaged weights, and batch norms synchronized across processes."""
 
 import logging
 import math
@@ -10,15 +10,15 @@ logger = logging.getLogger(__name__)
 
 
 def build_optimizer(model: torch.nn.Module, lr: float, backbone_lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Returns AdamW with two parameter groups: the backbone's first, then that of everything else.
+    """Returns AdamW with two parameter groups: the backbone, then everything else.
 
-    It is the fused one, which can leave out a step without the host knowing; see `step_if_finite`.
+    The fused implementation can skip a step without synchronizing with the host; see `step_if_finite`.
 
     Args:
         model: the model to train; frozen parameters are left out.
         lr: learning rate of everything but the backbone.
         backbone_lr: learning rate of the backbone.
-        weight_decay: of all parameters.
+        weight_decay: weight decay of all parameters.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
@@ -31,12 +31,12 @@ def build_optimizer(model: torch.nn.Module, lr: float, backbone_lr: float, weigh
 def build_scheduler(
     optimizer: torch.optim.Optimizer, warmup_steps: int = 0, drop_step: int | None = None
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Returns constant learning rates after a linear warm-up, a tenth of them from `drop_step` on.
+    """Returns a schedule with a linear warm-up, then constant learning rates, and a tenth of them from `drop_step` on.
 
     Args:
-        optimizer: whose learning rates are scheduled.
-        warmup_steps: steps until the learning rates are reached.
-        drop_step: first step at a tenth of the learning rates.
+        optimizer: the optimizer to schedule.
+        warmup_steps: length of the warm-up in steps.
+        drop_step: first step with a tenth of the learning rates.
     """
 
     def factor(step: int) -> float:
@@ -47,13 +47,13 @@ def build_scheduler(
 
 
 class WeightAverage(AveragedModel):
-    """The moving average of a model's weights and buffers, `module`.
+    """The exponential moving average of a model's weights and buffers, `module`.
 
-    After step s it decays by decay * (1 - exp(-s / 2000)), so that it follows the model closely at first.
+    The decay at step s is decay * (1 - exp(-s / 2000)), so that the average follows the model closely at first.
 
     Args:
-        model: the model, on the device where it is trained.
-        decay: per step, once the training is long; from 0 to 1.
+        model: the model, on its training device.
+        decay: limit of the decay per step, from 0 to 1.
     """
 
     def __init__(self, model: torch.nn.Module, decay: float = 0.9999):
@@ -62,8 +62,8 @@ class WeightAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: torch.nn.Module):
-        """Adds the weights and buffers after a step to the average."""
-        # PyTorch's own method copies its counter to the device of the weights, which the host would wait for.
+        """Updates the average with the weights and buffers after a step."""
+        # PyTorch's own method copies its counter to the device, which makes the host wait.
         step = int(self.n_averaged) + 1
         weight = 1 - self.decay * (1 - math.exp(-step / 2000)) if step > 1 else 1.0
         numbers, counters = [], []  # pairs; batch norms count batches
@@ -77,12 +77,12 @@ class WeightAverage(AveragedModel):
 
 
 def convert_sync_batch_norms(model: torch.nn.Module, num_processes: int, device: torch.device) -> torch.nn.Module:
-    """Makes the batch norms that are trained see the batches of all processes, which PyTorch can on GPUs.
+    """Synchronizes trainable batch norms across processes, which PyTorch supports on GPUs only.
 
     Args:
-        model: the model; its frozen norms stay as they are.
-        num_processes: how many processes train.
-        device: what they train on.
+        model: the model; frozen batch norms are left unchanged.
+        num_processes: number of training processes.
+        device: their device.
     """
     if num_processes == 1:
         return model

@@ -1,4 +1,4 @@
-"""What one process does for all."""
+"""Work that one process does for all."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -10,15 +10,15 @@ Result = TypeVar("Result")
 
 
 def on_first_process(accelerator: "Accelerator", function: Callable[[], Result]) -> Result:
-    """Calls a function on the first process and returns its result on all of them; all have to call this.
+    """Calls a function on the first process and returns its result on all; must be called by all processes.
 
     Args:
-        accelerator: knows the processes.
-        function: what to do; its result travels to the other processes.
+        accelerator: the accelerator of the processes.
+        function: the function to call; its result is sent to the other processes.
 
     Raises:
-        Exception: what the function has raised, on the first process.
-        SystemExit: with the exit code 1 on the others, which have nothing to add.
+        Exception: whatever the function raised, on the first process.
+        SystemExit: with exit code 1 on the others.
     """
     from accelerate.utils import broadcast_object_list
 

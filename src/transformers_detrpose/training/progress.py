@@ -1,4 +1,4 @@
-"""Where a training is, and what its steps have come to."""
+"""The progress of a training, and the results of its steps."""
 
 import logging
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 @dataclass
 class Progress:
-    """Where a training is.
+    """The progress of a training.
 
     Args:
-        epoch: epochs that are done, evaluation included.
-        epoch_step: steps that are done in the current epoch.
-        step: steps that are done in all.
+        epoch: completed epochs, including their evaluation.
+        epoch_step: completed steps of the current epoch.
+        step: completed steps in total.
         best_ap: the best AP so far, or -1.
-        skipped: steps that were skipped because their gradients were not finite.
-        skipped_in_a_row: how many of them are the last ones.
+        skipped: steps skipped because of non-finite gradients.
+        skipped_in_a_row: number of consecutive skipped steps up to now.
         loss_sums: the losses of the current epoch by name, summed over `num_losses` steps.
         num_losses: steps of the current epoch that were not skipped.
     """
@@ -35,22 +35,22 @@ class Progress:
     num_losses: int = 0
 
     def begin_epoch(self):
-        """Forgets the losses of the epoch before."""
+        """Clears the losses of the previous epoch."""
         self.loss_sums, self.num_losses = {}, 0
 
     def count_step(self):
-        """Counts an optimiser step."""
+        """Counts a completed optimizer step."""
         self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
 
     def count_epoch(self):
-        """Counts an epoch."""
+        """Counts a completed epoch."""
         self.epoch, self.epoch_step = self.epoch + 1, 0
 
     def take(self, report: StepReport):
-        """Takes note of what a step has come to.
+        """Records the result of a step.
 
         Raises:
-            ValueError: if it is one of too many skipped steps in a row.
+            ValueError: if too many consecutive steps were skipped.
         """
         if report.is_finite:
             self.skipped_in_a_row = 0

@@ -9,20 +9,20 @@ from ..data import Phase, paper_phases
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long, how fast and on what images a model is trained. Epochs are counted from 0.
+    """Duration, learning rates and augmentation of a training. Epochs are counted from 0.
 
     Args:
         epochs: passes over the training images.
         backbone_lr: learning rate of the backbone.
-        mosaic_end: first epoch without mosaic; half-way if not given.
+        mosaic_end: first epoch without mosaic; halfway through if not given.
         final_start: first epoch without augmentation and multi-scale; shortly before the end if not given.
-        base_size_repeats: how often the base size is among the sizes of multi-scale training; 0 for no other size.
-        lr_drop_epoch: first epoch at a tenth of the learning rates, if there is one.
+        base_size_repeats: how often the base size is listed among the multi-scale sizes; 0 disables multi-scale.
+        lr_drop_epoch: first epoch with a tenth of the learning rates, if any.
         mosaic_start: first epoch with mosaic and zoom-out; 5, or fewer in short trainings, if not given.
         lr: learning rate of everything but the backbone.
-        batch_size: images per optimiser step, of all processes together.
-        warmup_share: share of all steps in which the learning rates rise linearly.
-        max_warmup_steps: most steps of that warm-up.
+        batch_size: images per optimizer step, over all processes.
+        warmup_share: fraction of all steps that is spent on the linear warm-up.
+        max_warmup_steps: upper limit of the warm-up steps.
     """
 
     epochs: int
@@ -38,9 +38,9 @@ class Recipe:
     max_warmup_steps: int = 500
 
     def changed(self, **fields: Any) -> "Recipe":
-        """Returns the recipe with other values in the fields that are not `None`.
+        """Returns a copy of the recipe with the fields that are not `None` replaced.
 
-        Another number of epochs moves the phases of the augmentation and the drop of the learning rate in proportion.
+        Changing the number of epochs rescales the augmentation phases and the learning-rate drop in proportion.
         """
         fields = {name: value for name, value in fields.items() if value is not None}
         epochs = fields.get("epochs", self.epochs)
@@ -51,11 +51,11 @@ class Recipe:
         return replace(self, **fields)
 
     def phases(self) -> tuple[Phase, ...]:
-        """Returns what is done to the images in which epoch."""
+        """Returns the augmentation schedule."""
         return paper_phases(self.epochs, self.mosaic_start, self.mosaic_end, self.final_start)
 
     def warmup_steps(self, steps_per_epoch: int) -> int:
-        """Returns how many steps the learning rates rise for."""
+        """Returns the number of warm-up steps."""
         return min(self.max_warmup_steps, int(self.warmup_share * self.epochs * steps_per_epoch))
 
 
@@ -83,12 +83,12 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     },
 }
 
-# What there is without a recipe, for small datasets: more steps out of few images, and a warm-up that ends in time.
+# The default without a recipe, for small datasets: small batches for more steps, and a warm-up that scales with them.
 FINE_TUNING = Recipe(epochs=50, backbone_lr=1e-4, batch_size=8, warmup_share=0.1)
 
 
 def variant_of(config: DETRPoseConfig) -> str | None:
-    """Returns the published size ("n", "s", "m", "l" or "x") that a configuration has, or `None`."""
+    """Returns the published size ("n", "s", "m", "l" or "x") that a configuration matches, or `None`."""
 
     def shape(config: DETRPoseConfig) -> tuple:
         backbone = config.backbone_config.to_dict()

@@ -1,4 +1,4 @@
-"""What a resumed training has to have in common with the one that it goes on from."""
+"""The settings that a resumed training must share with the interrupted one."""
 
 import logging
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ CHANGEABLE = (
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a training by name; values are those of JSON.
+    """The settings of a training by name; values are JSON types.
 
     Args:
-        fixed: what cannot change without making it another training.
-        changeable: what can, such as learning rates.
+        fixed: settings that must not change when resuming.
+        changeable: settings that may change, such as learning rates.
     """
 
     fixed: dict[str, Any] = field(default_factory=dict)
@@ -31,17 +31,17 @@ class Settings:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Settings":
-        """Picks the settings out of all options of a training."""
+        """Selects the settings from all options of a training."""
         return cls({name: options[name] for name in FIXED}, {name: options[name] for name in CHANGEABLE})
 
     def compare(self, saved: dict[str, dict[str, Any]]):
-        """Compares the settings with those of the training to resume; changes that can be taken over are logged.
+        """Compares the settings with those of the training to resume; permitted changes are logged.
 
         Args:
             saved: `dataclasses.asdict` of its settings.
 
         Raises:
-            ValueError: if one that cannot change has another value.
+            ValueError: if a fixed setting differs.
         """
         for name, value in self.fixed.items():
             before = saved["fixed"].get(name)

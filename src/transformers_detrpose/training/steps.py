@@ -1,6 +1,6 @@
-"""The parts of a training step that keep the host from waiting for a GPU: only the matching does.
+"""Training steps that do not make the host wait for the GPU, except for the matching.
 
-A step has one batch, or several where gradients are accumulated.
+A step has one batch, or several if gradients are accumulated.
 """
 
 import math
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from .progress import Progress
 
-# The losses that are reported: the sum of all, and those of the last decoder layer.
+# The reported losses: the sum of all, and those of the last decoder layer.
 LOSSES = ("loss", "loss_class", "loss_keypoints", "loss_similarity")
 
 
 class LoadingError(Exception):
-    """Images could not be loaded, for example because one is broken."""
+    """Raised when images cannot be loaded, for example because a file is corrupt."""
 
 
 def loaded(loader: Iterable[Any]) -> Iterator[Any]:
@@ -45,24 +45,24 @@ def loaded(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 def batches_by_step(loader: Iterable[Any], batches_per_step: int) -> Iterator[list[Any]]:
-    """Yields the batches of each step, as `loaded` does; those of the last step may be fewer."""
+    """Yields the batches of each step, as `loaded` does; the last step may have fewer."""
     iterator = loaded(loader)
     while batches := list(islice(iterator, batches_per_step)):
         yield batches
 
 
 def prepare_inputs(model: DETRPoseForPoseEstimation, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Turns the batches of a step into what the model takes, so that accumulated gradients are those of one batch.
+    """Turns the batches of a step into model inputs, such that accumulated gradients equal those of one large batch.
 
-    Both divisors of the losses, people and union matches, are those of all batches together. Matches are known only
-    once the model has seen the images, so several batches are predicted once more, without gradients.
+    Both normalizers of the losses, the numbers of people and of union matches, are counted over all batches. Matches
+    require predictions, so several batches take an additional forward pass without gradients.
 
     Args:
-        model: the model to train, not wrapped, in training mode.
-        batches: batches of a data loader, on the host, where checking the labels does not wait for a GPU.
+        model: the model to train, unwrapped and in training mode.
+        batches: batches from a data loader, on the host, where checking the labels does not wait for a GPU.
 
     Returns:
-        For each batch the keyword arguments of the model, on its device.
+        The model's keyword arguments for each batch, on its device.
 
     Raises:
         ValueError: if the labels are malformed, or predictions are not finite.
@@ -79,18 +79,18 @@ def prepare_inputs(model: DETRPoseForPoseEstimation, batches: Sequence[dict[str,
 
 @torch.no_grad()
 def _count_matches(model: DETRPoseForPoseEstimation, batch: dict[str, Any]) -> torch.Tensor:
-    # Batch norms update copies of their statistics, for they will see the same images again.
+    # Batch norms update copies of their statistics, because they will see the same images again.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     outputs = torch.func.functional_call(model, buffers, (batch["pixel_values"],))
     return count_matches(model.output_sets(outputs), batch["labels"], model.config)
 
 
 def step_if_finite(accelerator: "Accelerator", optimizer: torch.optim.Optimizer, grad_norm: torch.Tensor):
-    """Takes an optimiser step unless the norm of the gradients is not finite, which the device itself decides.
+    """Takes an optimizer step if the gradient norm is finite, which is decided on the device.
 
     Args:
-        accelerator: has prepared the optimiser; with float16 its scaler decides in the same way.
-        optimizer: AdamW of `build_optimizer`; fused optimisers know this flag from PyTorch's `GradScaler`.
+        accelerator: the accelerator that prepared the optimizer; with float16 its gradient scaler does the same.
+        optimizer: AdamW from `build_optimizer`; fused optimizers support the flag that PyTorch's `GradScaler` sets.
         grad_norm: norm of all gradients, on their device.
     """
     if accelerator.scaler is None:
@@ -101,13 +101,13 @@ def step_if_finite(accelerator: "Accelerator", optimizer: torch.optim.Optimizer,
 
 @dataclass
 class StepReport:
-    """What a step has come to.
+    """The result of a step.
 
     Args:
         step: number of the step, from 1.
-        image_ids: its images, of this process.
-        losses: by the names of `LOSSES`, averaged over processes.
-        grad_norm: norm of the gradients before clipping.
+        image_ids: ids of the images that this process trained on.
+        losses: losses by the names in `LOSSES`, averaged over processes.
+        grad_norm: gradient norm before clipping.
     """
 
     step: int
@@ -117,17 +117,17 @@ class StepReport:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the step has changed the weights."""
+        """Whether the step updated the weights."""
         return math.isfinite(self.grad_norm)
 
 
 class StepReports:
-    """Brings what steps have come to from the device, each while the next one is computed, so that nobody waits.
+    """Copies the results of each step to the host while the next step is computed.
 
     Args:
-        accelerator: knows the processes, which all see the same reports but for the images.
-        progress: takes note of every report.
-        watch: notices signals to this process.
+        accelerator: the accelerator; all processes receive the same reports, except for the image ids.
+        progress: records every report.
+        watch: records signals to this process.
     """
 
     def __init__(self, accelerator: "Accelerator", progress: "Progress", watch: SignalWatch):
@@ -139,19 +139,19 @@ class StepReports:
 
     @property
     def must_stop(self) -> bool:
-        """Whether training has to stop after this step. Several processes agree on it, and hence a step later."""
+        """Whether training must stop after this step; several processes agree on it one step later."""
         return self._stop_is_reported if self.accelerator.num_processes > 1 else self.watch.number is not None
 
     def send(
         self, step: int, image_ids: list[int], losses: dict[str, torch.Tensor], grad_norm: torch.Tensor
     ) -> StepReport | None:
-        """Sends what a step has come to on its way; returns the report of the one before, if it was still due.
+        """Starts copying the results of a step; returns the report of the previous step if it is still pending.
 
         Args:
             step: number of the step, from 1.
-            image_ids: its images.
-            losses: tensors by the names of `LOSSES`.
-            grad_norm: norm of the gradients.
+            image_ids: ids of its images.
+            losses: tensors by the names in `LOSSES`.
+            grad_norm: gradient norm.
 
         Raises:
             ValueError: see `Progress.take`.
@@ -166,7 +166,7 @@ class StepReports:
         return report
 
     def receive(self) -> StepReport | None:
-        """Returns the report that is on its way, if there is one.
+        """Returns the pending report, if there is one.
 
         Raises:
             ValueError: see `Progress.take`.
@@ -175,7 +175,7 @@ class StepReports:
             return None
         (step, image_ids, values, arrived), self._sent = self._sent, None
         if arrived is not None:
-            arrived.synchronize()  # no wait where the matching of the next step has waited
+            arrived.synchronize()  # returns at once if the matching of the next step has already waited
         *losses, grad_norm, stop = values.tolist()
         report = StepReport(step, image_ids, dict(zip(LOSSES, losses, strict=True)), grad_norm)
         self._stop_is_reported |= stop > 0
@@ -184,10 +184,10 @@ class StepReports:
 
 
 def copy_to_host(values: torch.Tensor) -> tuple[torch.Tensor, "torch.cuda.Event | None"]:
-    """Returns a copy on the host, and the event to wait for before reading it, if it is still on its way."""
+    """Returns a copy on the host, and the event to wait for before reading it, if the copy is asynchronous."""
     if values.device.type != "cuda":
         return values.cpu(), None
-    # Only pinned memory is written while the host goes on.
+    # Only copies to pinned memory are asynchronous.
     values = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
     event = torch.cuda.Event()
     event.record()
