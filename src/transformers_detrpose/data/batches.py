@@ -1,8 +1,6 @@
 """Batches of samples as the model expects them, and data loaders that yield them."""
 
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -232,21 +230,5 @@ def _init_worker(max_pixels: int | None, worker_id: int):
         worker_id: index of the worker.
     """
     Image.MAX_IMAGE_PIXELS = max_pixels
-    _ignore_signals()
-
-
-def _ignore_signals():
-    """Keeps a data-loading worker running when Ctrl-C or a cluster signals all processes: its parent decides.
-
-    SIGTERM from the parent still ends it.
-    """
+    # Ctrl-C reaches workers as well, but their parent decides what becomes of them. PyTorch handles SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # elsewhere the sender of a signal is unknown
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)
