@@ -24,7 +24,7 @@ from ..deployment.benchmarking.measuring import Timing, describe_machine, format
 from ..files import check_outputs, whole_file
 from ..loading import load_config, load_model, model_files
 from ..training.benchmarking import TrainingStep, make_batch, measure_loader, measure_steps
-from .command_line import CommandError, count, field_value, number, run_command
+from .command_line import CommandError, add_set, count, number, run_command
 
 
 def loader_images_per_second(args: argparse.Namespace) -> float:
@@ -100,15 +100,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=count, default=640, help="height and width of the images in pixels")
     parser.add_argument("--people", type=whole, default=3, help="people per image")
     parser.add_argument("--mixed-precision", choices=["no", "fp16", "bf16"], default="no", help="precision of training")
-    parser.add_argument(
-        "--set",
-        type=field_value,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="fields of the configuration",
-    )
+    add_set(parser)
     parser.add_argument("--runs", type=count, default=10, help="timed steps, and timed batches of the data loader")
     parser.add_argument("--warmup", type=whole, default=3, help="warm-up steps")
     parser.add_argument("--cpu", action="store_true", help="do not use the GPU")

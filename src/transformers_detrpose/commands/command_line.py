@@ -175,3 +175,16 @@ def find_images(paths: list[Path], option: str) -> list[Path]:
     if not images:
         raise CommandError(f"{option} {' '.join(map(str, paths))} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return images
+
+
+def add_set(parser: argparse.ArgumentParser):
+    """Adds the option that changes fields of the configuration, as pairs of name and value."""
+    parser.add_argument(
+        "--set",
+        type=field_value,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="fields of the configuration",
+    )

@@ -200,7 +200,8 @@ class FeatureTables(nn.Module):
     """Makes the table that [`TableAttention`] samples.
 
     Args:
-        values: the trained module.
+        values: the trained module, which has no weights.
+        num_heads: attention heads, H.
         num_samples: samples per head, level and point, P.
         read: computes weighted sums of rows of the table, `look_up` or `gather`.
     """
