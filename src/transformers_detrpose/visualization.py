@@ -23,18 +23,21 @@ def to_supervision(
     Args:
         result: Poses of one image as `post_process_keypoint_detection` returns them, tensors or arrays: `scores` (n,),
             `labels` (n,), `keypoints` (n, K, 2) as x, y in pixels, `keypoint_scores` (n, K), and `boxes` (n, 4) as
-            x1, y1, x2, y2 in pixels.
+            x1, y1, x2, y2 in pixels; optionally `track_id` (n,).
         keypoint_threshold: Keypoints with a lower score or with coordinates that are not finite are marked as not
             visible.
         id2label: Names of the labels; if given, stored as `data["class_name"]`.
 
     Returns:
-        `supervision.KeyPoints` of n poses in the same order, with the boxes as `data["xyxy"]`.
+        `supervision.KeyPoints` of n poses in the same order, with the boxes as `data["xyxy"]`, and track ids as
+        `data["track_id"]`.
     """
     scores, labels, keypoints, keypoint_scores, boxes = (
         _to_numpy(result[key]) for key in ("scores", "labels", "keypoints", "keypoint_scores", "boxes")
     )
     data = {"xyxy": boxes.astype(np.float32)}
+    if "track_id" in result:
+        data["track_id"] = _to_numpy(result["track_id"]).astype(int)
     if id2label is not None:
         data["class_name"] = np.array([id2label[int(label)] for label in labels], dtype=str)
     return sv.KeyPoints(
@@ -63,11 +66,12 @@ def draw_poses(
         result: Poses of this image as `post_process_keypoint_detection` returns them (see `to_supervision`).
         schema: The keypoint schema, `model.config.keypoint_schema`; lines are drawn along its edges.
         id2label: Names of the labels, `model.config.id2label`. If given, each pose is annotated with its label and
-            score.
+            score, and its track id if there is one.
         keypoint_threshold: Keypoints with a lower score, and their edges, are not drawn.
         thickness: Width of the lines in pixels; by default chosen from the sizes of the image and of each pose.
-        color_indices: Nonnegative integers, one per pose, that select the colors, such as track ids, which keep a
-            person's color throughout a video. By default the pose's index.
+        color_indices: Nonnegative integers, one per pose, that select the colors. By default the pose's track id, which
+            keeps a person's color throughout a video, or without tracks the pose's index. Poses that have a negative
+            one, because they belong to no track, are gray.
 
     Returns:
         A new RGB image with the poses, of the same type as `image`.
@@ -77,7 +81,9 @@ def draw_poses(
     """
     poses = to_supervision(result, keypoint_threshold, id2label)
     _check_schema(poses, schema)
-    colors = [PALETTE.by_idx(int(index)) for index in (range(len(poses)) if color_indices is None else color_indices)]
+    if color_indices is None:
+        color_indices = poses.data.get("track_id", range(len(poses)))
+    colors = [PALETTE.by_idx(int(index)) if index >= 0 else sv.Color.GREY for index in color_indices]
     scene = _to_bgr(image)
     for index in reversed(range(len(poses))):
         width = thickness or _line_thickness(scene.shape[:2], poses.data["xyxy"][index])
@@ -162,6 +168,10 @@ def _draw_labels(scene: np.ndarray, poses: sv.KeyPoints, colors: list[sv.Color])
     boxes_xyxy = np.clip(np.nan_to_num(poses.data["xyxy"]), 0, (width, height, width, height))
     detections = sv.Detections(xyxy=boxes_xyxy, class_id=poses.class_id)
     names_and_scores = zip(poses.data["class_name"], poses.detection_confidence, strict=True)
+    texts = [f"{name} {score:.2f}" for name, score in names_and_scores]
+    if "track_id" in poses.data:
+        ids = poses.data["track_id"]
+        texts = [f"{track_id} {text}" if track_id >= 0 else text for track_id, text in zip(ids, texts, strict=True)]
     text_scale = max(0.35, sv.calculate_optimal_text_scale((width, height)))
     annotator = sv.LabelAnnotator(
         color=sv.ColorPalette(colors),
@@ -172,4 +182,4 @@ def _draw_labels(scene: np.ndarray, poses: sv.KeyPoints, colors: list[sv.Color])
         text_padding=round(10 * text_scale),
         smart_position=True,
     )
-    scene[:] = annotator.annotate(scene, detections, [f"{name} {score:.2f}" for name, score in names_and_scores])
+    scene[:] = annotator.annotate(scene, detections, texts)

@@ -2,14 +2,19 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
 from ..configuration_detrpose import VARIANTS
 from ..conversion.published import published_folder
 from ..loading import first_line, load_image_processor, load_pose_estimator
+from ..video import remove_duplicates
+from ..video.poses import Poses
 from ..visualization import draw_poses
 
 DEMONSTRATION_MODEL = Path(__file__).parents[1] / "demonstration_model"
@@ -40,6 +45,13 @@ def find_model(name: str | None) -> str:
     return str(folder)
 
 
+class PreparedBatch(NamedTuple):
+    """Images as the model takes them: `pixel_values` (n, 3, height, width), and the (height, width) of each image."""
+
+    pixel_values: torch.Tensor
+    sizes_hw: list[tuple[int, int]]
+
+
 class Predictor:
     """A model with its image processor, and statistics of images, poses and speed.
 
@@ -49,35 +61,70 @@ class Predictor:
         dtype: Type of the weights.
         threshold: Minimum score of a pose, from 0 to 1.
         keypoint_threshold: Minimum score of a keypoint to be drawn, from 0 to 1.
+        duplicate_similarity: Minimum keypoint similarity, from 0 to 1, of poses of which only the best is kept; all are
+            kept if not given.
+        max_people: Maximum number of poses per image, the best ones; all are kept if not given.
 
     Raises:
         ValueError: if the model or its image processor cannot be loaded.
     """
 
-    def __init__(self, model: str, device: str, dtype: torch.dtype, threshold: float, keypoint_threshold: float):
+    def __init__(
+        self,
+        model: str,
+        device: str,
+        dtype: torch.dtype,
+        threshold: float,
+        keypoint_threshold: float,
+        duplicate_similarity: float | None = None,
+        max_people: int | None = None,
+    ):
         self.model = load_pose_estimator(model, device, dtype)
         self.processor = load_image_processor(model)
         self.threshold = threshold
         self.keypoint_threshold = keypoint_threshold
+        self.duplicate_similarity = duplicate_similarity
+        self.max_people = max_people
         self.num_images = self.num_poses = 0
         self.seconds_per_image: list[float] = []
 
-    @torch.inference_mode()
-    def __call__(self, images: list[Image.Image]) -> list[dict[str, torch.Tensor]]:
+    def __call__(self, images: Sequence[Image.Image]) -> list[Poses]:
         """Returns the poses of each image of a batch as `post_process_keypoint_detection` does, on the CPU."""
+        return self.predict(self.prepare(images))
+
+    def prepare(self, images: Sequence[Image.Image | np.ndarray]) -> PreparedBatch:
+        """Returns a batch of images, PIL or RGB arrays of shape (height, width, 3), as the model takes them."""
+        pixel_values = self.processor(images=list(images), input_data_format="channels_last", return_tensors="pt")
+        sizes_hw = [
+            image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width) for image in images
+        ]
+        return PreparedBatch(pixel_values["pixel_values"], sizes_hw)
+
+    @torch.inference_mode()
+    def predict(self, batch: PreparedBatch, threshold: float | None = None) -> list[Poses]:
+        """Returns the poses of each image of a prepared batch, on the CPU.
+
+        Args:
+            batch: The images.
+            threshold: Minimum score of a pose, if it is another one.
+        """
         start = time.perf_counter()
-        pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        outputs = self.model(pixel_values.to(self.model.device, self.model.dtype))
-        results = self.processor.post_process_keypoint_detection(
-            outputs, threshold=self.threshold, target_sizes=[(image.height, image.width) for image in images]
-        )
-        results = [{key: value.cpu() for key, value in result.items()} for result in results]
-        self.num_images += len(images)
+        outputs = self.model(batch.pixel_values.to(self.model.device, self.model.dtype))
+        threshold = self.threshold if threshold is None else threshold
+        results = self.processor.post_process_keypoint_detection(outputs, threshold, target_sizes=batch.sizes_hw)
+        results = [self._limit({key: value.cpu() for key, value in result.items()}) for result in results]
+        self.num_images += len(results)
         self.num_poses += sum(len(result["scores"]) for result in results)
-        self.seconds_per_image.append((time.perf_counter() - start) / len(images))
+        self.seconds_per_image.append((time.perf_counter() - start) / len(results))
         return results
 
-    def draw(self, image: Image.Image, result: dict[str, torch.Tensor]) -> Image.Image:
+    def _limit(self, poses: Poses) -> Poses:
+        """Returns the poses, best first, without duplicates and no more than `max_people`."""
+        if self.duplicate_similarity is not None:
+            poses = remove_duplicates(poses, self.model.config.keypoint_schema, self.duplicate_similarity)
+        return {name: values[: self.max_people] for name, values in poses.items()}
+
+    def draw(self, image: Image.Image | np.ndarray, result: Poses) -> Image.Image | np.ndarray:
         """Returns the image with its poses and their labels."""
         config = self.model.config
         return draw_poses(image, result, config.keypoint_schema, config.id2label, self.keypoint_threshold)

@@ -1,11 +1,15 @@
 """Finds the inputs and the output path of each."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..files import check_outputs
+from .track_files import SUFFIXES
+from .video_sources import Source, is_url
 
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
@@ -14,37 +18,55 @@ WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".mp4", ".png", ".webp"}
 
 def find_inputs(
     inputs: list[str], output: Path, others: Iterable[str | os.PathLike] = ()
-) -> tuple[dict[str, Path], dict[str, Path | int]]:
-    """Finds all images and videos in the given paths and camera indices.
+) -> tuple[dict[str, Path], dict[str, Source]]:
+    """Finds all images and videos in the given paths, and URLs and camera indices.
 
     Args:
-        inputs: Paths of files and folders, and camera indices.
+        inputs: Paths of files and folders, URLs of videos and streams, and camera indices.
         output: Absolute path of the output folder.
         others: Other input files that must not be overwritten.
 
     Returns:
-        The images and the videos, each as a dictionary from name to path or camera index. Names are relative to the
-        deepest folder that contains all inputs.
+        The images and the videos, each as a dictionary from name to path, URL or camera index. Names are relative to
+        the deepest folder that contains all inputs; a stream is called after its host and path.
 
     Raises:
         OSError: if a path does not exist.
         ValueError: if nothing is found, or an input would be overwritten.
     """
-    cameras = [text for text in inputs if text.isdecimal() and not Path(text).exists()]
-    paths = [Path(os.path.abspath(text)) for text in inputs if text not in cameras]
+    streams = {text: int(text) for text in inputs if text.isdecimal() and not Path(text).exists()}
+    streams |= {text: text for text in inputs if is_url(text)}
+    paths = [Path(os.path.abspath(text)) for text in inputs if text not in streams]
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
     files = dict.fromkeys(file for path in paths for file in _find_files(path, output))
-    if not files and not cameras:
+    if not files and not streams:
         raise ValueError(f"no images or videos in {' '.join(inputs)}")
 
     folder = os.path.commonpath([path if path.is_dir() else path.parent for path in paths]) if paths else ""
     named = {file.relative_to(folder).as_posix(): file for file in files}
-    _check_written_paths(named, output, others)
+    _check_written_paths(named, [_stream_name(source) for source in streams.values()], output, others)
     videos = {name: file for name, file in named.items() if file.suffix.lower() in VIDEO_SUFFIXES}
     images = {name: file for name, file in named.items() if name not in videos}
-    return images, {**videos, **{f"camera{index}.mp4": int(index) for index in cameras}}
+    return images, {**videos, **{_stream_name(source): source for source in streams.values()}}
+
+
+def _stream_name(source: str | int) -> str:
+    """Returns the file name of a camera or stream: `camera0.mp4`, or host and path, without password.
+
+    Raises:
+        ValueError: if a URL has no host, or is that of an image.
+    """
+    if isinstance(source, int):
+        return f"camera{source}.mp4"
+    parts = urlsplit(source)
+    if Path(parts.path).suffix.lower() in IMAGE_SUFFIXES:
+        raise ValueError(f"{source} is an image: by URL, only videos and streams are read; download it first")
+    name = re.sub(r"[^\w.-]+", "_", f"{parts.hostname or ''}{parts.path}").strip("_.")
+    if not name:
+        raise ValueError(f"{source} is not the URL of a video or stream")
+    return name if name.lower().endswith(".mp4") else f"{name}.mp4"
 
 
 def _find_files(path: Path, output: Path) -> list[Path]:
@@ -69,17 +91,28 @@ def written_path(output: Path, name: str) -> Path:
     return output / f"{name}{'.mp4' if suffix in VIDEO_SUFFIXES else '.png'}"
 
 
-def _check_written_paths(named: dict[str, Path], output: Path, others: Iterable[str | os.PathLike]):
+def lines_path(path: Path) -> Path:
+    """Returns the path of the JSON lines, given that of the drawn video."""
+    return path.with_name(f"{path.name}.jsonl")
+
+
+def tracks_path(path: Path, format: str) -> Path:
+    """Returns the path of the exported tracks, given that of the drawn video."""
+    return path.with_name(path.name + SUFFIXES[format])
+
+
+def _check_written_paths(named: dict[str, Path], streams: list[str], output: Path, others: Iterable[str | os.PathLike]):
     """Raises `ValueError` if an output would overwrite an input or the output of another input."""
     taken = {os.path.realpath(path) for path in named.values()}
-    for name in named:
+    for name in [*named, *streams]:
         path = os.path.realpath(written_path(output, name))
         if path in taken:
             raise ValueError(f"the result for {name} would overwrite {path}: choose another output")
         taken.add(path)
-    pictures = [written_path(output, name) for name in named]
-    lines = [f"{path}.jsonl" for path in pictures if path.suffix == ".mp4"]
-    check_outputs([*pictures, *lines, output / "predictions.json"], [*named.values(), *others])
+    pictures = [written_path(output, name) for name in [*named, *streams]]
+    videos = [path for path in pictures if path.suffix == ".mp4"]
+    more = [file for path in videos for file in (lines_path(path), *(tracks_path(path, name) for name in SUFFIXES))]
+    check_outputs([*pictures, *more, output / "predictions.json"], [*named.values(), *others])
 
 
 def image_ids(names: Iterable[str], images: Iterable[Mapping[str, Any]] | None = None) -> dict[str, int | str]:

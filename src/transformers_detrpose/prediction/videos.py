@@ -1,152 +1,198 @@
-"""Predicts poses in videos and camera streams."""
+"""Predicts poses in videos, streams and cameras."""
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from fractions import Fraction
-from importlib.util import find_spec
-from itertools import chain, islice
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import supervision as sv
-from PIL import Image
 from tqdm import tqdm
 
 from ..evaluation.coco_results import coco_records
 from ..files import whole_file
+from ..video import smooth_tracks
+from ..video.poses import Poses
 from .batches import batched
+from .following import Follower
 from .image_files import DECIMALS
-from .models import Predictor
-from .paths import written_path
+from .models import Predictor, PreparedBatch
+from .paths import lines_path, tracks_path, written_path
+from .stages import Stages
+from .track_files import write_tracks
+from .video_drawing import VideoDrawer
+from .video_sources import Frame, Source, UnreadableVideo, Video, describe, is_live, open_video
+from .video_writer import VideoWriter
 
-FALLBACK_FPS = 30.0  # frames per second, for cameras that do not report theirs
-PREFETCHED_FRAMES = 8  # decoded while the model runs
+# How many items wait between two stages. Each is a frame or a batch of frames, so that few keep memory small.
+DECODED_FRAMES, PREPARED_BATCHES, PREDICTED_FRAMES, DRAWN_FRAMES = 4, 1, 8, 2
+TIME_DECIMALS = 6  # of seconds in files
 
 logger = logging.getLogger(__name__)
 
 
-def predict_videos(
-    predictor: Predictor, videos: dict[str, Path | int], output: Path, batch_size: int, max_frames: int | None
-) -> int:
-    """Predicts, draws and records all videos and cameras.
+@dataclass(frozen=True)
+class VideoOptions:
+    """How videos are predicted.
+
+    Args:
+        batch_size: Maximum number of frames per batch; fewer if they are large.
+        max_frames: Maximum number of frames to read from each video, or `None` for all.
+        track: Whether to follow people from frame to frame.
+        smooth: Whether to smooth tracks as they come ("online"), all at once ("offline"), or not (`None`).
+        tracks_formats: Names of `track_files.SUFFIXES`, the formats to export tracks in.
+    """
+
+    batch_size: int = 8
+    max_frames: int | None = None
+    track: bool = False
+    smooth: str | None = None
+    tracks_formats: tuple[str, ...] = ()
+
+
+class Predicted(NamedTuple):
+    """A frame with its poses."""
+
+    frame: Frame
+    poses: Poses
+
+
+def predict_videos(predictor: Predictor, videos: dict[str, Source], output: Path, options: VideoOptions) -> int:
+    """Predicts, draws and records all videos, streams and cameras.
 
     Args:
         predictor: The model.
-        videos: Paths or camera indices by their names.
-        output: Folder for the videos and their JSON files.
-        batch_size: Maximum number of frames per batch.
-        max_frames: Maximum number of frames to read from each, or `None` for all.
+        videos: Paths, URLs or camera indices by their names.
+        output: Folder for the videos and their other files.
+        options: How.
 
     Returns:
         The number of inputs that could not be read.
     """
     num_failed = 0
     for name, source in videos.items():
-        path = written_path(output, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            predict_video(predictor, source, path, batch_size, max_frames)
+            predict_video(predictor, source, written_path(output, name), options)
         except UnreadableVideo as error:
             logger.warning("%s", error)
             num_failed += 1
     return num_failed
 
 
-def predict_video(predictor: Predictor, source: Path | int, path: Path, batch_size: int, max_frames: int | None):
-    """Predicts, draws and records one video or camera, with one batch of frames in memory; Ctrl-C ends a camera.
+def predict_video(predictor: Predictor, source: Source, path: Path, options: VideoOptions):
+    """Predicts, draws and records one video, stream or camera; Ctrl-C ends a live one.
 
-    An interruption keeps what was completed.
+    Decoding, preparing, the network, drawing and encoding overlap, with a few frames in memory. An interruption keeps
+    what was completed.
 
     Args:
         predictor: The model.
-        source: Path of a video, or index of a camera.
-        path: Path of the drawn video; the JSON lines are written to the same path with `.jsonl` appended.
-        batch_size: Maximum number of frames per batch; fewer if they are large.
-        max_frames: Maximum number of frames to read, or `None` for all.
+        source: Path of a video, URL of a stream, or index of a camera.
+        path: Path of the drawn video; the other files have longer names, see `paths.lines_path`.
+        options: How.
 
     Raises:
         UnreadableVideo: if the source cannot be opened or has no frames.
         OSError: if the disk is full.
     """
+    smoothed = _smoothed_poses(predictor, source, path.name, options) if options.smooth == "offline" else None
     with (
-        _open_video(source) as (info, frames),
-        whole_file(path, keep_interrupted=True) as unfinished,
-        open(f"{path}.jsonl", "w", encoding="utf-8") as file,
-        VideoWriter(unfinished, info) as writer,
-        tqdm(total=info.total_frames, desc=path.name, unit="frame") as progress,
+        open_video(source) as video,
+        _output_files(path, video) as write,
+        Stages() as stages,
+        tqdm(total=_num_frames(video, options), desc=path.name, unit="frame") as progress,
     ):
+        frames = _decode(stages, video, source, options)
+        if smoothed is None:
+            predicted = _predict(stages, predictor, frames, options)
+        else:
+            predicted = map(Predicted, frames, smoothed)
+        draw = VideoDrawer(predictor, video.fps)
         try:
-            for batch in batched(islice(frames, max_frames), batch_size, lambda frame: frame.size // 3):
-                pictures = [sv.cv2_to_pillow(frame) for frame in batch]
-                for picture, result in zip(pictures, predictor(pictures), strict=True):
-                    writer.write(predictor.draw(picture, result))
-                    record = {"frame": progress.n, "poses": coco_records(result, DECIMALS)}
-                    file.write(json.dumps(record) + "\n")
-                    progress.update()
+            for item, pixels in stages.run(((item, draw(*item)) for item in predicted), DRAWN_FRAMES):
+                write(item, pixels)
+                progress.update()
         except KeyboardInterrupt:
-            if not isinstance(source, int):
+            if not is_live(source):
                 raise
-    if max_frames is None and progress.n < (info.total_frames or 0):
-        logger.warning("%s should have %d frames, but only %d could be read", source, info.total_frames, progress.n)
+    if options.max_frames is None and progress.n < (video.total_frames or 0):
+        message = "%s should have %d frames, but only %d could be read"
+        logger.warning(message, describe(source), video.total_frames, progress.n)
+    for name in options.tracks_formats:
+        with whole_file(tracks_path(path, name)) as unfinished:
+            write_tracks(name, lines_path(path), unfinished, predictor.model.config)
 
 
-class VideoWriter:
-    """Context manager that writes an H.264 MP4 file, which every browser plays.
-
-    Not `supervision.VideoSink`, because the OpenCV that it uses comes without an H.264 encoder.
-
-    Args:
-        path: The file.
-        info: Frame size and rate. H.264 requires even sizes, so odd ones are padded by repeating the last pixels.
-    """
-
-    def __init__(self, path: Path, info: sv.VideoInfo):
-        import av  # imported here because its libraries conflict with those of OpenCV on macOS
-
-        self.frame_type = av.VideoFrame
-        self.container = av.open(str(path), mode="w", format="mp4")
-        rate = Fraction(str(info.fps)).limit_denominator(100_000)
-        self.stream = self.container.add_stream("h264", rate=rate)
-        self.stream.width, self.stream.height = info.width + info.width % 2, info.height + info.height % 2
-        self.stream.pix_fmt = "yuv420p"
-
-    def write(self, picture: Image.Image):
-        """Appends a frame."""
-        pixels = np.asarray(picture)
-        pixels = np.pad(pixels, [(0, length % 2) for length in pixels.shape[:2]] + [(0, 0)], mode="edge")
-        self.container.mux(self.stream.encode(self.frame_type.from_ndarray(pixels, format="rgb24")))
-
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(self, *error):
-        try:
-            self.container.mux(self.stream.encode())
-        finally:
-            self.container.close()
+def _smoothed_poses(predictor: Predictor, source: Source, name: str, options: VideoOptions) -> list[Poses]:
+    """Returns the smoothed poses of all frames of a file, which is read once for them alone."""
+    with (
+        open_video(source) as video,
+        Stages() as stages,
+        tqdm(total=_num_frames(video, options), desc=f"{name}, poses", unit="frame") as progress,
+    ):
+        poses, timestamps = [], []
+        for item in _predict(stages, predictor, _decode(stages, video, source, options), options):
+            poses.append(item.poses)
+            timestamps.append(item.frame.timestamp)
+            progress.update()
+    return smooth_tracks(poses, timestamps)
 
 
-class UnreadableVideo(OSError):
-    """Raised when a video or camera cannot be opened or has no frames."""
+def _num_frames(video: Video, options: VideoOptions) -> int | None:
+    """Returns how many frames will be read, if that is known."""
+    return min((count for count in (video.total_frames, options.max_frames) if count), default=None)
+
+
+def _decode(stages: Stages, video: Video, source: Source, options: VideoOptions) -> Iterator[Frame]:
+    """Decodes frames ahead. A live source does not wait: when the network is slower, it loses frames."""
+    return stages.run(islice(video.frames, options.max_frames), DECODED_FRAMES, drop_oldest=is_live(source))
+
+
+def _predict(
+    stages: Stages, predictor: Predictor, frames: Iterator[Frame], options: VideoOptions
+) -> Iterator[Predicted]:
+    """Predicts the poses of frames, and follows and smooths them as the options say."""
+    follower = Follower(predictor, options.smooth == "online") if options.track else None
+    threshold = predictor.threshold if follower is None else follower.least_score
+
+    def prepare() -> Iterator[tuple[list[Frame], PreparedBatch]]:
+        for batch in batched(frames, options.batch_size, lambda frame: frame.pixels.size // 3):
+            yield batch, predictor.prepare([frame.pixels for frame in batch])
+
+    def predict(prepared: Iterator[tuple[list[Frame], PreparedBatch]]) -> Iterator[Predicted]:
+        for batch, pixel_values in prepared:
+            for frame, poses in zip(batch, predictor.predict(pixel_values, threshold), strict=True):
+                yield Predicted(frame, poses if follower is None else follower(poses, frame.timestamp))
+
+    return stages.run(predict(stages.run(prepare(), PREPARED_BATCHES)), PREDICTED_FRAMES)
 
 
 @contextmanager
-def _open_video(source: Path | int) -> Iterator[tuple[sv.VideoInfo, Iterator[np.ndarray]]]:
-    """Opens a video file or camera and yields its size, rate and frames: BGR arrays of shape (height, width, 3)."""
-    is_camera = isinstance(source, int)
-    if is_camera and find_spec("cv2") is None:
-        raise UnreadableVideo(f'cannot read camera {source}: pip install "transformers-detrpose[video]"')
-    source = source if is_camera else str(source)
-    frames = sv.get_video_frames_generator(source, prefetch=PREFETCHED_FRAMES)
-    try:
-        info = sv.VideoInfo.from_video_path(source)
-        first = next(frames)
-    except Exception as error:  # supervision raises `Exception`; `StopIteration` is a video without frames
-        raise UnreadableVideo(f"cannot read {'camera' if is_camera else 'video'} {source}") from error
-    info.height, info.width = first.shape[:2]
-    info.fps = info.fps or FALLBACK_FPS
-    info.total_frames = info.total_frames if (info.total_frames or 0) > 0 else None
-    with closing(frames):
-        yield info, chain([first], frames)
+def _output_files(path: Path, video: Video) -> Iterator[Callable[[Predicted, np.ndarray], None]]:
+    """Yields a function that appends a frame, and its pixels with the poses drawn, to the video and the JSON lines."""
+    with (
+        whole_file(path, keep_interrupted=True) as unfinished,
+        whole_file(lines_path(path), keep_interrupted=True) as unfinished_lines,
+        open(unfinished_lines, "w", encoding="utf-8") as lines,
+        VideoWriter(unfinished, video) as writer,
+    ):
+        numbers = count()
+
+        def write(item: Predicted, pixels: np.ndarray):
+            writer.write(pixels, item.frame.timestamp)
+            record = {"frame": next(numbers), "timestamp": round(item.frame.timestamp, TIME_DECIMALS)}
+            lines.write(json.dumps({**record, "poses": _records(item.poses)}) + "\n")
+
+        yield write
+
+
+def _records(poses: Poses) -> list[dict[str, Any]]:
+    """Returns the poses of a frame in COCO's results format, and what is known of their tracks."""
+    records = coco_records(poses, DECIMALS)
+    for name in [name for name in ("track_id", "filled") if name in poses]:
+        for record, value in zip(records, poses[name].tolist(), strict=True):
+            record[name] = value
+    return records

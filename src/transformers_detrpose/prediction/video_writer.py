@@ -1,0 +1,66 @@
+"""Writes H.264 MP4 files, with the sound of the video they come from."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from .sound import Sound
+from .video_sources import Video
+
+CLOCK = Fraction(1, 90_000)  # seconds: the resolution of times in MPEG
+PRESET = "veryfast"  # of x264; its default, medium, takes several times as long for files about as large
+
+
+class VideoWriter:
+    """Context manager that writes an H.264 MP4 file, which every browser plays.
+
+    Not `supervision.VideoSink`, because the OpenCV that it uses comes without an H.264 encoder, and it has no sound.
+
+    Args:
+        path: The file.
+        video: The video that is drawn on: its frame size and rate, and its sound, which is copied as it is where MP4
+            allows its codec and encoded as AAC otherwise. H.264 requires even sizes, so odd ones are padded by
+            repeating the last pixels.
+    """
+
+    def __init__(self, path: Path, video: Video):
+        import av  # imported here because its libraries conflict with those of OpenCV on macOS
+
+        self.frame_type = av.VideoFrame
+        self.container = av.open(str(path), mode="w", format="mp4")
+        rate = Fraction(str(video.fps)).limit_denominator(100_000)
+        self.stream = self.container.add_stream("h264", rate=rate, options={"preset": PRESET})
+        self.stream.width, self.stream.height = video.width + video.width % 2, video.height + video.height % 2
+        self.stream.pix_fmt = "yuv420p"
+        self.stream.codec_context.time_base = CLOCK
+        self.duration = round(1 / rate / CLOCK)
+        self.last_time = -1
+        self.sound = None if video.audio is None else Sound(self.container, video)
+
+    def write(self, pixels: np.ndarray, timestamp: float):
+        """Appends a frame, RGB (height, width, 3), at a time in seconds."""
+        pixels = np.pad(pixels, [(0, length % 2) for length in pixels.shape[:2]] + [(0, 0)], mode="edge")
+        frame = self.frame_type.from_ndarray(pixels, format="rgb24")
+        self.last_time = max(round(timestamp / CLOCK), self.last_time + 1)
+        frame.pts, frame.time_base, frame.duration = self.last_time, CLOCK, self.duration
+        self.container.mux(self.stream.encode(frame))
+        if self.sound is not None:
+            self.sound.write_until(self.end)
+
+    @property
+    def end(self) -> float:
+        """Seconds until the end of the last frame."""
+        return float(CLOCK * (self.last_time + self.duration))
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *error):
+        try:
+            if error_type is None or not issubclass(error_type, Exception):  # after an interruption the file is kept
+                self.container.mux(self.stream.encode())
+                if self.sound is not None:
+                    self.sound.finish(self.end)
+        finally:
+            self.container.close()
