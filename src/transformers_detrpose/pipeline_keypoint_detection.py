@@ -1,5 +1,6 @@
 """The "keypoint-detection" pipeline: images in, named keypoints out."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,9 +55,18 @@ class KeypointDetectionPipeline(Pipeline):
                 f"but got {type(self.model).__name__} with {type(self.model.config).__name__}."
             )
 
-    def _sanitize_parameters(self, threshold: float | None = None, timeout: float | None = None):
+    def _sanitize_parameters(
+        self,
+        threshold: float | None = None,
+        timeout: float | None = None,
+        tracker: Any = None,
+        fps: float | None = None,
+    ):
+        if fps is not None and not 0 < fps < math.inf:
+            raise ValueError(f"`fps` must be a positive number of frames per second, but got {fps}.")
         preprocess_parameters = {} if timeout is None else {"timeout": timeout}
-        postprocess_parameters = {} if threshold is None else {"threshold": threshold}
+        given = {"threshold": threshold, "tracker": tracker, "fps": fps}
+        postprocess_parameters = {name: value for name, value in given.items() if value is not None}
         return preprocess_parameters, {}, postprocess_parameters
 
     def __call__(self, inputs, **kwargs) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
@@ -69,6 +79,11 @@ class KeypointDetectionPipeline(Pipeline):
                 Poses must have a higher score than this, from 0 to 1.
             timeout (`float`, *optional*):
                 Seconds to wait for a URL; no limit if not given.
+            tracker (`PoseTracker`, *optional*):
+                The images are the consecutive frames of a video, and poses get the number of their person from this
+                tracker, which goes on where the last call ended: call its `reset` before another video.
+            fps (`float`, *optional*, defaults to 30):
+                Frames per second of the video, for the tracker.
 
         Returns:
             A list of poses, best first, or for several images a list (for generators and datasets an iterator) of such
@@ -80,9 +95,10 @@ class KeypointDetectionPipeline(Pipeline):
               (truncated, not rounded), as in other transformers pipelines.
             - **keypoints** (`list[dict]`): in the order of the skeleton, `name`, `x` and `y` in pixels, and `score`,
               the expected keypoint similarity; all `float`.
+            - **track_id** (`int`): with a tracker, the number of the person, or -1 if the pose belongs to no track.
 
         Raises:
-            ValueError: if the threshold is invalid or an image cannot be read.
+            ValueError: if the threshold or frame rate is invalid or an image cannot be read.
         """
         return super().__call__(inputs, **kwargs)
 
@@ -104,11 +120,16 @@ class KeypointDetectionPipeline(Pipeline):
             "target_sizes": target_sizes,
         }
 
-    def postprocess(self, model_outputs, threshold: float = 0.5) -> list[dict[str, Any]]:
+    def postprocess(
+        self, model_outputs, threshold: float = 0.5, tracker: Any = None, fps: float = 30.0
+    ) -> list[dict[str, Any]]:
         """Converts the outputs for one image to poses."""
         poses = self.image_processor.post_process_keypoint_detection(
             SimpleNamespace(**model_outputs), threshold=threshold, target_sizes=model_outputs["target_sizes"]
         )[0]
+        if tracker is not None:
+            # The pipeline calls this for one frame after the other, in their order, also if it predicts in batches.
+            poses = tracker.update(poses, tracker.time + 1 / fps if math.isfinite(tracker.time) else 0.0)
         columns = (
             poses["scores"].tolist(),
             poses["labels"].tolist(),
@@ -116,7 +137,11 @@ class KeypointDetectionPipeline(Pipeline):
             poses["keypoints"].tolist(),
             poses["keypoint_scores"].tolist(),
         )
-        return [self._describe_pose(*pose) for pose in zip(*columns, strict=True)]
+        described = [self._describe_pose(*pose) for pose in zip(*columns, strict=True)]
+        if tracker is not None:
+            for pose, track_id in zip(described, poses["track_id"].tolist(), strict=True):
+                pose["track_id"] = track_id
+        return described
 
     def _describe_pose(self, score, label, box, keypoints, keypoint_scores) -> dict[str, Any]:
         config = self.model.config

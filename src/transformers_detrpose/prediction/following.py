@@ -19,7 +19,7 @@ class Follower:
 
     def __init__(self, predictor: Predictor, smooth: bool):
         self.least_score = min(predictor.threshold, CONTINUING_SCORE)
-        self.tracker = PoseTracker(predictor.model.config.keypoint_schema, new_threshold=predictor.threshold)
+        self.tracker = PoseTracker(predictor.model.config.keypoint_schema, predictor.threshold)
         self.smoother = PoseSmoother() if smooth else None
 
     def __call__(self, poses: Poses, timestamp: float) -> Poses:

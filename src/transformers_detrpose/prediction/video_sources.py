@@ -109,7 +109,7 @@ def _open_container(source: Path | str) -> Iterator[Video]:
         settings = {"timeout": STREAM_TIMEOUT, "options": transport}
     try:
         container = av.open(str(source), metadata_errors="ignore", **settings)
-    except (OSError, ValueError) as error:
+    except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableVideo(f"cannot read {describe(source)}: {_reason(error, source)}") from error
     with container:
         stream = container.streams.best("video")

@@ -4,12 +4,14 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import supervision as sv
+from PIL import Image
 
 from .sound import Sound
 from .video_sources import Video
 
 CLOCK = Fraction(1, 90_000)  # seconds: the resolution of times in MPEG
-PRESET = "veryfast"  # of x264; its default, medium, takes several times as long for files about as large
+PRESET = "veryfast"  # of x264, so that encoding does not take the processor from the network
 
 
 class VideoWriter:
@@ -19,30 +21,37 @@ class VideoWriter:
 
     Args:
         path: The file.
-        video: The video that is drawn on: its frame size and rate, and its sound, which is copied as it is where MP4
-            allows its codec and encoded as AAC otherwise. H.264 requires even sizes, so odd ones are padded by
-            repeating the last pixels.
+        info: Frame size and nominal rate. H.264 requires even sizes; odd ones are padded by repeating the last pixels.
+        source: The video whose sound is written along, if it has any: copied as it is where MP4 allows its codec, and
+            encoded as AAC otherwise.
     """
 
-    def __init__(self, path: Path, video: Video):
+    def __init__(self, path: Path, info: Video | sv.VideoInfo, source: Video | None = None):
         import av  # imported here because its libraries conflict with those of OpenCV on macOS
 
         self.frame_type = av.VideoFrame
         self.container = av.open(str(path), mode="w", format="mp4")
-        rate = Fraction(str(video.fps)).limit_denominator(100_000)
+        rate = Fraction(str(info.fps)).limit_denominator(100_000)
         self.stream = self.container.add_stream("h264", rate=rate, options={"preset": PRESET})
-        self.stream.width, self.stream.height = video.width + video.width % 2, video.height + video.height % 2
+        self.stream.width, self.stream.height = info.width + info.width % 2, info.height + info.height % 2
         self.stream.pix_fmt = "yuv420p"
         self.stream.codec_context.time_base = CLOCK
         self.duration = round(1 / rate / CLOCK)
-        self.last_time = -1
-        self.sound = None if video.audio is None else Sound(self.container, video)
+        self.last_time = -self.duration
+        self.sound = None if source is None or source.audio is None else Sound(self.container, source)
 
-    def write(self, pixels: np.ndarray, timestamp: float):
-        """Appends a frame, RGB (height, width, 3), at a time in seconds."""
+    def write(self, picture: Image.Image | np.ndarray, timestamp: float | None = None):
+        """Appends a frame.
+
+        Args:
+            picture: RGB image, or array of shape (height, width, 3).
+            timestamp: Time in seconds; by default, when the previous frame ends.
+        """
+        pixels = np.asarray(picture)
         pixels = np.pad(pixels, [(0, length % 2) for length in pixels.shape[:2]] + [(0, 0)], mode="edge")
         frame = self.frame_type.from_ndarray(pixels, format="rgb24")
-        self.last_time = max(round(timestamp / CLOCK), self.last_time + 1)
+        time = self.last_time + self.duration if timestamp is None else round(timestamp / CLOCK)
+        self.last_time = max(time, self.last_time + 1)
         frame.pts, frame.time_base, frame.duration = self.last_time, CLOCK, self.duration
         self.container.mux(self.stream.encode(frame))
         if self.sound is not None:

@@ -177,7 +177,7 @@ def _output_files(path: Path, video: Video) -> Iterator[Callable[[Predicted, np.
         whole_file(path, keep_interrupted=True) as unfinished,
         whole_file(lines_path(path), keep_interrupted=True) as unfinished_lines,
         open(unfinished_lines, "w", encoding="utf-8") as lines,
-        VideoWriter(unfinished, video) as writer,
+        VideoWriter(unfinished, video, source=video) as writer,
     ):
         numbers = count()
 
