@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 
-import av
 import numpy as np
 import pytest
 import supervision as sv
@@ -22,7 +21,7 @@ from transformers_detrpose.commands import predict
 from transformers_detrpose.conversion import published
 from transformers_detrpose.conversion.checkpoints import published_tensors
 from transformers_detrpose.images import load_rgb_image
-from transformers_detrpose.prediction import batches, image_files, models, paths, videos
+from transformers_detrpose.prediction import batches, image_files, models, paths
 from transformers_detrpose.synthetic.pictures import generate_picture
 from weights_server import serve_weights
 
@@ -302,115 +301,6 @@ class TestNames:
         for _ in range(2):  # the second time without the pictures of the first
             assert command(tmp_path / "in", output=tmp_path / "in" / "out") == 0
         assert not (tmp_path / "in" / "out" / "out").exists()
-
-
-class TestVideos:
-    @pytest.mark.parametrize("options", [[], ["--batch-size", "2"], ["--batch-size", "100"]])
-    def test_round_trip(self, command, tmp_path, out, options):
-        assert command(save_video(tmp_path / "a.mp4"), options=options) == 0
-        info = sv.VideoInfo.from_video_path(str(out / "a.mp4"))
-        assert (info.width, info.height, info.fps, info.total_frames) == (64, 48, 12.5, 5)
-        lines = read_lines(out / "a.mp4.jsonl")
-        assert [line["frame"] for line in lines] == [0, 1, 2, 3, 4]
-        assert all(len(line["poses"]) == NUM_QUERIES for line in lines)
-        assert set(lines[0]["poses"][0]) == {"category_id", "keypoints", "score", "bbox"}
-        assert not (out / "predictions.json").exists()
-
-    def test_colours_survive(self, command, tmp_path, out):
-        blue_bgr = np.full((48, 64, 3), (255, 0, 0), dtype=np.uint8)
-        with sv.VideoSink(str(tmp_path / "a.mp4"), sv.VideoInfo(64, 48, 10)) as sink:
-            sink.write_frame(blue_bgr)
-        assert command(tmp_path / "a.mp4", options=["--threshold", "1"]) == 0
-        (frame,) = sv.get_video_frames_generator(str(out / "a.mp4"))
-        assert np.abs(frame.astype(int) - blue_bgr).max() < 20
-
-    def test_other_formats_and_odd_sizes(self, command, tmp_path, out):
-        save_video(tmp_path / "in" / "a.avi", codec="MJPG")
-        odd = save_video(tmp_path / "in" / "a.mp4", width=61, height=41, num_frames=2)
-        assert command(tmp_path / "in") == 0
-        assert sv.VideoInfo.from_video_path(str(out / "a.avi.mp4")).total_frames == 5
-        written, given = (sv.VideoInfo.from_video_path(str(path)) for path in (out / "a.mp4", odd))
-        # H.264 has even sizes only. OpenCV, where it is installed, has made the input so already.
-        assert (written.width, written.height) == (given.width + given.width % 2, given.height + given.height % 2)
-        assert (written.fps, written.total_frames) == (given.fps, given.total_frames)
-
-    def test_browsers_play_what_is_written(self, command, tmp_path, out):
-        assert command(save_video(tmp_path / "a.mp4")) == 0
-        with av.open(str(out / "a.mp4")) as container:
-            (stream,) = container.streams
-            assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-
-    def test_max_frames(self, command, tmp_path, out):
-        assert command(save_video(tmp_path / "a.mp4"), options=["--max-frames", "3"]) == 0
-        assert len(read_lines(out / "a.mp4.jsonl")) == 3
-
-    @pytest.mark.parametrize("content", [b"", b"not a video"])
-    def test_unreadable(self, command, tmp_path, out, capfd, content):
-        (tmp_path / "in").mkdir()
-        (tmp_path / "in" / "a.mp4").write_bytes(content)
-        save_video(tmp_path / "in" / "b.mp4")
-        assert command(tmp_path / "in") == 1
-        errors = [line for line in capfd.readouterr().err.splitlines() if "read" in line]
-        assert errors == [
-            f"cannot read video {tmp_path / 'in' / 'a.mp4'}",
-            "detrpose predict: error: 1 of 2 inputs could not be read",
-        ]
-        assert len(read_lines(out / "b.mp4.jsonl")) == 5
-        assert not (out / "a.mp4").exists()
-
-    def test_fewer_frames_than_announced(self, command, monkeypatch, tmp_path, out, capsys):
-        path = save_video(tmp_path / "a.mp4")
-        monkeypatch.setattr(videos.sv.VideoInfo, "from_video_path", lambda source: sv.VideoInfo(64, 48, 12.5, 20))
-        assert command(path) == 0
-        assert len(read_lines(out / "a.mp4.jsonl")) == 5
-        assert "should have 20 frames, but only 5" in capsys.readouterr().err
-
-    def test_interrupted(self, command, monkeypatch, tmp_path, out):
-        frames_until_interrupt(monkeypatch, 3)
-        path = save_video(tmp_path / "a.mp4")
-        assert command(path, options=["--batch-size", "1"]) == 130
-        assert len(read_lines(out / "a.mp4.jsonl")) == 3
-
-
-def frames_until_interrupt(monkeypatch, num_frames):
-    def frames(source, prefetch):
-        yield from [np.zeros((48, 64, 3), dtype=np.uint8)] * num_frames
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(videos.sv, "get_video_frames_generator", frames)
-
-
-class TestCamera:
-    @pytest.fixture
-    def camera(self, monkeypatch):
-        """A camera that gives grey frames until Ctrl-C comes after the fifth, and does not tell its frame rate."""
-        monkeypatch.setattr(videos, "find_spec", lambda name: True)
-        monkeypatch.setattr(videos.sv.VideoInfo, "from_video_path", lambda source: sv.VideoInfo(64, 48, 0.0, -1))
-        frames_until_interrupt(monkeypatch, 5)
-
-    def test_ends_with_ctrl_c(self, command, camera, monkeypatch, out, tmp_path):
-        monkeypatch.chdir(tmp_path)
-        assert command("0", options=["--batch-size", "1"]) == 0
-        assert len(read_lines(out / "camera0.mp4.jsonl")) == 5
-        monkeypatch.undo()
-        info = sv.VideoInfo.from_video_path(str(out / "camera0.mp4"))
-        assert (info.width, info.height, info.fps, info.total_frames) == (64, 48, 30, 5)
-
-    def test_max_frames(self, command, camera, monkeypatch, out, tmp_path):
-        monkeypatch.chdir(tmp_path)
-        assert command("1", options=["--max-frames", "2"]) == 0
-        assert len(read_lines(out / "camera1.mp4.jsonl")) == 2
-
-    def test_needs_opencv(self, command, monkeypatch, tmp_path, capsys):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(videos, "find_spec", lambda name: None)
-        assert command("0") == 1
-        assert 'cannot read camera 0: pip install "transformers-detrpose[video]"' in capsys.readouterr().err
-
-    def test_a_file_with_such_a_name_is_a_file(self, monkeypatch, tmp_path):
-        monkeypatch.chdir(tmp_path)
-        save_image(tmp_path / "a.png").rename(tmp_path / "0")
-        assert paths.find_inputs(["0", "1"], tmp_path / "out") == ({"0": tmp_path / "0"}, {"camera1.mp4": 1})
 
 
 class TestWithoutModel:
