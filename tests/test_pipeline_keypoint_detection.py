@@ -7,6 +7,7 @@ from transformers import pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
+from colored_people import SIZE, ColorModel, walk
 from transformers_detrpose import (
     DETRPoseConfig,
     DETRPoseForPoseEstimation,
@@ -16,6 +17,7 @@ from transformers_detrpose import (
     KeypointSchema,
 )
 from transformers_detrpose.pipeline_keypoint_detection import register_pipeline
+from transformers_detrpose.video import PoseTracker
 
 TRIANGLE = KeypointSchema(names=("top", "left", "right"))
 
@@ -234,6 +236,43 @@ class OnnxModel(PreTrainedModel):
     def __call__(self, pixel_values):
         outputs = self.model(pixel_values)
         return DETRPoseForPoseEstimationOutput(logits=outputs.logits, pred_keypoints=outputs.pred_keypoints)
+
+
+def color_pipeline(**options):
+    size = {"height": SIZE, "width": SIZE}
+    processor = DETRPoseImageProcessor(size=size, keypoint_schema=ColorModel.config.keypoint_schema)
+    return pipeline("keypoint-detection", model=ColorModel(), image_processor=processor, device="cpu", **options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_tracker_on_an_iterator_of_frames(batch_size):
+    """Two people who pass each other keep their numbers, also if frames are predicted in batches."""
+    tracker = PoseTracker(ColorModel.config.keypoint_schema, 0.2)
+    frames = (Image.fromarray(image) for image in walk(14))
+    results = list(color_pipeline()(frames, threshold=0.1, tracker=tracker, fps=20, batch_size=batch_size))
+    assert len(results) == 14
+    numbers = {"red": set(), "green": set()}
+    for poses in results[7:]:
+        for pose in poses:
+            numbers["red" if pose["box"]["ymin"] < 32 else "green"].add(pose["track_id"])
+    assert len(numbers["red"]) == len(numbers["green"]) == 1
+    assert numbers["red"] | numbers["green"] != {-1} and not numbers["red"] & numbers["green"]
+    assert tracker.time == pytest.approx(13 / 20)
+
+
+def test_tracker_goes_on_in_the_next_call():
+    tracker = PoseTracker(ColorModel.config.keypoint_schema, 0.2)
+    track = color_pipeline(tracker=tracker, fps=10)
+    first, second = (track([Image.fromarray(image) for image in images]) for images in (walk(14)[:7], walk(14)[7:]))
+    assert first[-1][0]["track_id"] == second[-1][0]["track_id"] >= 0
+    assert tracker.time == pytest.approx(1.3)
+    assert "track_id" not in color_pipeline()(Image.fromarray(walk(1)[0]))[0]
+
+
+@pytest.mark.parametrize("fps", [0, -25, float("nan"), float("inf")])
+def test_frame_rates_that_are_none(fps):
+    with pytest.raises(ValueError, match="`fps` must be a positive number"):
+        color_pipeline(tracker=PoseTracker("coco"), fps=fps)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

@@ -129,6 +129,22 @@ class TestDrawPoses:
         result = make_result([[[50, 20], [50, 100], [80, 180]]])
         assert tuple(draw_poses(grey_image(), result, STICK, color_indices=[1])[20, 50]) == BLUE
 
+    def test_colors_of_tracks(self):
+        """The color of a person is that of the number; who belongs to no track is gray."""
+        result = make_result([[[20, 20], [20, 100], [20, 180]], [[80, 20], [80, 100], [80, 180]]])
+        drawn = draw_poses(grey_image(), {**result, "track_id": torch.tensor([1, -1])}, STICK)
+        assert tuple(drawn[20, 20]) == BLUE
+        assert tuple(drawn[20, 80]) == sv.Color.GREY.as_rgb() != ORANGE
+
+    def test_numbers_of_tracks_are_written(self):
+        result = make_result([[[50, 60], [50, 100], [80, 180]]])
+        with_number, without = (
+            draw_poses(grey_image(), {**result, "track_id": torch.tensor([track_id])}, STICK, {1: "a"}, color_indices=[1])
+            for track_id in (123, -1)
+        )
+        assert (with_number != without).any()
+        assert (without == draw_poses(grey_image(), result, STICK, {1: "a"}, color_indices=[1])).all()
+
     def test_labels_are_drawn_when_names_are_given(self):
         result = make_result([[[50, 60], [50, 100], [80, 180]]])
         plain, labelled = draw_poses(grey_image(), result, STICK), draw_poses(grey_image(), result, STICK, {1: "p"})
