@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..keypoint_schemas import KeypointSchema
-from .poses import Poses, keypoint_array, pairwise_similarity, pose_areas, select, to_array
+from .poses import Poses, check_range, keypoint_array, pairwise_similarity, pose_areas, select, to_array
 
 
 def remove_duplicates(
@@ -26,14 +26,13 @@ def remove_duplicates(
         ValueError: if the poses do not fit the schema, or the threshold is not from 0 to 1.
     """
     schema = KeypointSchema.of(schema)
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"`threshold` must be from 0 to 1, but got {threshold}.")
+    check_range("threshold", threshold, 0, 1)
     keypoints = keypoint_array(poses, schema.num_keypoints)
     if len(keypoints) < 2:
         return dict(poses)
     labels = to_array(poses["labels"])
-    areas = np.minimum.outer(pose_areas(keypoints), pose_areas(keypoints))
-    similar = pairwise_similarity(keypoints, keypoints, areas, np.array(schema.sigmas)) >= threshold
+    similarity = pairwise_similarity(keypoints, keypoints, pose_areas(keypoints), np.array(schema.sigmas))
+    similar = np.minimum(similarity, similarity.T) >= threshold  # in terms of the smaller of the two
     similar &= labels[:, None] == labels
     kept = []
     for index in np.argsort(-to_array(poses["scores"]), kind="stable").tolist():

@@ -7,19 +7,44 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from ..keypoint_schemas import KeypointSchema
-from .poses import Poses, check_time, keypoint_array, pairwise_similarity, pose_areas, to_array
+from .motion import Motion
+from .poses import (
+    Poses,
+    check_range,
+    check_time,
+    enlargement,
+    keypoint_array,
+    pairwise_similarity,
+    pose_areas,
+    squared_length,
+    to_array,
+)
 
 UNTRACKED = -1
+LOCALISATION = 1.0  # pixels; standard deviation that even the fall-off of the smallest person has
+# Standard deviation of keypoints without a known one, and the least one, relative to their fall-off.
+DEFAULT_NOISE, LEAST_NOISE = 0.25, 0.05
+SAME_PERSON = 0.5  # minimum similarity of a pose and another that is already tracked, for it not to begin a track
+# How much a certain prediction is preferred to an uncertain one, such as that of a person not seen for a while: 0 would
+# let them take each other's poses, and 1 is the expected keypoint similarity, which lets go of people too easily.
+PREFERENCE = 0.25
+REACH = 0.7  # sizes of a person within which they are searched for
 
 
 class PoseTracker:
     """Gives the poses of the same person in consecutive frames the same number.
 
+    A pose continues the track whose predicted keypoints it resembles most: by keypoint similarity, with a fall-off that
+    grows with the uncertainty of the prediction and of the pose. So it is strict for a person just seen, and looser
+    for small ones and after a gap. Poses with high scores are assigned first, then those with low scores to people who
+    are left over.
+
     Args:
         schema: Keypoint schema of the model, or the name of a known one ("coco", "crowdpose").
-        new_threshold: Minimum score of a pose that begins a track, from 0 to 1; poses with lower scores only continue
-            one.
-        min_similarity: Minimum keypoint similarity of a pose and the prediction of a track, from 0 to 1.
+        threshold: Minimum score of a pose that begins a track or is assigned first, from 0 to 1. Poses with lower
+            scores only continue tracks.
+        confirmation: A track is confirmed once the sum of the scores of its poses in consecutive frames is this.
+        min_similarity: Minimum similarity of a pose and the track that it continues, from 0 to 1.
         max_gap: Seconds for which an unseen person is remembered.
 
     Raises:
@@ -29,62 +54,135 @@ class PoseTracker:
     def __init__(
         self,
         schema: KeypointSchema | dict | str,
-        new_threshold: float = 0.5,
-        min_similarity: float = 0.2,
+        threshold: float = 0.5,
+        confirmation: float = 2.5,
+        min_similarity: float = 0.3,
         max_gap: float = 1.0,
     ):
         self.schema = KeypointSchema.of(schema)
-        self.new_threshold, self.min_similarity, self.max_gap = new_threshold, min_similarity, max_gap
-        self.sigmas = np.array(self.schema.sigmas)
+        self.threshold = check_range("threshold", threshold, 0, 1)
+        self.confirmation = check_range("confirmation", confirmation, 0)
+        self.min_similarity = check_range("min_similarity", min_similarity, 0, 1)
+        self.max_gap = check_range("max_gap", max_gap, 0)
+        self.falloff = 2 * np.array(self.schema.sigmas)  # relative to the size of a person
         self.reset()
 
     def reset(self):
         """Forgets everybody, before another video."""
-        self.next_id, self.time = 0, -np.inf
-        self.ids, self.seen = np.empty(0, dtype=np.int64), np.empty(0)
-        self.keypoints = np.empty((0, self.schema.num_keypoints, 2))
+        num_keypoints = self.schema.num_keypoints
+        self.next_id, self.time, self.image_size = 0, -np.inf, None
+        self.motion = Motion.begin(np.empty((0, num_keypoints, 2)), np.empty((0, num_keypoints)))
+        self.ids, self.labels = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        self.seen, self.evidence = np.empty(0), np.empty(0)  # time when last seen, sum of scores
 
-    def update(self, poses: Mapping[str, torch.Tensor], timestamp: float) -> Poses:
+    def update(
+        self, poses: Mapping[str, torch.Tensor], timestamp: float, image_size: tuple[int, int] | None = None
+    ) -> Poses:
         """Returns the poses of the next frame with their identities.
 
         Args:
-            poses: Poses of one image, as `post_process_keypoint_detection` returns them.
-            timestamp: Time of the frame in seconds, not before that of the previous one.
+            poses: Poses of one image, as `post_process_keypoint_detection` returns them, with a low threshold, such
+                as 0.1, so that people who are hardly visible stay tracked.
+            timestamp: Time of the frame in seconds, not before that of the previous one. Everybody is forgotten if it
+                jumps ahead by more than `max_gap`.
+            image_size: (height, width) of the frame in pixels; needed only if it may change, as in some streams. Then
+                the same view is assumed to be shown in another resolution.
 
         Returns:
             All poses, in the same order, with `track_id` (n,) int64, from 0. It is -1 for poses that belong to no
-            confirmed track.
+            confirmed track: those of a person who just appeared, those with a low score, and those that are not finite.
 
         Raises:
             ValueError: if the poses do not fit the schema, or the time goes back. Tracks are unchanged then.
         """
-        keypoints, scores = keypoint_array(poses, self.schema.num_keypoints), to_array(poses["scores"])
+        keypoints = keypoint_array(poses, self.schema.num_keypoints)
+        scores, labels = to_array(poses["scores"]), np.asarray(poses["labels"], dtype=np.int64)
         check_time(timestamp, self.time)
-        self.time = timestamp
+        elapsed = timestamp - self.time if len(self.ids) else 0.0
+        self.motion = self.motion.scaled(enlargement(self.image_size, image_size))
+        self.time, self.image_size = timestamp, image_size
         self._keep(timestamp - self.seen <= self.max_gap)
-        track_ids = np.full(len(keypoints), UNTRACKED, dtype=np.int64)
-        finite = np.flatnonzero(np.isfinite(keypoints).all(axis=(1, 2)))
-        tracks, matched = self._associate(keypoints[finite])
-        matched = finite[matched]
-        track_ids[matched] = self.ids[tracks]
-        self.keypoints[tracks], self.seen[tracks] = keypoints[matched], timestamp
-        new = np.setdiff1d(finite[scores[finite] >= self.new_threshold], matched)
-        track_ids[new] = np.arange(self.next_id, self.next_id + len(new))
-        self.next_id += len(new)
-        self.ids = np.concatenate([self.ids, track_ids[new]])
-        self.seen = np.concatenate([self.seen, np.full(len(new), timestamp)])
-        self.keypoints = np.concatenate([self.keypoints, keypoints[new]])
+        self.motion = self.motion.predicted(elapsed)
+
+        usable = np.isfinite(keypoints).all(axis=(1, 2)) & np.isfinite(scores)
+        noise = np.full(keypoints.shape[:2], np.nan)
+        noise[usable] = self._noise(poses, keypoints[usable], usable)
+        match = np.full(len(keypoints), UNTRACKED)  # index of the track of each pose
+        for chosen in (usable & (scores >= self.threshold), usable & (scores < self.threshold)):
+            free = np.ones(len(self.ids), dtype=bool)
+            free[match[match >= 0]] = False
+            free, chosen = np.flatnonzero(free), np.flatnonzero(chosen)
+            tracks, matched = self._assign(free, keypoints[chosen], noise[chosen], labels[chosen])
+            match[chosen[matched]] = free[tracks]
+        track_ids = self._continue(match, keypoints, noise, scores, timestamp)
+        self._begin(usable & (match < 0) & (scores >= self.threshold), match >= 0, keypoints, noise, scores, labels)
         return {**poses, "track_id": torch.from_numpy(track_ids).to(torch.as_tensor(poses["scores"]).device)}
 
-    def _keep(self, mask: np.ndarray):
-        self.ids, self.seen, self.keypoints = self.ids[mask], self.seen[mask], self.keypoints[mask]
+    def _noise(self, poses: Mapping[str, torch.Tensor], keypoints: np.ndarray, usable: np.ndarray) -> np.ndarray:
+        """Returns the variances (n, K) of keypoints."""
+        falloff = np.sqrt(pose_areas(keypoints))[:, None] * self.falloff
+        deviations = DEFAULT_NOISE * falloff
+        if "keypoint_std" in poses:
+            given = to_array(poses["keypoint_std"])[usable].mean(axis=-1)
+            deviations = np.where(np.isfinite(given), given, deviations)
+        return np.square(np.maximum(deviations, LEAST_NOISE * falloff))
 
-    def _associate(self, keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the indices of tracks and of the poses that continue them."""
-        if not len(self.ids) or not len(keypoints):
+    def _assign(self, tracks: np.ndarray, keypoints: np.ndarray, noise: np.ndarray, labels: np.ndarray):
+        """Returns indices into `tracks`, and of the poses assigned to them."""
+        similarity = np.zeros((len(tracks), len(keypoints)))
+        if not similarity.size:
             return np.empty(0, dtype=int), np.empty(0, dtype=int)
-        areas = pose_areas(self.keypoints)[:, None]
-        similarity = pairwise_similarity(self.keypoints, keypoints, areas, self.sigmas, looseness=2.0)
-        tracks, poses = linear_sum_assignment(similarity, maximize=True)
-        accepted = similarity[tracks, poses] >= self.min_similarity
-        return tracks[accepted], poses[accepted]
+        motion = self.motion[tracks]
+        # Few pairs are near each other; comparing the others would take most of the time.
+        offsets = motion.position.mean(axis=1)[:, None] - keypoints.mean(axis=1)
+        reach = REACH * motion.size + 2 * np.sqrt(motion.variance[..., 0].mean(axis=1))
+        near = (squared_length(offsets) < np.square(reach)[:, None]) & (self.labels[tracks][:, None] == labels)
+        track, pose = near.nonzero()
+        falloff = np.square(motion.size[track, None] * self.falloff) + LOCALISATION**2
+        total = falloff + motion.variance[track, :, 0] + noise[pose]
+        squared = squared_length(motion.position[track] - keypoints[pose])
+        likely = np.exp(-squared / (2 * total))
+        preferred = ((falloff / total) ** PREFERENCE * likely).mean(axis=-1)
+        similarity[track, pose] = np.where(likely.mean(axis=-1) >= self.min_similarity, preferred, 0)
+        rows, columns = linear_sum_assignment(similarity, maximize=True)
+        accepted = similarity[rows, columns] > 0
+        return rows[accepted], columns[accepted]
+
+    def _continue(
+        self, match: np.ndarray, keypoints: np.ndarray, noise: np.ndarray, scores: np.ndarray, timestamp: float
+    ) -> np.ndarray:
+        """Continues tracks with the poses matched to them, drops unconfirmed others, and returns the poses' ids."""
+        poses = np.flatnonzero(match >= 0)
+        tracks = match[poses]
+        corrected = self.motion[tracks].corrected(keypoints[poses], noise[poses])
+        for name in ("position", "velocity", "variance", "size"):
+            getattr(self.motion, name)[tracks] = getattr(corrected, name)
+        self.seen[tracks] = timestamp
+        self.evidence[tracks] += scores[poses]
+        new = tracks[(self.ids[tracks] < 0) & (self.evidence[tracks] >= self.confirmation)]
+        self.ids[new] = np.arange(self.next_id, self.next_id + len(new))
+        self.next_id += len(new)
+        track_ids = np.full(len(keypoints), UNTRACKED, dtype=np.int64)
+        track_ids[poses] = self.ids[tracks]
+        self._keep((self.ids >= 0) | (self.seen == timestamp))
+        return track_ids
+
+    def _begin(self, chosen: np.ndarray, tracked: np.ndarray, keypoints, noise, scores, labels):
+        """Begins tracks with some of the poses, except those that are the same person as a tracked pose."""
+        chosen = np.flatnonzero(chosen)
+        if not len(chosen):
+            return
+        areas, sigmas = pose_areas(keypoints[chosen]), 0.5 * self.falloff
+        known = pairwise_similarity(keypoints[chosen], keypoints[tracked], areas, sigmas).max(axis=1, initial=0)
+        chosen = chosen[known < SAME_PERSON]
+        self.motion = self.motion.joined(Motion.begin(keypoints[chosen], noise[chosen]))
+        self.ids = np.concatenate([self.ids, np.full(len(chosen), UNTRACKED)])
+        self.labels = np.concatenate([self.labels, labels[chosen]])
+        self.seen = np.concatenate([self.seen, np.full(len(chosen), self.time)])
+        self.evidence = np.concatenate([self.evidence, scores[chosen]])
+
+    def _keep(self, mask: np.ndarray):
+        """Drops the other tracks."""
+        self.motion = self.motion[mask]
+        self.ids, self.labels = self.ids[mask], self.labels[mask]
+        self.seen, self.evidence = self.seen[mask], self.evidence[mask]
