@@ -298,9 +298,9 @@ class TestTracks:
         assert len(lines[-1]["poses"]) == 2
 
     def test_low_scores_continue_tracks_and_begin_none(self, command, tmp_path, out):
-        """The green person scores 0.27, below the threshold."""
+        """The green person scores 0.73, below the threshold."""
         path = save_video(tmp_path / "a.mp4", walk(10))
-        assert command(path, options=["--track", "--threshold", "0.5"]) == 0
+        assert command(path, options=["--track", "--threshold", "0.8"]) == 0
         poses = [pose for line in read_lines(out / "a.mp4.jsonl") for pose in line["poses"]]
         assert len(poses) >= 5
         assert len({pose["track_id"] for pose in poses}) == 1
