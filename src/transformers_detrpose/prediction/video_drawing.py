@@ -4,7 +4,7 @@ import numpy as np
 import supervision as sv
 
 from ..video.poses import Poses
-from ..visualization import PALETTE
+from ..visualization import PALETTE_ON_RGB
 from .models import Predictor
 
 TRAIL_SECONDS = 2.0
@@ -21,7 +21,7 @@ class VideoDrawer:
     def __init__(self, predictor: Predictor, fps: float):
         self.predictor = predictor
         self.trails = sv.TraceAnnotator(
-            color=PALETTE,
+            color=PALETTE_ON_RGB,
             position=sv.Position.BOTTOM_CENTER,
             trace_length=max(2, round(TRAIL_SECONDS * fps)),
             color_lookup=sv.ColorLookup.TRACK,
@@ -39,5 +39,4 @@ class VideoDrawer:
         detections = sv.Detections(
             xyxy=poses["boxes"].numpy().reshape(-1, 4), tracker_id=poses["track_id"].numpy().astype(int)
         )
-        scene = np.ascontiguousarray(pixels[:, :, ::-1])  # supervision draws on BGR
-        return self.trails.annotate(scene, detections)[:, :, ::-1]
+        return self.trails.annotate(pixels.copy(), detections)
