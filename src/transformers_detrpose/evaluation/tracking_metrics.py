@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ..keypoint_schemas import KeypointSchema
-from ..video.poses import SMALLEST_SIDE, keypoint_array, pairwise_similarity, pose_areas, to_array
+from ..video.poses import SMALLEST_SIDE, keypoint_array, pairwise_similarity, pose_areas, squared_length, to_array
 
 MATCHED = 0.5  # minimum keypoint similarity of a pose and the person it is
 
@@ -142,32 +142,37 @@ def measure_smoothness(
     sigmas = np.array(KeypointSchema.of(schema).sigmas)
     matches = [_match(people, poses, sigmas) for people, poses in zip(truth, found, strict=True)]
     jitter, late, moved, similarities = [], 0.0, 0.0, []
-    for before, now, after in zip(matches, matches[1:], matches[2:], strict=False):
-        for key, (true, given, visible, height, similarity) in now.items():
-            if key not in before or key not in after:
-                continue
-            visible = visible & before[key][2] & after[key][2]
-            errors = [frame[key][1] - frame[key][0] for frame in (before, now, after)]
+    for frames in zip(matches, matches[1:], matches[2:], strict=False):
+        for key in frames[0].keys() & frames[1].keys() & frames[2].keys():
+            true, errors, visible = (np.stack(values) for values in zip(*(frame[key] for frame in frames), strict=True))
+            visible = visible.all(axis=0)
+            height = max(np.ptp(true[1, :, 1]), SMALLEST_SIDE)
             acceleration = errors[0] - 2 * errors[1] + errors[2]
             jitter += (np.linalg.norm(acceleration, axis=-1)[visible] / height).tolist()
-            velocity = 0.5 * (after[key][0] - before[key][0])[visible] / height
+            # The lag is the factor of the velocity that explains the errors best.
+            velocity = 0.5 * (true[2] - true[0])[visible] / height
             late -= (velocity * errors[1][visible] / height).sum()
             moved += np.square(velocity).sum()
-            similarities.append(similarity)
-    if not similarities:
+            similarity = np.exp(-squared_length(errors[1]) / (8 * pose_areas(true[1:2]) * np.square(sigmas)))
+            similarities += similarity[visible].tolist()
+    if not jitter:
         raise ValueError("nobody is found by the same track in three frames in a row.")
-    return {"jitter": float(np.mean(jitter)), "lag": late / moved, "KS": float(np.mean(similarities))}
+    return {"jitter": float(np.mean(jitter)), "lag": float(late / moved), "KS": float(np.mean(similarities))}
 
 
-def _match(people: People, poses: Mapping[str, Any], sigmas: np.ndarray) -> dict[tuple[int, int], tuple]:
-    """Returns true and found keypoints (K, 2), visibility (K,), height in pixels and similarity by (person, track)."""
+def _match(
+    people: People, poses: Mapping[str, Any], sigmas: np.ndarray
+) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Returns true keypoints (K, 2), errors (K, 2) and visibility (K,) by (person, track)."""
     keypoints, track_ids = to_array(poses["keypoints"]), np.asarray(poses["track_id"])
     similarity = similarity_to_truth(people, keypoints, sigmas) * (track_ids >= 0)
-    heights = np.maximum(np.ptp(people.keypoints[..., 1], axis=1), SMALLEST_SIDE)
+    pairs = zip(*linear_sum_assignment(similarity, maximize=True), strict=True)
     return {
-        (int(people.track_ids[person]), int(track_ids[pose])): (
-            people.keypoints[person], keypoints[pose], people.visible[person], heights[person], similarity[person, pose],
+        (int(people.track_ids[i]), int(track_ids[j])): (
+            people.keypoints[i],
+            keypoints[j] - people.keypoints[i],
+            people.visible[i],
         )
-        for person, pose in zip(*linear_sum_assignment(similarity, maximize=True), strict=True)
-        if similarity[person, pose] >= MATCHED
-    }  # fmt: skip
+        for i, j in pairs
+        if similarity[i, j] >= MATCHED
+    }

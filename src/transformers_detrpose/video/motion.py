@@ -1,4 +1,4 @@
-"""A model of how the keypoints of people move, with which the tracker predicts where they will be.
+"""A model of how the keypoints of people move: it predicts where they will be, and smooths where they are.
 
 Each keypoint has a position and a velocity, and is accelerated at random: a Kalman filter, isotropic in x and y. All
 arrays hold n people at once, because a loop over people would be too slow.
@@ -10,7 +10,6 @@ import numpy as np
 
 from .poses import pose_areas, squared_length
 
-ACCELERATION = 3.0  # of keypoints, in person sizes per second^1.5; a person's size is the root of their area
 FIRST_SPEED = 3.0  # standard deviation of the velocity of a new track, in person sizes per second
 SWING_TIME = 0.3  # seconds for which arms and legs keep swinging; the body as a whole keeps its velocity
 SIZE_CHANGE = 0.2  # weight of a new size
@@ -38,22 +37,32 @@ class Motion:
         """Returns people who are seen for the first time, with keypoints (n, K, 2) of a variance (n, K)."""
         size = np.sqrt(pose_areas(keypoints))
         speed = np.broadcast_to(np.square(FIRST_SPEED * size)[:, None], noise.shape)
-        return cls(keypoints, np.zeros_like(keypoints), np.stack([noise, 0 * noise, speed], axis=-1), size)
+        return cls(keypoints.copy(), np.zeros_like(keypoints), np.stack([noise, 0 * noise, speed], axis=-1), size)
 
     def __getitem__(self, index) -> "Motion":
         return Motion(*(getattr(self, each.name)[index] for each in fields(self)))
+
+    def __setitem__(self, index, other: "Motion"):
+        for each in fields(self):
+            getattr(self, each.name)[index] = getattr(other, each.name)
 
     def joined(self, other: "Motion") -> "Motion":
         """Returns these people and others."""
         return Motion(*(np.concatenate([getattr(self, x.name), getattr(other, x.name)]) for x in fields(self)))
 
-    def predicted(self, elapsed: float) -> "Motion":
-        """Returns the people some seconds later."""
+    def predicted(self, elapsed: float | np.ndarray, acceleration: float) -> "Motion":
+        """Returns the people after some time.
+
+        Args:
+            elapsed: Seconds, a number or (n,).
+            acceleration: Of keypoints, at random, in sizes of the person per second^1.5.
+        """
+        elapsed = np.broadcast_to(elapsed, self.size.shape)[:, None]
         position_variance, covariance, velocity_variance = np.moveaxis(self.variance, -1, 0)
         body = np.median(self.velocity, axis=1, keepdims=True)
-        kept = np.exp(-elapsed / SWING_TIME)
+        kept = np.exp(-elapsed / SWING_TIME)[..., None]
         swing = self.velocity - body
-        push = np.square(ACCELERATION * self.size)[:, None]  # spectral density of the acceleration
+        push = np.square(acceleration * self.size)[:, None]  # spectral density of the acceleration
         variance = np.stack(
             [
                 position_variance + 2 * elapsed * covariance + elapsed**2 * velocity_variance + push * elapsed**3 / 3,
@@ -62,7 +71,7 @@ class Motion:
             ],
             axis=-1,
         )
-        position = self.position + elapsed * body + SWING_TIME * (1 - kept) * swing
+        position = self.position + elapsed[..., None] * body + SWING_TIME * (1 - kept) * swing
         return Motion(position, body + kept * swing, variance, self.size)
 
     def corrected(self, keypoints: np.ndarray, noise: np.ndarray) -> "Motion":

@@ -13,6 +13,8 @@ from ..keypoint_schemas import PERSON_TO_BOX_AREA
 
 Poses = dict[str, torch.Tensor]
 
+# Standard deviation of keypoints without a known one, and the least one, relative to the root of the person's area.
+DEFAULT_DEVIATION, LEAST_DEVIATION = 0.04, 0.005
 SMALLEST_SIDE = 4.0  # pixels; the box of a pose counts as at least that wide and high
 
 
@@ -110,3 +112,33 @@ def enlargement(before: tuple[int, int] | None, now: tuple[int, int] | None) -> 
     if before is None or now is None:
         return np.ones(2)
     return np.array(now[::-1], dtype=float) / before[::-1]
+
+
+def tracked_keypoints(poses: Mapping[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a copy of the keypoints (n, K, 2), and which poses (n,) belong to a track and are finite.
+
+    Raises:
+        ValueError: if the poses have no `track_id`.
+    """
+    if "track_id" not in poses:
+        raise ValueError(f"poses need `track_id`, but have {sorted(poses)}: pass them to `PoseTracker` first.")
+    keypoints = to_array(poses["keypoints"]).copy()
+    is_tracked = np.asarray(torch.as_tensor(poses["track_id"]).cpu()) >= 0
+    return keypoints, is_tracked & np.isfinite(keypoints).all(axis=(1, 2))
+
+
+def deviation_array(poses: Mapping[str, torch.Tensor], keypoints: np.ndarray) -> np.ndarray:
+    """Returns the standard deviations of keypoints (n, K, 2) in pixels: `keypoint_std`, or the default without it."""
+    size = np.sqrt(pose_areas(keypoints))[:, None, None]
+    deviations = np.broadcast_to(DEFAULT_DEVIATION * size, keypoints.shape)
+    if "keypoint_std" in poses:
+        given = to_array(poses["keypoint_std"])
+        deviations = np.where(np.isfinite(given), given, deviations)
+    return np.maximum(deviations, LEAST_DEVIATION * size)
+
+
+def with_keypoints(poses: Mapping[str, torch.Tensor], keypoints: np.ndarray) -> Poses:
+    """Returns poses with other keypoints (n, K, 2), and the boxes around them."""
+    moved = torch.from_numpy(keypoints).to(poses["keypoints"])
+    boxes = torch.cat([moved.amin(dim=1), moved.amax(dim=1)], dim=-1) if len(moved) else poses["boxes"]
+    return {**poses, "keypoints": moved, "boxes": boxes}

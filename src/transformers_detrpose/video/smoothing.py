@@ -1,38 +1,48 @@
-"""Smoothing of tracks: online by a One-Euro filter, offline by a Kalman smoother that also fills gaps."""
+"""Smoothing of tracks in a stream: a Kalman filter with the uncertainty of each keypoint."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-from .poses import Poses, check_time, to_array
+from .motion import Motion
+from .poses import Poses, check_range, check_time, deviation_array, enlargement, tracked_keypoints, with_keypoints
 
 
 class PoseSmoother:
-    """Smooths the keypoints of tracks in a stream by a One-Euro filter (Casiez et al., 2012).
+    """Smooths the keypoints of tracks in a stream by a Kalman filter, with `keypoint_std` as the noise of keypoints.
+
+    An uncertain keypoint, or one far from where it was expected, changes the estimate less than a certain one. As each
+    keypoint has a velocity, steady movements are not late.
 
     Args:
-        min_cutoff: Cut-off frequency of a joint at rest, in Hz.
-        speed: Increase of the cut-off frequency with the speed of a joint, in Hz per (pose height per second).
+        acceleration: How suddenly keypoints move, above 0, in person sizes per second^1.5, a person's size being the
+            root of their area; the lower, the smoother and the later.
         max_gap: Seconds after which a track begins anew.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
-    def __init__(self, min_cutoff: float = 1.5, speed: float = 20.0, max_gap: float = 0.5):
-        self.min_cutoff, self.speed, self.max_gap = min_cutoff, speed, max_gap
+    def __init__(self, acceleration: float = 1.5, max_gap: float = 0.5):
+        self.acceleration = check_range("acceleration", acceleration, 1e-6)
+        self.max_gap = check_range("max_gap", max_gap, 0)
         self.reset()
 
     def reset(self):
         """Forgets all tracks, before another video."""
-        self.tracks: dict[int, tuple[float, np.ndarray, np.ndarray]] = {}  # id → time, keypoints, velocities
-        self.time = -math.inf
+        self.time, self.image_size = -np.inf, None
+        self.ids, self.seen, self.motion = np.empty(0, dtype=np.int64), np.empty(0), None
 
-    def update(self, poses: Mapping[str, torch.Tensor], timestamp: float) -> Poses:
+    def update(
+        self, poses: Mapping[str, torch.Tensor], timestamp: float, image_size: tuple[int, int] | None = None
+    ) -> Poses:
         """Returns the poses of the next frame with smoothed keypoints.
 
         Args:
             poses: Poses of one image with `track_id`, as `PoseTracker.update` returns them.
             timestamp: Time of the frame in seconds, not before that of the previous one.
+            image_size: (height, width) of the frame in pixels; needed only if it may change, as for `PoseTracker`.
 
         Returns:
             The poses in the same order, with smoothed `keypoints` and `boxes` around them. Poses that belong to no
@@ -41,64 +51,31 @@ class PoseSmoother:
         Raises:
             ValueError: if there is no `track_id`, or the time goes back.
         """
-        if "track_id" not in poses:
-            raise ValueError(f"poses need `track_id`, but have {sorted(poses)}: pass them to `PoseTracker` first.")
+        keypoints, is_tracked = tracked_keypoints(poses)
         check_time(timestamp, self.time)
-        self.time = timestamp
-        self.tracks = {k: track for k, track in self.tracks.items() if timestamp - track[0] <= self.max_gap}
-        keypoints = to_array(poses["keypoints"]).copy()
-        for index, track_id in enumerate(poses["track_id"].tolist()):
-            if track_id >= 0:
-                keypoints[index] = self._filter(track_id, keypoints[index], timestamp)
+        if self.motion is not None:
+            self.motion = self.motion.scaled(enlargement(self.image_size, image_size))
+        self.time, self.image_size = timestamp, image_size
+        if is_tracked.any():
+            noise = np.square(deviation_array(poses, keypoints)[is_tracked]).mean(axis=-1)
+            track_ids = np.asarray(torch.as_tensor(poses["track_id"]).cpu())[is_tracked]
+            keypoints[is_tracked] = self._filter(track_ids, keypoints[is_tracked], noise)
         return with_keypoints(poses, keypoints)
 
-    def _filter(self, track_id: int, keypoints: np.ndarray, timestamp: float) -> np.ndarray:
-        """Returns the smoothed keypoints (K, 2) of a track."""
-        time, previous, velocity = self.tracks.get(track_id, (timestamp, keypoints, np.zeros_like(keypoints)))
-        elapsed = timestamp - time
-        if elapsed > 0:
-            velocity += _weight(1.0, elapsed) * ((keypoints - previous) / elapsed - velocity)
-            height = max(np.ptp(keypoints[:, 1]), 1.0)
-            cutoff = self.min_cutoff + self.speed * np.linalg.norm(velocity, axis=-1, keepdims=True) / height
-            keypoints = previous + _weight(cutoff, elapsed) * (keypoints - previous)
-        self.tracks[track_id] = timestamp, keypoints, velocity
-        return keypoints
+    def _filter(self, track_ids: np.ndarray, keypoints: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Returns the smoothed keypoints (n, K, 2) of n tracks, given the variances (n, K) of their keypoints."""
+        now = Motion.begin(keypoints, noise)
+        row_of = {track_id: row for row, track_id in enumerate(self.ids.tolist()) if self._is_recent(row)}
+        known = np.array([track_id in row_of for track_id in track_ids.tolist()])
+        rows = np.array([row_of[track_id] for track_id in track_ids[known].tolist()], dtype=int)
+        if len(rows):
+            expected = self.motion[rows].predicted(self.time - self.seen[rows], self.acceleration)
+            now[known] = expected.corrected(keypoints[known], noise[known])
+        rest = np.array([row for track_id, row in row_of.items() if track_id not in track_ids], dtype=int)
+        self.ids = np.concatenate([track_ids, self.ids[rest]])
+        self.seen = np.concatenate([np.full(len(track_ids), self.time), self.seen[rest]])
+        self.motion = now.joined(self.motion[rest]) if len(rest) else now
+        return now.position
 
-
-def _weight(cutoff, elapsed: float):
-    """Returns the weight of a new value in a low-pass filter, given its cut-off frequency in Hz and the time step."""
-    return 1 / (1 + 1 / (2 * math.pi * cutoff * elapsed))
-
-
-def with_keypoints(poses: Mapping[str, torch.Tensor], keypoints: np.ndarray) -> Poses:
-    """Returns poses with other keypoints (n, K, 2), and the boxes around them."""
-    moved = torch.from_numpy(keypoints).to(poses["keypoints"])
-    boxes = torch.cat([moved.amin(dim=1), moved.amax(dim=1)], dim=-1) if len(moved) else poses["boxes"]
-    return {**poses, "keypoints": moved, "boxes": boxes}
-
-
-def smooth_tracks(
-    frames: Sequence[Mapping[str, torch.Tensor]], timestamps: Sequence[float], max_gap: float = 0.5
-) -> list[Poses]:
-    """Smooths whole tracks, looking ahead, and fills their gaps.
-
-    Args:
-        frames: Poses of each frame with `track_id`, as `PoseTracker.update` returns them.
-        timestamps: Times of the frames in seconds, ascending.
-        max_gap: Longest gap to fill, in seconds.
-
-    Returns:
-        For each frame the poses in the same order, with smoothed `keypoints`, followed by those filled in; `filled`
-        (n,) bool tells them apart. The scores of filled poses are interpolated.
-
-    Raises:
-        ValueError: if a frame has no `track_id`, or the times do not ascend or are not one per frame.
-    """
-    if len(frames) != len(timestamps):
-        raise ValueError(f"got {len(frames)} frames, but {len(timestamps)} timestamps.")
-    smoothed = []
-    forward = PoseSmoother(max_gap=max_gap)
-    for poses, timestamp in zip(frames, timestamps, strict=True):
-        poses = forward.update(poses, timestamp)
-        smoothed.append({**poses, "filled": torch.zeros(len(poses["scores"]), dtype=torch.bool)})
-    return smoothed
+    def _is_recent(self, row: int) -> bool:
+        return self.time - self.seen[row] <= self.max_gap

@@ -12,6 +12,7 @@ from .poses import (
     Poses,
     check_range,
     check_time,
+    deviation_array,
     enlargement,
     keypoint_array,
     pairwise_similarity,
@@ -21,9 +22,8 @@ from .poses import (
 )
 
 UNTRACKED = -1
+ACCELERATION = 3.0  # see `Motion.predicted`
 LOCALISATION = 1.0  # pixels; standard deviation that even the fall-off of the smallest person has
-# Standard deviation of keypoints without a known one, and the least one, relative to their fall-off.
-DEFAULT_NOISE, LEAST_NOISE = 0.25, 0.05
 SAME_PERSON = 0.5  # minimum similarity of a pose and another that is already tracked, for it not to begin a track
 # How much a certain prediction is preferred to an uncertain one, such as that of a person not seen for a while: 0 would
 # let them take each other's poses, and 1 is the expected keypoint similarity, which lets go of people too easily.
@@ -102,11 +102,10 @@ class PoseTracker:
         self.motion = self.motion.scaled(enlargement(self.image_size, image_size))
         self.time, self.image_size = timestamp, image_size
         self._keep(timestamp - self.seen <= self.max_gap)
-        self.motion = self.motion.predicted(elapsed)
+        self.motion = self.motion.predicted(elapsed, ACCELERATION)
 
         usable = np.isfinite(keypoints).all(axis=(1, 2)) & np.isfinite(scores)
-        noise = np.full(keypoints.shape[:2], np.nan)
-        noise[usable] = self._noise(poses, keypoints[usable], usable)
+        noise = np.square(deviation_array(poses, keypoints)).mean(axis=-1)
         match = np.full(len(keypoints), UNTRACKED)  # index of the track of each pose
         for chosen in (usable & (scores >= self.threshold), usable & (scores < self.threshold)):
             free = np.ones(len(self.ids), dtype=bool)
@@ -117,15 +116,6 @@ class PoseTracker:
         track_ids = self._continue(match, keypoints, noise, scores, timestamp)
         self._begin(usable & (match < 0) & (scores >= self.threshold), match >= 0, keypoints, noise, scores, labels)
         return {**poses, "track_id": torch.from_numpy(track_ids).to(torch.as_tensor(poses["scores"]).device)}
-
-    def _noise(self, poses: Mapping[str, torch.Tensor], keypoints: np.ndarray, usable: np.ndarray) -> np.ndarray:
-        """Returns the variances (n, K) of keypoints."""
-        falloff = np.sqrt(pose_areas(keypoints))[:, None] * self.falloff
-        deviations = DEFAULT_NOISE * falloff
-        if "keypoint_std" in poses:
-            given = to_array(poses["keypoint_std"])[usable].mean(axis=-1)
-            deviations = np.where(np.isfinite(given), given, deviations)
-        return np.square(np.maximum(deviations, LEAST_NOISE * falloff))
 
     def _assign(self, tracks: np.ndarray, keypoints: np.ndarray, noise: np.ndarray, labels: np.ndarray):
         """Returns indices into `tracks`, and of the poses assigned to them."""
@@ -154,9 +144,7 @@ class PoseTracker:
         """Continues tracks with the poses matched to them, drops unconfirmed others, and returns the poses' ids."""
         poses = np.flatnonzero(match >= 0)
         tracks = match[poses]
-        corrected = self.motion[tracks].corrected(keypoints[poses], noise[poses])
-        for name in ("position", "velocity", "variance", "size"):
-            getattr(self.motion, name)[tracks] = getattr(corrected, name)
+        self.motion[tracks] = self.motion[tracks].corrected(keypoints[poses], noise[poses])
         self.seen[tracks] = timestamp
         self.evidence[tracks] += scores[poses]
         new = tracks[(self.ids[tracks] < 0) & (self.evidence[tracks] >= self.confirmation)]
