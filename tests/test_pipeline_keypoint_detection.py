@@ -248,7 +248,7 @@ def color_pipeline(**options):
 def test_tracker_on_an_iterator_of_frames(batch_size):
     """Two people who pass each other keep their numbers, also if frames are predicted in batches."""
     tracker = PoseTracker(ColorModel.config.keypoint_schema, 0.2)
-    frames = (Image.fromarray(image) for image in walk(14))
+    frames = map(Image.fromarray, walk(14))
     results = list(color_pipeline()(frames, threshold=0.1, tracker=tracker, fps=20, batch_size=batch_size))
     assert len(results) == 14
     numbers = {"red": set(), "green": set()}

@@ -1,6 +1,7 @@
 """The "keypoint-detection" pipeline: images in, named keypoints out."""
 
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,7 +74,7 @@ class KeypointDetectionPipeline(Pipeline):
         """Estimates the poses in one or more images.
 
         Args:
-            inputs (`str`, `PIL.Image`, or a list, generator or dataset of them):
+            inputs (`str`, `PIL.Image`, or a list, iterator or dataset of them):
                 Paths, URLs, base64 strings or images. The EXIF orientation is applied.
             threshold (`float`, *optional*, defaults to 0.5):
                 Poses must have a higher score than this, from 0 to 1.
@@ -86,7 +87,7 @@ class KeypointDetectionPipeline(Pipeline):
                 Frames per second of the video, for the tracker.
 
         Returns:
-            A list of poses, best first, or for several images a list (for generators and datasets an iterator) of such
+            A list of poses, best first, or for several images a list (for iterators and datasets an iterator) of such
             lists. A pose is a dictionary:
 
             - **score** (`float`): probability of the label.
@@ -100,6 +101,8 @@ class KeypointDetectionPipeline(Pipeline):
         Raises:
             ValueError: if the threshold or frame rate is invalid or an image cannot be read.
         """
+        if isinstance(inputs, Iterator):  # transformers takes generators, but no other iterators
+            inputs = (image for image in inputs)
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, image, timeout: float | None = None) -> dict[str, torch.Tensor]:
