@@ -18,6 +18,8 @@ from transformers_detrpose.prediction.models import DEMONSTRATION_MODEL
 from transformers_detrpose.prediction.sample_video import open_frames
 from transformers_detrpose.video import PoseTracker
 
+FRAMES_BEYOND = 3  # how long feet must stay beyond the line, so that trembling on it does not count
+
 
 def count(arguments: argparse.Namespace):
     """Follows the people of a video and prints each crossing, then the sums."""
@@ -25,7 +27,12 @@ def count(arguments: argparse.Namespace):
     tracker = PoseTracker(pose_estimator.model.config.keypoint_schema)
     with open_frames(arguments.input) as (fps, (height, width), frames):
         x1, y1, x2, y2 = arguments.line * np.array([width, height, width, height])
-        line = sv.LineZone(sv.Point(x1, y1), sv.Point(x2, y2), triggering_anchors=[sv.Position.BOTTOM_CENTER])
+        line = sv.LineZone(
+            sv.Point(x1, y1),
+            sv.Point(x2, y2),
+            triggering_anchors=[sv.Position.BOTTOM_CENTER],
+            minimum_crossing_threshold=FRAMES_BEYOND,
+        )
         # Poses with low scores continue tracks, such as those of people who are half hidden, but begin none.
         results = pose_estimator(frames, threshold=0.1, tracker=tracker, fps=fps)
         for index, poses in enumerate(results):
