@@ -44,8 +44,8 @@ class PoseTracker:
         schema: Keypoint schema of the model, or the name of a known one ("coco", "crowdpose").
         threshold: Minimum score of a pose that begins a track or is assigned first, from 0 to 1. Poses with lower
             scores only continue tracks.
-        confirmation: A track is confirmed once the squared scores of its poses in consecutive frames add up to this: after
-            three frames of a clearly visible person, and more of one who is not.
+        confirmation: A track is confirmed once the squared scores of its poses in consecutive frames add up to this:
+            after three frames of a clearly visible person, and more of one who is not.
         min_similarity: Minimum similarity of a pose and the track that it continues, from 0 to 1.
         max_gap: Seconds for which an unseen person is remembered.
 
