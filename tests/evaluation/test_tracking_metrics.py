@@ -29,7 +29,12 @@ def people_at(centers):
 def found(people, ids=None, offset=0.0):
     ids = people.track_ids if ids is None else ids
     scores = torch.ones(len(people.keypoints))
-    return {"scores": scores, "keypoints": torch.tensor(people.keypoints + offset), "track_id": torch.tensor(ids)}
+    return {
+        "scores": scores,
+        "labels": scores.long(),
+        "keypoints": torch.tensor(people.keypoints + offset),
+        "track_id": torch.tensor(ids),
+    }
 
 
 @pytest.fixture(scope="module")

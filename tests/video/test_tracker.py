@@ -80,6 +80,10 @@ class TestIdentities:
         follow(tracker, lambda time: [(100, 100)], 5, labels=[0])
         assert follow(tracker, lambda time: [(100, 100)], 5, start=5, labels=[1])[-1] == [1]
 
+    def test_a_pose_of_another_class_is_no_duplicate(self):
+        ids = follow(PoseTracker("coco"), lambda time: [(100, 100), (100, 100)], 4, labels=[0, 1])
+        assert ids[-1] == [0, 1]
+
     def test_any_skeleton(self):
         tracker = PoseTracker(KeypointSchema(names=("tip", "end")))
         for frame in range(4):
@@ -167,7 +171,7 @@ class TestBadInput:
             PoseTracker("coco").update({**poses_at(standing(0)), **change}, 0.0)
 
     def test_poses_without_keypoints(self):
-        with pytest.raises(ValueError, match=r"need `scores` and `keypoints`, but have \['scores'\]"):
+        with pytest.raises(ValueError, match=r"need `scores`, `labels` and `keypoints`, but have \['scores'\]"):
             PoseTracker("coco").update({"scores": torch.zeros(1)}, 0.0)
 
     @pytest.mark.parametrize(

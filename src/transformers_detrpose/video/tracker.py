@@ -74,7 +74,7 @@ class PoseTracker:
         num_keypoints = self.schema.num_keypoints
         self.next_id, self.time, self.image_size = 0, -np.inf, None
         self.motion = Motion.begin(np.empty((0, num_keypoints, 2)), np.empty((0, num_keypoints)))
-        self.ids, self.labels = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        self.ids, self.labels = np.empty(0, dtype=np.int64), np.empty(0)
         self.seen, self.evidence = np.empty(0), np.empty(0)  # time when last seen, sum of squared scores
 
     def update(
@@ -98,7 +98,7 @@ class PoseTracker:
             ValueError: if the poses do not fit the schema, or the time goes back. Tracks are unchanged then.
         """
         keypoints = keypoint_array(poses, self.schema.num_keypoints)
-        scores, labels = to_array(poses["scores"]), np.asarray(poses["labels"], dtype=np.int64)
+        scores, labels = to_array(poses["scores"]), to_array(poses["labels"])
         check_time(timestamp, self.time)
         elapsed = timestamp - self.time if len(self.ids) else 0.0
         self.motion = self.motion.scaled(enlargement(self.image_size, image_size))
@@ -163,8 +163,9 @@ class PoseTracker:
         if not len(chosen):
             return
         areas, sigmas = pose_areas(keypoints[chosen]), np.array(self.schema.sigmas)
-        known = pairwise_similarity(keypoints[chosen], keypoints[tracked], areas, sigmas).max(axis=1, initial=0)
-        chosen = chosen[known < SAME_PERSON]
+        known = pairwise_similarity(keypoints[chosen], keypoints[tracked], areas, sigmas)
+        known *= labels[chosen][:, None] == labels[tracked]
+        chosen = chosen[known.max(axis=1, initial=0) < SAME_PERSON]
         chosen = chosen[find_distinct(keypoints[chosen], scores[chosen], labels[chosen], sigmas, SAME_PERSON)]
         self.motion = self.motion.joined(Motion.begin(keypoints[chosen], noise[chosen]))
         self.ids = np.concatenate([self.ids, np.full(len(chosen), UNTRACKED)])
