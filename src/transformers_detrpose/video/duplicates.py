@@ -30,12 +30,27 @@ def remove_duplicates(
     keypoints = keypoint_array(poses, schema.num_keypoints)
     if len(keypoints) < 2:
         return dict(poses)
-    labels = to_array(poses["labels"])
-    similarity = pairwise_similarity(keypoints, keypoints, pose_areas(keypoints), np.array(schema.sigmas))
+    labels, scores = to_array(poses["labels"]), to_array(poses["scores"])
+    return select(poses, find_distinct(keypoints, scores, labels, np.array(schema.sigmas), threshold))
+
+
+def find_distinct(
+    keypoints: np.ndarray, scores: np.ndarray, labels: np.ndarray, sigmas: np.ndarray, threshold: float
+) -> np.ndarray:
+    """Returns the indices, ascending, of poses that are not similar to one of the same class with a higher score.
+
+    Args:
+        keypoints: (n, K, 2), x, y in pixels.
+        scores: (n,).
+        labels: (n,).
+        sigmas: (K,), fall-off of each keypoint.
+        threshold: Minimum keypoint similarity of similar poses.
+    """
+    similarity = pairwise_similarity(keypoints, keypoints, pose_areas(keypoints), sigmas)
     similar = np.minimum(similarity, similarity.T) >= threshold  # in terms of the smaller of the two
     similar &= labels[:, None] == labels
-    kept = []
-    for index in np.argsort(-to_array(poses["scores"]), kind="stable").tolist():
+    kept: list[int] = []
+    for index in np.argsort(-scores, kind="stable").tolist():
         if not similar[index, kept].any():
             kept.append(index)
-    return select(poses, np.sort(kept))
+    return np.sort(np.array(kept, dtype=int))

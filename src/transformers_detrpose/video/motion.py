@@ -10,7 +10,7 @@ import numpy as np
 
 from .poses import pose_areas, squared_length
 
-FIRST_SPEED = 3.0  # standard deviation of the velocity of a new track, in person sizes per second
+FIRST_SPEED = 8.0  # standard deviation of the velocity of a new track, in person sizes per second
 SWING_TIME = 0.3  # seconds for which arms and legs keep swinging; the body as a whole keeps its velocity
 SIZE_CHANGE = 0.2  # weight of a new size
 OUTLIER = 3.0  # standard deviations; keypoints further off are trusted less

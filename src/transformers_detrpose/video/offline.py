@@ -39,7 +39,7 @@ def smooth_tracks(
         raise ValueError(f"there are {len(frames)} frames, but {len(timestamps)} timestamps.")
     for previous, timestamp in zip([-np.inf, *timestamps], timestamps, strict=False):
         check_time(timestamp, previous)
-    frames = [{**poses, "filled": torch.zeros(len(poses["scores"]), dtype=torch.bool)} for poses in frames]
+    frames = [{**poses, "filled": torch.zeros_like(poses["scores"], dtype=torch.bool)} for poses in frames]
     keypoints, tracks = _find_tracks(frames)
     added: list[list[Poses]] = [[] for _ in frames]
     for track in tracks.values():
@@ -167,7 +167,7 @@ def _one(poses: Mapping[str, torch.Tensor], pose: int) -> Poses:
 
 def _filled(before: Poses, after: Poses, share: float, keypoints: np.ndarray, deviations: np.ndarray) -> Poses:
     """Returns a pose between two others, with given keypoints and standard deviations (K, 2)."""
-    pose = {**before, "filled": torch.ones(1, dtype=torch.bool)}
+    pose = {**before, "filled": torch.ones_like(before["filled"])}
     for name in ("scores", "keypoint_scores"):
         if name in pose:
             pose[name] = torch.lerp(before[name], after[name], share)

@@ -19,13 +19,13 @@ SMALLEST_SIDE = 4.0  # pixels; the box of a pose counts as at least that wide an
 
 
 def keypoint_array(poses: Mapping[str, torch.Tensor], num_keypoints: int) -> np.ndarray:
-    """Returns the keypoints of poses as float64 (n, K, 2), x, y in pixels.
+    """Returns the keypoints of poses as float64 (n, K, 2), x, y in pixels, after checking the poses.
 
     Raises:
-        ValueError: if `keypoints` or `scores` is missing or has another shape.
+        ValueError: if `keypoints`, `scores` or `labels` is missing, or the keypoints have another shape.
     """
-    if "keypoints" not in poses or "scores" not in poses:
-        raise ValueError(f"poses need `scores` and `keypoints`, but have {sorted(poses)}.")
+    if not {"keypoints", "scores", "labels"} <= poses.keys():
+        raise ValueError(f"poses need `scores`, `labels` and `keypoints`, but have {sorted(poses)}.")
     keypoints = to_array(poses["keypoints"])
     expected = (len(poses["scores"]), num_keypoints, 2)
     if keypoints.shape != expected:

@@ -7,6 +7,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from ..keypoint_schemas import KeypointSchema
+from .duplicates import find_distinct
 from .motion import Motion
 from .poses import (
     Poses,
@@ -43,7 +44,8 @@ class PoseTracker:
         schema: Keypoint schema of the model, or the name of a known one ("coco", "crowdpose").
         threshold: Minimum score of a pose that begins a track or is assigned first, from 0 to 1. Poses with lower
             scores only continue tracks.
-        confirmation: A track is confirmed once the sum of the scores of its poses in consecutive frames is this.
+        confirmation: A track is confirmed once the squared scores of its poses in consecutive frames add up to this:
+            after three frames of a clearly visible person, and more of one who is not.
         min_similarity: Minimum similarity of a pose and the track that it continues, from 0 to 1.
         max_gap: Seconds for which an unseen person is remembered.
 
@@ -55,7 +57,7 @@ class PoseTracker:
         self,
         schema: KeypointSchema | dict | str,
         threshold: float = 0.5,
-        confirmation: float = 2.5,
+        confirmation: float = 2.4,
         min_similarity: float = 0.3,
         max_gap: float = 1.0,
     ):
@@ -72,8 +74,8 @@ class PoseTracker:
         num_keypoints = self.schema.num_keypoints
         self.next_id, self.time, self.image_size = 0, -np.inf, None
         self.motion = Motion.begin(np.empty((0, num_keypoints, 2)), np.empty((0, num_keypoints)))
-        self.ids, self.labels = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        self.seen, self.evidence = np.empty(0), np.empty(0)  # time when last seen, sum of scores
+        self.ids, self.labels = np.empty(0, dtype=np.int64), np.empty(0)
+        self.seen, self.evidence = np.empty(0), np.empty(0)  # time when last seen, sum of squared scores
 
     def update(
         self, poses: Mapping[str, torch.Tensor], timestamp: float, image_size: tuple[int, int] | None = None
@@ -96,7 +98,7 @@ class PoseTracker:
             ValueError: if the poses do not fit the schema, or the time goes back. Tracks are unchanged then.
         """
         keypoints = keypoint_array(poses, self.schema.num_keypoints)
-        scores, labels = to_array(poses["scores"]), np.asarray(poses["labels"], dtype=np.int64)
+        scores, labels = to_array(poses["scores"]), to_array(poses["labels"])
         check_time(timestamp, self.time)
         elapsed = timestamp - self.time if len(self.ids) else 0.0
         self.motion = self.motion.scaled(enlargement(self.image_size, image_size))
@@ -146,7 +148,7 @@ class PoseTracker:
         tracks = match[poses]
         self.motion[tracks] = self.motion[tracks].corrected(keypoints[poses], noise[poses])
         self.seen[tracks] = timestamp
-        self.evidence[tracks] += scores[poses]
+        self.evidence[tracks] += np.square(scores[poses])
         new = tracks[(self.ids[tracks] < 0) & (self.evidence[tracks] >= self.confirmation)]
         self.ids[new] = np.arange(self.next_id, self.next_id + len(new))
         self.next_id += len(new)
@@ -156,18 +158,20 @@ class PoseTracker:
         return track_ids
 
     def _begin(self, chosen: np.ndarray, tracked: np.ndarray, keypoints, noise, scores, labels):
-        """Begins tracks with some of the poses, except those that are the same person as a tracked pose."""
+        """Begins tracks with some of the poses, except those that are the same person as a tracked or a better one."""
         chosen = np.flatnonzero(chosen)
         if not len(chosen):
             return
-        areas, sigmas = pose_areas(keypoints[chosen]), 0.5 * self.falloff
-        known = pairwise_similarity(keypoints[chosen], keypoints[tracked], areas, sigmas).max(axis=1, initial=0)
-        chosen = chosen[known < SAME_PERSON]
+        areas, sigmas = pose_areas(keypoints[chosen]), np.array(self.schema.sigmas)
+        known = pairwise_similarity(keypoints[chosen], keypoints[tracked], areas, sigmas)
+        known *= labels[chosen][:, None] == labels[tracked]
+        chosen = chosen[known.max(axis=1, initial=0) < SAME_PERSON]
+        chosen = chosen[find_distinct(keypoints[chosen], scores[chosen], labels[chosen], sigmas, SAME_PERSON)]
         self.motion = self.motion.joined(Motion.begin(keypoints[chosen], noise[chosen]))
         self.ids = np.concatenate([self.ids, np.full(len(chosen), UNTRACKED)])
         self.labels = np.concatenate([self.labels, labels[chosen]])
         self.seen = np.concatenate([self.seen, np.full(len(chosen), self.time)])
-        self.evidence = np.concatenate([self.evidence, scores[chosen]])
+        self.evidence = np.concatenate([self.evidence, np.square(scores[chosen])])
 
     def _keep(self, mask: np.ndarray):
         """Drops the other tracks."""
