@@ -1,5 +1,6 @@
 """The network against the reference numbers, and its other guarantees."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -399,3 +400,11 @@ class TestUnscaledImages:
         model = DETRPoseForPoseEstimation(tiny_config()).eval()
         with pytest.raises(ValueError, match=f"floating-point numbers from 0 to 1, but got {dtype}"):
             model(torch.zeros(1, 3, 64, 64, dtype=dtype))
+
+    @pytest.mark.parametrize("scale, warned", [(255, True), (1, False)])
+    def test_the_first_batch_is_looked_at(self, scale, warned, caplog):
+        model = copy.deepcopy(DETRPoseForPoseEstimation(tiny_config()).eval())
+        images = scale * torch.rand(1, 3, 64, 64)
+        for _ in range(2):
+            model(pixel_values=images)
+        assert sum("expects images scaled to [0, 1]" in record.getMessage() for record in caplog.records) == warned

@@ -31,6 +31,7 @@ from .attention import (
 from .batch_norm import DETRPoseFrozenBatchNorm2d, freeze_batch_norms
 from .configuration_detrpose import DETRPoseConfig
 from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
+from .first_batch import warn_of_unscaled_images
 from .loss_detrpose import pose_estimation_loss
 from .model_card import model_card
 from .pose_targets import validate_labels
@@ -930,6 +931,7 @@ class DETRPoseModel(DETRPosePreTrainedModel):
         self.query_selection = DETRPoseQuerySelection(config)
         self.query_content = DETRPoseQueryContent(config)
         self.decoder = DECODERS[config.use_fdr_heads](config)
+        warn_of_unscaled_images(self)
         self.post_init()
 
     def forward(

@@ -87,6 +87,7 @@ def test_folder_is_complete(converted):
         "batch_norm.py",
         "configuration_detrpose.py",
         "denoising.py",
+        "first_batch.py",
         "image_processing_detrpose.py",
         "images.py",
         "instances.py",
