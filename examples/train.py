@@ -100,10 +100,10 @@ def get_recipe(args: argparse.Namespace, config: DETRPoseConfig) -> Recipe:
     """Returns the requested recipe, with explicit options overriding it."""
     recipe = FINE_TUNING
     if args.recipe:
-        variant = variant_of(config)
-        if variant is None:
-            raise CommandError(f"--recipe {args.recipe}: the model has none of the sizes {', '.join(RECIPES['coco'])}")
-        recipe = RECIPES[args.recipe][variant]
+        recipes, variant = RECIPES[args.recipe], variant_of(config)
+        if variant not in recipes:
+            raise CommandError(f"--recipe {args.recipe}: the model has none of the sizes {', '.join(recipes)}")
+        recipe = recipes[variant]
     return recipe.changed(
         epochs=args.epochs,
         batch_size=args.batch_size,
@@ -111,6 +111,9 @@ def get_recipe(args: argparse.Namespace, config: DETRPoseConfig) -> Recipe:
         backbone_lr=args.backbone_lr,
         lr_drop_epoch=args.lr_drop_epoch,
         base_size_repeats=args.multi_scale_repeats,
+        weight_decay=args.weight_decay,
+        mixup=args.mixup,
+        copy_paste=args.copy_paste,
     )
 
 
@@ -195,7 +198,9 @@ def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Training:
     image_processor = DETRPoseImageProcessor(keypoint_schema=schema, size={"height": args.size, "width": args.size})
     metric = METRICS[args.metric](args.val_annotations, schema)
     loaders = get_dataloaders(args, accelerator, recipe, datasets, image_processor)
-    optimizer = build_optimizer(model, recipe.lr, recipe.backbone_lr, args.weight_decay)
+    optimizer = build_optimizer(
+        model, recipe.lr, recipe.backbone_lr, recipe.weight_decay, recipe.decay_norms_and_biases
+    )
     model = convert_sync_batch_norms(model, accelerator.num_processes, accelerator.device).to(accelerator.device)
     average = WeightAverage(model, args.ema_decay)
     # Batches stay on the host, where checking their labels does not wait for a GPU.
@@ -310,7 +315,7 @@ def evaluate_and_save(training: Training):
     poses = evaluate_model(model, processor, loader, training.metric, accelerator.is_main_process)
     scores = on_first_process(accelerator, lambda: training.metric.score(poses))
     progress.count_epoch()
-    backbone_lr, lr = training.scheduler.get_last_lr()
+    backbone_lr, *_, lr = training.scheduler.get_last_lr()
     rates = {"lr": lr, "backbone_lr": backbone_lr, "skipped_steps": progress.skipped}
     line = checkpoints.add_scores({**progress.mean_losses(), **rates, **scores})
     if accelerator.is_main_process:

@@ -3,7 +3,8 @@
 import pytest
 
 from transformers_detrpose import DETRPoseConfig
-from transformers_detrpose.training import FINE_TUNING, RECIPES, variant_of
+from transformers_detrpose.data import Augmentation
+from transformers_detrpose.training import FINE_TUNING, RECIPES, Recipe, variant_of
 
 # epochs | mosaic from, to; all off from | backbone lr | lr drop | base size repeats
 TABLE = """
@@ -34,6 +35,30 @@ def test_published_recipes(line):
 
 def test_there_is_no_other_recipe():
     assert sum(map(len, RECIPES.values())) == len(TABLE.strip().splitlines())
+
+
+def test_published_recipes_decay_everything_and_blend_nothing():
+    for recipes in RECIPES.values():
+        for recipe in recipes.values():
+            assert (recipe.weight_decay, recipe.decay_norms_and_biases) == (1e-4, True)
+            phases = recipe.phases()
+            assert all(phase.augmentation.mixup == phase.augmentation.copy_paste == 0 for phase in phases)
+            assert phases[-1].augmentation == Augmentation(mosaic=0, zoom_out=0, flip=0, jitter=0)
+
+
+def test_mix_up_and_copy_paste_last_as_long_as_zoom_out():
+    recipe = Recipe(92, 2.5e-5, 44, 90, mosaic_start=4, mixup=0.25, copy_paste=0.5, final_flip_and_jitter=True)
+    rows = {
+        phase.first_epoch: (phase.augmentation.mosaic, phase.augmentation.mixup, phase.augmentation.copy_paste,
+                            phase.augmentation.zoom_out, phase.augmentation.flip, phase.augmentation.jitter)
+        for phase in recipe.phases()
+    }  # fmt: skip
+    assert rows == {
+        0: (0, 0, 0, 0, 0.5, 0.5),
+        4: (0.5, 0.25, 0.5, 0.5, 0.5, 0.5),
+        44: (0, 0.25, 0.5, 0.5, 0.5, 0.5),
+        90: (0, 0, 0, 0, 0.5, 0.5),
+    }
 
 
 def test_options_win():
