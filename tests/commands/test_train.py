@@ -47,10 +47,11 @@ def dataset(tmp_path_factory) -> Path:
 
 
 def arguments(dataset: Path, output: Path, *options: str) -> list[str]:
-    """A command line for two epochs of six steps with a tiny model."""
+    """A command line for two epochs of six steps with a tiny model, and all augmentation."""
     files = ["--train-images", str(dataset), "--train-annotations", str(dataset / "birds.json")]
     files += ["--val-images", str(dataset), "--val-annotations", str(dataset / "birds.json"), "--output", str(output)]
     sizes = ["--size", "64", "--epochs", "2", "--batch-size", "2", "--num-workers", "0", "--warmup-steps", "2"]
+    sizes += ["--mixup", "0.25", "--copy-paste", "0.5"]
     fields = ["d_model=32", "decoder_layers=2", "num_queries=5", "encoder_ffn_dim=16", "decoder_ffn_dim=16"]
     return ["--model", "n", "--unfreeze-backbone-norms", *files, *sizes, *options, "--set", *fields]
 
@@ -278,6 +279,7 @@ def test_metrics_have_losses_and_rates(trained):
         (["--batch-size", "3"], "--batch-size was 2 and is 3 now"),
         (["--seed", "7"], "--seed was 0 and is 7 now"),
         (["--size", "96"], "--size was 64 and is 96 now"),
+        (["--mixup", "0"], "--mixup was 0.25 and is 0"),
         (["--recipe", "coco"], "--recipe was None and is coco now"),
     ],
 )
@@ -378,6 +380,7 @@ def test_fine_tunes_a_folder(trained, dataset, tmp_path):
         (["--batch-size", "3", "--gradient-accumulation-steps", "2"], "--batch-size 3"),
         (["--model", "nowhere"], "there is no model nowhere: no such folder"),
         (["--set", "foo=1"], "no field foo"),
+        (["--mixup", "0.6"], "their sum must be at most 1, but got 0.6 and 0.5"),
         (["--set", "model_type=bert"], "no field model_type"),
     ],
 )
@@ -438,7 +441,8 @@ def test_a_recipe(dataset, tmp_path, caplog):
     args = train.parse_arguments(line[: line.index("--set")])
     recipe = train.get_recipe(args, DETRPoseConfig.from_variant("m"))
     assert (recipe.lr, recipe.backbone_lr, recipe.base_size_repeats) == (1e-4, 1e-5, 6)
-    assert (recipe.epochs, recipe.batch_size) == (2, 2)
+    assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (2, 2, 1e-4)
+    assert (recipe.mixup, recipe.copy_paste) == (0.25, 0.5)
     with caplog.at_level("INFO"):
         train_dataset, val_dataset = train.get_datasets(args, Accelerator())
     assert "--recipe coco: 4 images without people are left out" in caplog.text
