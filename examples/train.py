@@ -29,15 +29,16 @@ from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
-from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
+from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor, KeypointSchema
 from transformers_detrpose.commands.command_line import CommandError, run_command
 from transformers_detrpose.commands.train_arguments import parse_arguments
 from transformers_detrpose.data import CocoPoseDataset, check_dataset, evaluation_dataloader, train_dataloader
 from transformers_detrpose.data.augmentation import UNCHANGED, seed_for
 from transformers_detrpose.evaluation import METRICS, KeypointMetric, evaluate_model
 from transformers_detrpose.files import check_new_folder
-from transformers_detrpose.loading import first_line, load_config, load_model
+from transformers_detrpose.loading import first_line, load_config, load_image_processor, load_model
 from transformers_detrpose.training import (
     FINE_TUNING,
     RECIPES,
@@ -96,6 +97,17 @@ def get_model(args: argparse.Namespace, dataset: CocoPoseDataset) -> DETRPoseFor
     return load_model(args.model, load_config(args.model, **changes))
 
 
+def get_image_processor(args: argparse.Namespace, schema: KeypointSchema) -> DETRPoseImageProcessor:
+    """Returns the image processor of the training, which normalizes images if that of the model does."""
+    changes: dict[str, Any] = {}
+    if Path(args.model).is_dir() and not (Path(args.model) / IMAGE_PROCESSOR_NAME).is_file():
+        logger.warning("%s has no %s: images are not normalized", args.model, IMAGE_PROCESSOR_NAME)
+    else:
+        own = load_image_processor(args.model)
+        changes = {name: getattr(own, name) for name in ("do_normalize", "image_mean", "image_std")}
+    return DETRPoseImageProcessor(keypoint_schema=schema, size={"height": args.size, "width": args.size}, **changes)
+
+
 def get_recipe(args: argparse.Namespace, config: DETRPoseConfig) -> Recipe:
     """Returns the requested recipe, with explicit options overriding it."""
     recipe = FINE_TUNING
@@ -126,7 +138,7 @@ def get_dataloaders(
 ) -> tuple[DataLoader, DataLoader]:
     """Returns the data loaders for training and evaluation; accelerate distributes their batches among the processes.
 
-    Images are copied to the device as uint8 and scaled there.
+    Images are copied to the device as uint8; scaled and normalized there.
     """
     pin_memory = accelerator.device.type == "cuda"
     shares = accelerator.num_processes * args.gradient_accumulation_steps
@@ -195,7 +207,7 @@ def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Training:
     model = get_model(args, datasets[0])
     recipe = get_recipe(args, model.config)
     schema = model.config.keypoint_schema
-    image_processor = DETRPoseImageProcessor(keypoint_schema=schema, size={"height": args.size, "width": args.size})
+    image_processor = get_image_processor(args, schema)
     metric = METRICS[args.metric](args.val_annotations, schema)
     loaders = get_dataloaders(args, accelerator, recipe, datasets, image_processor)
     optimizer = build_optimizer(
@@ -266,7 +278,7 @@ def train_step(training: Training, batches: list[dict[str, Any]]) -> StepReport 
     image_ids = [int(label["image_id"]) for batch in batches for label in batch["labels"]]
     losses: dict[str, torch.Tensor] = {}
     try:
-        inputs = prepare_inputs(accelerator.unwrap_model(model), batches)
+        inputs = prepare_inputs(accelerator.unwrap_model(model), batches, training.image_processor)
         for index, batch in enumerate(inputs):
             # The noise of the denoising queries depends on nothing but the batch, so that resuming repeats it.
             torch.manual_seed(seed_for(args.seed, accelerator.process_index, progress.epoch, first + index))

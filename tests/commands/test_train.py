@@ -371,6 +371,39 @@ def test_fine_tunes_a_folder(trained, dataset, tmp_path):
     torch.testing.assert_close(tuned.state_dict()[name], weights(trained, "last")[name], atol=1e-6, rtol=0)
 
 
+def test_trains_and_evaluates_on_normalized_images_if_the_model_does(trained, dataset, tmp_path, monkeypatch):
+    """And saves an image processor that normalizes."""
+    model = tmp_path / "model"
+    shutil.copytree(trained / "last", model)
+    statistics = {"image_mean": [5.0, 4.0, 3.0], "image_std": [0.5, 0.5, 0.5]}
+    DETRPoseImageProcessor(keypoint_schema="coco", do_normalize=True, **statistics).save_pretrained(model)
+    largest = []
+    forward = DETRPoseForPoseEstimation.forward
+
+    def remember(self, pixel_values, **kwargs):
+        largest.append(pixel_values.amax((0, 2, 3)).tolist())
+        return forward(self, pixel_values, **kwargs)
+
+    monkeypatch.setattr(DETRPoseForPoseEstimation, "forward", remember)
+    line = arguments(dataset, tmp_path / "output", "--epochs", "1")
+    line[line.index("--model") + 1] = str(model)
+    assert train.main(line[: line.index("--set")]) == 0
+    assert len(largest) > 6  # six steps, and the evaluation
+    # (pixel - mean) / std with pixels from 0 to 1
+    assert all(-10 <= red <= -8 and -8 <= green <= -6 and -6 <= blue <= -4 for red, green, blue in largest)
+    saved = DETRPoseImageProcessor.from_pretrained(tmp_path / "output" / "last")
+    assert (saved.do_normalize, list(saved.image_mean), saved.size["height"]) == (True, [5.0, 4.0, 3.0], 64)
+
+
+def test_a_model_without_image_processor_is_trained_on_images_from_0_to_1(trained, dataset, tmp_path, caplog):
+    shutil.copytree(trained / "last", tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    line = arguments(dataset, tmp_path)
+    args = train.parse_arguments([*line[: line.index("--set")], "--model", str(tmp_path / "model")])
+    processor = train.get_image_processor(args, DETRPoseConfig.from_variant("n").keypoint_schema)
+    assert not processor.do_normalize and "has no preprocessor_config.json" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

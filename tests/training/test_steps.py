@@ -11,7 +11,7 @@ from simulated_device import DEVICE, DeviceTensor, SimulatedDevice
 from torch import nn
 
 import tiny
-from transformers_detrpose import DETRPoseForPoseEstimation
+from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor
 from transformers_detrpose.commands import train
 from transformers_detrpose.training import (
     LoadingError,
@@ -52,6 +52,7 @@ def training_of(model, max_grad_norm=0.1):
         progress=progress,
         watch=watch,
         reports=StepReports(accelerator, progress, watch),
+        image_processor=DETRPoseImageProcessor(do_normalize=True, image_mean=[0.5] * 3, image_std=[0.25] * 3),
     )
 
 
