@@ -79,7 +79,26 @@ def _published(
     return Recipe(epochs, backbone_lr, mosaic_end, final_start, repeats, lr_drop, mosaic_start=5)
 
 
+def _ecpose(epochs: int, mosaic_end: int, final_start: int, backbone_lr: float, weight_decay: float) -> Recipe:
+    return Recipe(
+        epochs,
+        backbone_lr,
+        mosaic_end,
+        final_start,
+        mosaic_start=4,
+        lr=5e-4,
+        batch_size=32,
+        warmup_share=0.1,  # 500 steps on COCO
+        weight_decay=weight_decay,
+        decay_norms_and_biases=False,
+        mixup=0.25,
+        copy_paste=0.5,
+        final_flip_and_jitter=True,
+    )
+
+
 # By dataset and variant: epochs, end of mosaic, end of augmentation, backbone's rate, repeats of the base size, drop.
+# ECPose: epochs, end of mosaic, end of everything but flip and jitter, backbone's rate, weight decay.
 RECIPES: dict[str, dict[str, Recipe]] = {
     "coco": {
         "n": _published(160, 83, 156, 1e-4, 0),
@@ -87,6 +106,10 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "m": _published(64, 35, 60, 1e-5, 6, lr_drop=15),
         "l": _published(52, 29, 48, 1e-5, 4),
         "x": _published(52, 29, 48, 5e-5, 4),
+        "ecpose-s": _ecpose(92, 44, 90, 2.5e-5, 1e-4),
+        "ecpose-m": _ecpose(92, 44, 90, 2.5e-5, 1e-4),
+        "ecpose-l": _ecpose(74, 47, 72, 2.5e-6, 1.25e-4),
+        "ecpose-x": _ecpose(74, 47, 72, 2.5e-6, 1.25e-4),
     },
     "crowdpose": {
         "n": _published(284, 137, 264, 1e-5, 0),
