@@ -26,7 +26,7 @@ COMMANDS = {
 
 # Optional packages → the extra that installs them.
 EXTRAS = {
-    **dict.fromkeys(["accelerate", "datasets", "evaluate", "faster_coco_eval", "pycocotools"], "train"),
+    **dict.fromkeys(["accelerate", "datasets", "evaluate", "faster_coco_eval", "matplotlib", "pycocotools"], "train"),
     **dict.fromkeys(["onnx", "onnxruntime", "onnxslim"], "onnx"),
     "optimum": "optimum",
     **dict.fromkeys(["tensorrt", "tensorrt_rtx"], "tensorrt"),
