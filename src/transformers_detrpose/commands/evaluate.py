@@ -18,6 +18,7 @@ crowd index. EXIF rotation is applied, and images must have the size given in th
 import argparse
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -29,7 +30,6 @@ from transformers.utils import logging as transformers_logging
 
 from ..data import CocoAnnotations, CocoPoseDataset, evaluation_dataloader, read_annotations
 from ..evaluation import METRICS, KeypointMetric, evaluate_model, write_coco_results
-from ..evaluation.report import write_report
 from ..files import check_new_folder, check_outputs, whole_file
 from ..loading import load_image_processor, load_pose_estimator, model_files
 from .command_line import CommandError, add_max_pixels, count, run_command
@@ -128,6 +128,9 @@ def report(arguments: argparse.Namespace, metric: KeypointMetric, predictions: M
             with whole_file(arguments.scores) as path:
                 path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     if arguments.report:
+        warnings.filterwarnings("ignore", message="OpenCV .* is not installed")
+        from ..evaluation.report import write_report  # drawing takes long to import
+
         heading = f"{arguments.model} on {arguments.annotations}"
         write_report(arguments.report, metric, predictions, arguments.images, heading)
         print(f"report written to {arguments.report / 'index.html'}")

@@ -49,10 +49,8 @@ def _classify(keypoints: np.ndarray, people, own: int, others: np.ndarray, schem
     mirrored = np.array(schema.flip_permutation)
 
     def similarity(index: np.ndarray, order=slice(None)) -> np.ndarray:
-        errors = keypoints - people.keypoints[index][:, order]
-        return keypoint_similarity(errors, people.areas[index], schema.sigmas) * (
-            people.visibility[index][:, order] > 0
-        )
+        truth, is_labelled = people.keypoints[index][:, order], people.visibility[index][:, order] > 0
+        return keypoint_similarity(keypoints - truth, people.areas[index], schema.sigmas) * is_labelled
 
     right = similarity(np.array([own]))[0]
     inverted = similarity(np.array([own]), mirrored)[0] * (mirrored != np.arange(len(mirrored)))

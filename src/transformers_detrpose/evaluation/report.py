@@ -63,7 +63,7 @@ def write_report(
     with whole_folder(folder) as unfinished:
         analysis = analyze(metric, predictions, progress)
         _write_plots(unfinished, analysis, schema)
-        worst = _write_worst(unfinished, analysis, metric, predictions, Path(images))
+        worst = _write_worst(unfinished, analysis, metric, Path(images))
         page = _page(heading, analysis, schema, worst)
         (unfinished / "index.html").write_text(page, encoding="utf-8")
         numbers = json.dumps(_finite(summarize(analysis, schema)), indent=2)
@@ -121,20 +121,19 @@ def _write_plots(folder: Path, analysis: Analysis, schema: KeypointSchema):
     plot_kinds(analysis.kinds, schema.names, folder / "errors.png")
 
 
-def _write_worst(
-    folder: Path, analysis: Analysis, metric: KeypointMetric, predictions: Mapping[int, Poses], images: Path
-) -> list[tuple[str, str]]:
+def _write_worst(folder: Path, analysis: Analysis, metric: KeypointMetric, images: Path) -> list[tuple[str, str]]:
     """Draws the worst images, and returns the file and the caption of each."""
     worst = [(image_id, cost) for image_id, cost in analysis.image_costs.items() if cost > 0][:NUM_WORST]
     pictures = []
     for number, (image_id, cost) in enumerate(worst, start=1):
         file_name = metric.images[image_id]["file_name"]
-        poses, people = predictions[image_id], analysis.matches.people
-        picture = draw_beside_truth(images / file_name, poses, people, image_id, metric.keypoint_schema, DRAWN_SCORE)
+        people = analysis.matches.people
+        picture, num_drawn = draw_beside_truth(
+            images / file_name, analysis.matches, image_id, metric.keypoint_schema, DRAWN_SCORE
+        )
         name = f"worst_{number:02d}.jpg"
         picture.save(folder / name, quality=90)
         num_people = int((people.is_counted & (people.image_ids == image_id)).sum())
-        num_drawn = int((poses["scores"] >= DRAWN_SCORE).sum())
         pictures.append((name, f"{number}. {file_name}: badness {cost:.2f}, {num_drawn} poses, {num_people} people"))
     return pictures
 
@@ -159,14 +158,15 @@ def _scores_section(analysis: Analysis) -> str:
     rows = [("as they are", analysis.scores)]
     if analysis.rescored is not None:
         rows.append(("mean score of the keypoints", analysis.rescored))
-    rows.append(("true OKS", analysis.ideal))
+    rows.append(("OKS reached", analysis.ideal))
     table = _table(
         ["scores of the poses", *analysis.scores], [[name, *map(_percent, scores.values())] for name, scores in rows]
     )
     return (
         "<h2>Average precision and recall</h2>\n<p>In percent. The other rows keep the poses and replace their scores: "
-        "by the mean of their keypoint scores, and by the largest OKS with anybody, which no confidence can "
-        f"surpass.</p>\n{table}\n{_figure('precision_recall.png', 'Precision and recall at each OKS threshold.')}"
+        "by the mean of their keypoint scores, and by the OKS that they reach, which shows how much a better "
+        f"confidence could gain.</p>\n{table}\n"
+        + _figure("precision_recall.png", "Precision and recall at each OKS threshold.")
     )
 
 
@@ -241,8 +241,8 @@ def _worst_section(worst: list[tuple[str, str]]) -> str:
     figures = "\n".join(_figure(name, caption) for name, caption in worst)
     return (
         f"<h2>The worst images</h2>\n<p>Predicted poses with a score of at least {DRAWN_SCORE} on the left, the truth "
-        "on the right. Each person adds 1 - score · OKS of the pose to the badness, each pose without a person its "
-        f"score.</p>\n{figures or '<p>None is bad.</p>'}"
+        "on the right, where people have the color of their pose. Each person adds 1 - score · OKS of the pose to the "
+        f"badness, each pose without a person its score.</p>\n{figures or '<p>None is bad.</p>'}"
     )
 
 
