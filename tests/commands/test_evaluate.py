@@ -171,6 +171,17 @@ def test_options(command, tmp_path, capsys):
     assert "2 images" in capsys.readouterr().out
 
 
+def test_report(command, tmp_path, capsys):
+    report = tmp_path / "report"
+    assert evaluate.main(command(report=report, scores=tmp_path / "scores.json")) == 0
+    assert f"report written to {report / 'index.html'}" in capsys.readouterr().out
+    numbers = json.loads((report / "scores.json").read_text())
+    assert numbers["scores"] == json.loads((tmp_path / "scores.json").read_text())
+    assert numbers["keypoint_calibration_error"] > 0
+    assert numbers["coverage"].keys() == {"0.50", "0.90"}
+    assert {"index.html", "worst_01.jpg", "coverage.png"} <= {path.name for path in report.iterdir()}
+
+
 def test_two_processes(command, tmp_path, capsys):
     # An odd number of images in batches of one, so that one image comes twice. The script is run as users do, beside
     # which nothing may import the library `evaluate`. (On the CPU, `accelerate launch` starts a single process.)
@@ -223,6 +234,10 @@ class TestErrors:
             ({"results": "missing/results.json"}, "--results missing/results.json must be a file in an existing"),
             ({"results": "."}, "--results . must be a file"),
             ({"scores": "missing/scores.json"}, "--scores missing/scores.json must be a file in an existing"),
+            ({"report": Path(__file__).parent}, "exists already"),
+            ({"report": __file__}, "exists already"),
+            ({"report": Path(__file__) / "report"}, "is a file"),
+            ({"report": "new", "scores": "new"}, "--report new must be a folder of its own, without new"),
             ({"content": "{"}, "not a JSON file"),
             ({"content": '{"images": []}'}, "`categories`"),
             ({"content": '{"images": [], "categories": []}'}, "lists no images"),
@@ -254,6 +269,16 @@ class TestErrors:
         for person in content.get("annotations", ()):
             person["category_id"] = content["categories"][0]["id"]
         assert message in error(content)
+
+    def test_report_of_a_set_without_annotations(self, error, content, tmp_path):
+        test_set = {key: content[key] for key in ("images", "categories")}
+        line = error(test_set, results=tmp_path / "results.json", report=tmp_path / "report")
+        assert "has no annotations, which --report needs" in line
+
+    def test_report_around_another_output(self, error, tmp_path):
+        (tmp_path / "report").mkdir()
+        line = error(report=tmp_path / "report", results=tmp_path / "report" / "results.json")
+        assert "must be a folder of its own" in line
 
     def test_broken_image(self, error, content, tmp_path):
         (tmp_path / "0.png").write_bytes(b"not an image")
