@@ -226,12 +226,17 @@ class KeypointMetric:
             raise ValueError(f"image {image_id}: scores and keypoints must be finite, but some are not.")
         order = np.argsort(-scores, kind="stable")
         best = np.concatenate([order[labels[order] == label][:MAX_POSES] for label in self.category_ids])
-        extra = {
-            name: _to_array(poses[name], torch.float32)[best]
-            for name in ("keypoint_scores", "keypoint_std")
-            if name in poses
-        }
-        return {"scores": scores[best], "labels": labels[best], "keypoints": keypoints[best], **extra}
+        confidence = {name: values[best] for name, values in self._confidence(image_id, poses, expected).items()}
+        return {"scores": scores[best], "labels": labels[best], "keypoints": keypoints[best], **confidence}
+
+    def _confidence(self, image_id: int, poses: Mapping[str, Any], shape: tuple[int, int, int]) -> Poses:
+        """Returns `keypoint_scores` and `keypoint_std` if there are any, for keypoints of the given shape."""
+        shapes = {"keypoint_scores": shape[:2], "keypoint_std": shape}
+        found = {name: _to_array(poses[name], torch.float32) for name in shapes if name in poses}
+        for name, values in found.items():
+            if values.shape != shapes[name]:
+                raise ValueError(f"image {image_id}: `{name}` must be of shape {shapes[name]}, but got {values.shape}.")
+        return found
 
 
 class CocoKeypoints(KeypointMetric):
