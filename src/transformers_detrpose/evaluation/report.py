@@ -220,7 +220,7 @@ def _groups_section(analysis: Analysis) -> str:
 
 def _errors_section(analysis: Analysis, schema: KeypointSchema) -> str:
     gains = _table(
-        ["error", "number", "AP", "AP50", "AP75"],
+        ["error", "number", "gain in AP", "in AP50", "in AP75"],
         [[cost.name, str(cost.count), *map(_gain, cost.gains.values())] for cost in analysis.costs],
     )
     keypoints = _table(
@@ -262,7 +262,7 @@ def _percent(value: float) -> str:
 
 
 def _gain(value: float) -> str:
-    return _number(100 * value, "{:+.2f}") if value else "-"
+    return _number(100 * value, "{:+.2f}") if value else "0"
 
 
 def _number(value: float, pattern: str) -> str:
