@@ -53,7 +53,7 @@ def _classify(keypoints: np.ndarray, people, own: int, others: np.ndarray, schem
         return keypoint_similarity(keypoints - truth, people.areas[index], schema.sigmas) * is_labelled
 
     right = similarity(np.array([own]))[0]
-    inverted = similarity(np.array([own]), mirrored)[0] * (mirrored != np.arange(len(mirrored)))
+    inverted = similarity(np.array([own]), mirrored)[0]
     swapped = np.maximum(similarity(others), similarity(others, mirrored)).max(axis=0, initial=0)
     is_elsewhere = np.maximum(inverted, swapped) >= _NEAR_SIMILARITY
     elsewhere = np.where(is_elsewhere, np.where(inverted >= swapped, INVERSION, SWAP), MISS)
