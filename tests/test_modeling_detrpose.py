@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.ops import FrozenBatchNorm2d
+from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2LearnableAffineBlock
 
 import reference
 import transformers_detrpose
@@ -19,6 +21,7 @@ from transformers_detrpose import (
     DETRPoseForPoseEstimation,
     DETRPoseImageProcessor,
 )
+from transformers_detrpose.affine_block import DETRPoseLearnableAffineBlock
 from transformers_detrpose.modeling_detrpose import DETRPoseIntegral, weighting_function
 
 CASES = reference.CASES
@@ -193,14 +196,30 @@ class TestAutocast:
         assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
 
     @torch.no_grad()
-    def test_frozen_norms_keep_half_precision(self):
-        model, types = DETRPoseForPoseEstimation(tiny_config()), set()
+    def test_the_backbone_keeps_half_precision(self):
+        """Frozen norms and affine steps have float32 parameters, which must not turn their results to float32."""
+        model, types = DETRPoseForPoseEstimation(tiny_config()), defaultdict(set)
         for module in model.modules():
-            if isinstance(module, FrozenBatchNorm2d):
-                module.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
+            if isinstance(module, (FrozenBatchNorm2d, HGNetV2LearnableAffineBlock)):
+                module.register_forward_hook(lambda module, _, output: types[type(module)].add(output.dtype))
         with torch.autocast("cpu", torch.bfloat16):
-            model(torch.rand(1, 3, 64, 64))
-        assert types == {torch.bfloat16}
+            feature_maps = model.model.backbone(torch.rand(1, 3, 64, 64)).feature_maps
+        assert list(types.values()) == [{torch.bfloat16}] * 2
+        assert {feature_map.dtype for feature_map in feature_maps} == {torch.bfloat16}
+
+    def test_affine_steps_are_trained(self):
+        """In float32 they compute what transformers' do, bit by bit, and under autocast their gradients agree."""
+        ours, theirs = DETRPoseLearnableAffineBlock(), HGNetV2LearnableAffineBlock()
+        for block in (ours, theirs):
+            torch.nn.init.constant_(block.scale, 1.3)
+            torch.nn.init.constant_(block.bias, -0.7)
+        hidden_state = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(ours(hidden_state), theirs(hidden_state))
+        theirs(hidden_state).sum().backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            ours(hidden_state.bfloat16()).sum().backward()
+        torch.testing.assert_close(ours.scale.grad, theirs.scale.grad, rtol=2e-2, atol=0)
+        torch.testing.assert_close(ours.bias.grad, theirs.bias.grad, rtol=2e-2, atol=0)
 
 
 class TestInputs:

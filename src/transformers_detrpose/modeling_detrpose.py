@@ -17,9 +17,10 @@ from torch import nn
 from transformers import AutoBackbone, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2ConvLayer, HGNetV2LearnableAffineBlock
+from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2ConvLayer
 from transformers.utils import ModelOutput
 
+from .affine_block import DETRPoseLearnableAffineBlock, replace_affine_blocks
 from .attention import (
     DETRPoseDeformableAttention,
     DETRPoseSamplingOffsets,
@@ -776,7 +777,7 @@ DECODERS = {True: DETRPoseDecoder, False: DETRPoseOffsetDecoder}
 
 _BACKBONE_INITIAL_VALUES = {
     DETRPoseFrozenBatchNorm2d: {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0},
-    HGNetV2LearnableAffineBlock: {"scale": 1.0, "bias": 0.0},
+    DETRPoseLearnableAffineBlock: {"scale": 1.0, "bias": 0.0},
 }
 
 
@@ -924,6 +925,7 @@ class DETRPoseModel(DETRPosePreTrainedModel):
             config.backbone_config._attn_implementation = None
         # In the precision of the whole model, whatever precision its own configuration was saved with.
         self.backbone = AutoBackbone.from_config(config.backbone_config, dtype=torch.get_default_dtype())
+        replace_affine_blocks(self.backbone)
         # CODEPATH: False is for training the backbone from random weights; all released checkpoints have True.
         if config.freeze_backbone_batch_norms:
             freeze_batch_norms(self.backbone)

@@ -83,6 +83,7 @@ def test_folder_is_complete(converted):
         "preprocessor_config.json",
         "README.md",
         # the code, for trust_remote_code=True
+        "affine_block.py",
         "attention.py",
         "batch_norm.py",
         "configuration_detrpose.py",
