@@ -13,6 +13,27 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test uses the Hub; read when huggingfac
 
 import reference  # noqa: E402
 from transformers_detrpose.commands import convert  # noqa: E402
+from transformers_detrpose.commands.command_line import CommandError, check_device  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="torch device of the tests that run a model, such as cuda")
+
+
+def pytest_configure(config):
+    """Checks the device, also chooses it in transformers' own tests, and computes in full float32 on it."""
+    try:
+        device = check_device(config.getoption("--device"))
+    except CommandError as error:
+        raise pytest.UsageError(str(error)) from error
+    os.environ["TRANSFORMERS_TEST_DEVICE"] = str(device)  # read when transformers.testing_utils is imported
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig) -> torch.device:
+    """The device of the models, from `--device`."""
+    return check_device(pytestconfig.getoption("--device"))
 
 
 @pytest.fixture(scope="session", autouse=True)
