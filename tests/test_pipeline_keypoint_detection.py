@@ -143,13 +143,13 @@ def test_same_numbers_as_by_hand(pipe):
     image = images()[2]
     processor = pipe.image_processor
     with torch.no_grad():
-        outputs = pipe.model(**processor(image, return_tensors="pt"))
+        outputs = pipe.model(**processor(image, return_tensors="pt").to(pipe.device))
     poses = processor.post_process_keypoint_detection(outputs, 0.0, target_sizes=[(image.height, image.width)])[0]
     result = pipe(image, threshold=0.0)
     assert [pose["score"] for pose in result] == pytest.approx(poses["scores"].tolist())
     for pose, keypoints, scores in zip(result, poses["keypoints"], poses["keypoint_scores"], strict=True):
         found = torch.tensor([[keypoint["x"], keypoint["y"], keypoint["score"]] for keypoint in pose["keypoints"]])
-        torch.testing.assert_close(found, torch.cat([keypoints, scores[:, None]], dim=1))
+        torch.testing.assert_close(found, torch.cat([keypoints, scores[:, None]], dim=1).cpu())
 
 
 def test_threshold_when_calling_and_when_making(known_pipe):

@@ -33,7 +33,7 @@ def collate(samples):
 
 
 @pytest.fixture
-def trainer(tmp_path, device):
+def trainer(tmp_path, accelerate_device):
     torch.manual_seed(0)
     config = tiny_config(num_denoising=4)
 
@@ -52,7 +52,7 @@ def trainer(tmp_path, device):
         learning_rate=1e-3,
         eval_do_concat_batches=False,
         remove_unused_columns=False,
-        use_cpu=device.type == "cpu",
+        use_cpu=accelerate_device.type == "cpu",
         report_to=[],
         save_strategy="no",
     )

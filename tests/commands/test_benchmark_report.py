@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from saved_model import SIZE, save_tiny_model
 from transformers_detrpose.commands import benchmark, benchmark_training
@@ -65,16 +64,16 @@ def test_no_time(command, tmp_path):
     assert "- poses, demonstration model: it may take 20 s, but only 0 s were left\n" in page
 
 
-def test_training_steps(model_dir, device, monkeypatch):
+def test_training_steps(model_dir, accelerate_device, monkeypatch):
     """Measured by the other command, here in this process."""
 
     def run(command, device, seconds):
-        AcceleratorState._reset_state(reset_partial_state=True)
         code = benchmark_training.main([*command[4:], *(["--cpu"] if device.type == "cpu" else [])])
         return subprocess.CompletedProcess(command, code, stderr="")
 
     monkeypatch.setattr(report_module, "run_within", run)
-    report = Report(device, Extent(models=[str(model_dir)], training_batch_size=2), 100, write=print)
+    extent = Extent(models=[str(model_dir)], training_batch_size=2)
+    report = Report(accelerate_device, extent, 100, write=print)
     (row,) = report.training(str(model_dir), "bf16")
     assert row["precision"] == "bf16" and row["peak_memory_mib"] > 0
     assert row["images_per_second"] == pytest.approx(2 * row["steps_per_second"])

@@ -22,11 +22,6 @@ NUM_IMAGES = 5
 SIZES_WH = [(60, 40), (50, 50), (40, 60), (64, 30), (33, 47)]
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-
-
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
     torch.manual_seed(2)
@@ -164,7 +159,7 @@ def test_set_without_annotations(command, content, tmp_path, capsys):
     assert "AP" not in capsys.readouterr().out
 
 
-def test_options(command, tmp_path, capsys):
+def test_options(command, accelerate_device, tmp_path, capsys):
     options = {"max_images": 2, "dtype": "bfloat16", "results": tmp_path / "results.json"}
     assert evaluate.main(command(**options)) == 0
     assert {record["image_id"] for record in read_results(tmp_path / "results.json")} == {10, 11}

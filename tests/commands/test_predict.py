@@ -39,12 +39,12 @@ def model_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def command(model_dir, tmp_path):
+def command(model_dir, tmp_path, device):
     """Runs the command with the tiny model, every pose kept, and `tmp_path / "out"` for the output."""
 
     def run(*inputs, output=tmp_path / "out", options=()):
         inputs = [str(path) for path in inputs]
-        options = ["--threshold", "0", "--device", "cpu", *options]
+        options = ["--threshold", "0", "--device", str(device), *options]
         return predict.main(["--model", str(model_dir), "--input", *inputs, "--output", str(output), *options])
 
     return run
