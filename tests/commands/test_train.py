@@ -114,6 +114,19 @@ def test_averaged_weights_lag_behind(trained):
     assert any(not torch.equal(last[name], current[name]) for name in current)
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_trains_on_a_gpu(dataset, accelerate_device, tmp_path, precision):
+    """Also after an interruption; the other tests train on the CPU."""
+    if accelerate_device.type == "cpu":
+        pytest.skip("needs `--device cuda`")
+    command = [*arguments(dataset, tmp_path), "--mixed-precision", precision]
+    assert train.main(command) == 0
+    assert train.main([*command, "--resume", "--epochs", "3"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path, "last").values())
+
+
 class Killed(BaseException):
     """What takes the place of a kill."""
 
