@@ -85,6 +85,7 @@ def test_folder_is_complete(converted):
         # the code, for trust_remote_code=True
         "attention.py",
         "batch_norm.py",
+        "calibration.py",
         "configuration_detrpose.py",
         "denoising.py",
         "first_batch.py",

@@ -1,0 +1,273 @@
+"""Fits a calibration to annotated images, without training the network."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..calibration import DETRPoseCalibration, calibrate_logits, deviation_factors, initial_values
+from ..data import CocoAnnotations
+from ..image_processing_detrpose import MINIMUM_SIDE_PIXELS
+from ..instances import Instances
+from ..keypoint_confidence import expected_keypoint_similarity
+from ..labels import corners_of
+from ..loss_detrpose import keypoint_similarity
+from ..modeling_detrpose import DETRPoseForPoseEstimation
+
+# A pose belongs to a person if it is at least this similar; below, it might be anyone's.
+MINIMUM_SIMILARITY = 0.1
+# An unmatched pose is not counted if this part of its box lies in a crowd or a person without labeled keypoints.
+_IGNORED_OVERLAP = 0.5
+MINIMUM_POSES = 50
+COVERAGES = (0.5, 0.9)
+
+# Keeps scores away from 0 and 1, whose logits are infinite.
+_SMALLEST_SCORE = 1e-7
+# Weight of the penalties that keep parameters finite which the data do not determine.
+_PENALTY = 1e-4
+
+
+@dataclass
+class MatchedPoses:
+    """N poses of any score, M of which match a person.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N,)`): of all poses.
+        pose_similarities (`torch.Tensor` of shape `(N,)`): keypoint similarity (KS) to the person, 0 if unmatched.
+        matched_logits (`torch.Tensor` of shape `(M,)`).
+        deviations (`torch.Tensor` of shape `(M, K, 2)`): predicted standard deviations in x and y in pixels.
+        boxes (`torch.Tensor` of shape `(M, 4)`): x1, y1, x2, y2 around the predicted keypoints in pixels.
+        errors (`torch.Tensor` of shape `(M, K, 2)`): predicted minus labeled position in pixels.
+        similarities (`torch.Tensor` of shape `(M, K)`): KS of each keypoint.
+        is_labelled (`torch.Tensor` of shape `(M, K)`): bool; errors and similarities have no meaning elsewhere.
+    """
+
+    logits: Tensor
+    pose_similarities: Tensor
+    matched_logits: Tensor
+    deviations: Tensor
+    boxes: Tensor
+    errors: Tensor
+    similarities: Tensor
+    is_labelled: Tensor
+
+
+class PoseMatcher:
+    """Matches poses to people, in the place of a metric for [`evaluate_model`].
+
+    As in COCO's metric, poses of the same image and label choose in the order of their scores, each the most similar
+    person left. Poses on crowds and on people without labeled keypoints are left out.
+
+    Args:
+        annotations: the annotations, with `instances`.
+        sigmas: (K,), fall-off of each keypoint.
+    """
+
+    def __init__(self, annotations: CocoAnnotations, sigmas: Tensor):
+        self.sigmas = sigmas
+        people = annotations.instances.completed()
+        self.people = {
+            image["id"]: people[people.image_index == index] for index, image in enumerate(annotations.images)
+        }
+        self.reset()
+
+    def reset(self):
+        """Removes all poses."""
+        self.parts: list[MatchedPoses] = []
+
+    def update(self, image_ids: Sequence[int], predictions: Sequence[Mapping[str, Any]]):
+        """Adds the poses in some images.
+
+        Args:
+            image_ids: ids of the images in the annotations.
+            predictions: for each image, the result of `post_process_keypoint_detection` with `do_scale_deviations` off.
+        """
+        for image_id, poses in zip(image_ids, predictions, strict=True):
+            poses = {name: values.detach().cpu().double() for name, values in poses.items()}
+            self.parts.append(self._match(poses, self.people[image_id]))
+
+    def gather(self) -> MatchedPoses:
+        """Returns the poses collected since `reset`."""
+        columns = [[getattr(part, field.name) for part in self.parts] for field in fields(MatchedPoses)]
+        return MatchedPoses(*map(torch.cat, columns))
+
+    def _match(self, poses: dict[str, Tensor], people: Instances) -> MatchedPoses:
+        """Returns the poses in one image with the people that they match."""
+        is_usable = people.is_counted & (people.areas > 0)
+        ignored = corners_of(torch.from_numpy(people[~is_usable].boxes))
+        people = people[is_usable]
+        points, areas = torch.from_numpy(people.keypoints), torch.from_numpy(people.areas)
+        is_labelled = points[..., 2] > 0
+        errors = poses["keypoints"].unsqueeze(1) - points[..., :2]
+        falloff = areas.unsqueeze(-1) * (2 * self.sigmas) ** 2
+        similarities = (-errors.square().sum(dim=-1) / (2 * falloff)).exp()
+        table = keypoint_similarity(
+            poses["keypoints"].unsqueeze(1), points[..., :2], is_labelled.double(), areas, self.sigmas
+        )
+        table = table * (poses["labels"].unsqueeze(1) == torch.from_numpy(people.category_ids))
+        pose, person = assign_in_order(table)
+        pose_similarities = torch.zeros(len(table), dtype=torch.float64)
+        pose_similarities[pose] = table[pose, person]
+        is_counted = (pose_similarities > 0) | ~lies_in(poses["boxes"], ignored)
+        logits = torch.logit(poses["scores"], eps=_SMALLEST_SCORE)
+        return MatchedPoses(
+            logits=logits[is_counted],
+            pose_similarities=pose_similarities[is_counted],
+            matched_logits=logits[pose],
+            deviations=poses["keypoint_std"][pose],
+            boxes=poses["boxes"][pose],
+            errors=errors[pose, person],
+            similarities=similarities[pose, person],
+            is_labelled=is_labelled[person],
+        )
+
+
+def assign_in_order(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Assigns each row of a table of similarities (n, m), in order, the most similar column that is left.
+
+    Returns:
+        The assigned rows and columns, int64; similarities below `MINIMUM_SIMILARITY` are not assigned.
+    """
+    table, pairs = table.clone(), []
+    for row in range(len(table) if table.shape[1] else 0):
+        similarity, column = table[row].max(dim=0)
+        if similarity >= MINIMUM_SIMILARITY:
+            pairs.append((row, int(column)))
+            table[:, column] = -1
+    return tuple(torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(dim=1))
+
+
+def lies_in(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Returns which boxes (n, 4) lie mostly in one of the regions (m, 4), all x1, y1, x2, y2; (n,) bool."""
+    lower = torch.maximum(boxes[:, None, :2], regions[:, :2])
+    upper = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
+    overlaps = (upper - lower).clamp(min=0).prod(dim=-1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=-1)
+    return (overlaps > _IGNORED_OVERLAP * areas.unsqueeze(1)).any(dim=1)
+
+
+def fit_calibration(poses: MatchedPoses, sigmas: Tensor) -> dict[str, Tensor]:
+    """Returns the buffers of a [`DETRPoseCalibration`] fitted to poses.
+
+    The score is fitted to the KS of all poses, 0 if they match nobody; the expected KS of each keypoint to its KS in
+    matched poses. Both by cross entropy, whose minimum is the expectation. Fitting the KS itself, rather than the
+    likelihood of the errors, keeps outliers, which no Gaussian describes, from widening all distributions.
+
+    Args:
+        poses: the matched poses.
+        sigmas: (K,), fall-off of each keypoint.
+
+    Raises:
+        ValueError: if too few poses match a person.
+    """
+    if len(poses.matched_logits) < MINIMUM_POSES:
+        raise ValueError(
+            f"only {len(poses.matched_logits)} poses match a person, but a calibration needs {MINIMUM_POSES}: "
+            "give more images, or a model that finds the people in them."
+        )
+    fitted = {name: value.double() for name, value in initial_values(len(sigmas)).items()}
+    exponents, bias = fitted["score_exponents"].log(), fitted["score_bias"]
+
+    def score_loss():
+        logits = calibrate_logits(poses.logits, exponents.exp(), bias)
+        loss = F.binary_cross_entropy_with_logits(logits, poses.pose_similarities)
+        return loss + _PENALTY * exponents.square().sum()
+
+    minimize(score_loss, [exponents, bias])
+
+    factors, slope = fitted["log_factors"], fitted["log_factor_slope"]
+    common = torch.zeros((), dtype=torch.float64)
+    targets = poses.similarities[poses.is_labelled]
+
+    def keypoint_loss():
+        expected = keypoint_scores(poses, common + factors, slope, sigmas)[poses.is_labelled]
+        loss = F.binary_cross_entropy(expected.clamp(_SMALLEST_SCORE, 1 - _SMALLEST_SCORE), targets)
+        return loss + _PENALTY * factors.square().sum()
+
+    minimize(keypoint_loss, [common, factors, slope])
+    fitted |= {"score_exponents": exponents.exp(), "log_factors": common + factors}
+    return {name: value.detach() for name, value in fitted.items()}
+
+
+def minimize(loss: Callable[[], Tensor], parameters: list[Tensor]):
+    """Minimizes a loss by changing parameters in place."""
+    optimizer = torch.optim.LBFGS(
+        [parameter.requires_grad_() for parameter in parameters], max_iter=200, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+
+
+def keypoint_scores(poses: MatchedPoses, log_factors: Tensor, slope: Tensor, sigmas: Tensor) -> Tensor:
+    """Returns the expected KS of the keypoints of matched poses with calibrated standard deviations, (M, K)."""
+    deviations = poses.deviations * deviation_factors(poses.matched_logits, log_factors, slope).unsqueeze(-1)
+    return expected_keypoint_similarity(deviations, poses.boxes, sigmas, MINIMUM_SIDE_PIXELS)
+
+
+def normalized_errors(poses: MatchedPoses, fitted: Mapping[str, Tensor]) -> Tensor:
+    """Returns the errors of all labeled keypoints in calibrated standard deviations, (L,)."""
+    factors = deviation_factors(poses.matched_logits, fitted["log_factors"], fitted["log_factor_slope"])
+    errors = poses.errors / (poses.deviations * factors.unsqueeze(-1)).clamp(min=1e-12)
+    return errors.norm(dim=-1)[poses.is_labelled]
+
+
+def fit_radii(poses: MatchedPoses, fitted: Mapping[str, Tensor]) -> list[float]:
+    """Returns the radii of the ellipses that contain 50 % and 90 % of the labeled keypoints.
+
+    They are quantiles of the errors ("conformal prediction"), and so hold whatever the errors' distribution is.
+    """
+    return normalized_errors(poses, fitted).quantile(torch.tensor(COVERAGES, dtype=torch.float64)).tolist()
+
+
+def calibrated(
+    model: DETRPoseForPoseEstimation, fitted: Mapping[str, Tensor], radii: list[float]
+) -> DETRPoseForPoseEstimation:
+    """Calibrates a model, in place, and returns it."""
+    model.config.use_calibration, model.config.ellipse_radii = True, radii
+    model.calibration = DETRPoseCalibration(model.config)
+    model.calibration.load_state_dict(fitted)
+    model.calibration.to(model.device, model.dtype)
+    return model
+
+
+def measure(poses: MatchedPoses, fitted: Mapping[str, Tensor], radii: list[float], sigmas: Tensor) -> dict[str, float]:
+    """Measures how far calibrated confidences are from what they claim.
+
+    Returns:
+        `keypoint_error` and `pose_error`, the expected calibration errors (ECE) of keypoint scores and pose scores, the
+        mean keypoint score and its counterpart, the mean KS; and the part of the labeled keypoints within the 50 % and
+        90 % ellipses.
+    """
+    expected = keypoint_scores(poses, fitted["log_factors"], fitted["log_factor_slope"], sigmas)[poses.is_labelled]
+    similarities = poses.similarities[poses.is_labelled]
+    scores = calibrate_logits(poses.logits, fitted["score_exponents"], fitted["score_bias"]).sigmoid()
+    errors = normalized_errors(poses, fitted)
+    return {
+        "keypoint_error": expected_calibration_error(expected, similarities),
+        "pose_error": expected_calibration_error(scores, poses.pose_similarities),
+        "mean_keypoint_score": expected.mean().item(),
+        "mean_similarity": similarities.mean().item(),
+        "coverage_50": (errors <= radii[0]).double().mean().item(),
+        "coverage_90": (errors <= radii[1]).double().mean().item(),
+    }
+
+
+def expected_calibration_error(scores: Tensor, similarities: Tensor, num_bins: int = 15) -> float:
+    """Returns the mean difference between scores and similarities, both (n,), within bins of equal width.
+
+    Source: Naeini, Cooper and Hauskrecht, "Obtaining well calibrated probabilities using Bayesian binning", AAAI 2015.
+    """
+    bins = (scores * num_bins).long().clamp(max=num_bins - 1)
+    differences = torch.zeros(num_bins, dtype=torch.float64).index_add(0, bins, scores - similarities)
+    return (differences.abs().sum() / len(scores)).item()
