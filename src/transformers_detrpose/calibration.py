@@ -40,6 +40,10 @@ class DETRPoseCalibration(nn.Module):
         return {**outputs, "logits": scores.to(logits.dtype), "pred_keypoint_std": deviations * factors.unsqueeze(-1)}
 
 
+# `nn.Identity` takes and ignores the configuration.
+CALIBRATIONS = {True: DETRPoseCalibration, False: nn.Identity}
+
+
 def initial_values(num_keypoints: int) -> dict[str, torch.Tensor]:
     """Returns the buffers of a [`DETRPoseCalibration`] that changes nothing."""
     return {

@@ -29,7 +29,7 @@ from .attention import (
     bilinear_sample,
 )
 from .batch_norm import DETRPoseFrozenBatchNorm2d, freeze_batch_norms
-from .calibration import DETRPoseCalibration, initial_values
+from .calibration import CALIBRATIONS, DETRPoseCalibration, initial_values
 from .configuration_detrpose import DETRPoseConfig
 from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
 from .first_batch import check_pixel_values, warn_of_unscaled_images
@@ -1062,7 +1062,7 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
     def __init__(self, config: DETRPoseConfig):
         super().__init__(config)
         self.model = DETRPoseModel(config)
-        self.calibration = DETRPoseCalibration(config) if config.use_calibration else nn.Identity()
+        self.calibration = CALIBRATIONS[config.use_calibration](config)
         self.post_init()
 
     @property

@@ -26,8 +26,28 @@ from ..image_processing_detrpose import DETRPoseImageProcessor
 from ..loading import load_config, load_image_processor, load_model
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 from ..pose_targets import keypoint_sigmas
-from ..training.calibrating import MatchedPoses, PoseMatcher, calibrated, fit_calibration, fit_radii, measure
+from ..training.calibrating import (
+    MatchedPoses,
+    PoseMatcher,
+    calibrated,
+    calibrated_confidence,
+    fit_calibration,
+    fit_radii,
+    measure,
+    uncalibrated_confidence,
+)
 from .command_line import CommandError, add_max_pixels, check_device, count, load_images, run_command
+
+# What is printed of the result of `measure`.
+ROWS = {
+    "pose_error": "calibration error of pose scores",
+    "keypoint_error": "calibration error of keypoint scores",
+    "mean_score": "mean keypoint score",
+    "mean_similarity": "mean keypoint similarity",
+    "auc": "area under curve, similarity > 0.5",
+    "coverage_50": "part within the 50 % ellipses",
+    "coverage_90": "part within the 90 % ellipses",
+}
 
 
 def calibrate(arguments: argparse.Namespace):
@@ -52,7 +72,10 @@ def calibrate(arguments: argparse.Namespace):
     fitted = fit_calibration(poses["images"], sigmas)
     radii = fit_radii(poses["images"], fitted)
     save(arguments, calibrated(model, fitted, radii))
-    report(arguments, poses, {name: measure(part, fitted, radii, sigmas) for name, part in poses.items()}, radii)
+    print(f"{arguments.output}: 50 % and 90 % ellipses have radii of {radii[0]:.2f} and {radii[1]:.2f} deviations")
+    for name, part in poses.items():
+        print(f"{len(part.matched_logits)} people found in --{name}")
+        report(part, fitted, radii, sigmas)
 
 
 def read(arguments: argparse.Namespace, model: DETRPoseForPoseEstimation, images: str, file: str) -> tuple:
@@ -98,17 +121,13 @@ def save(arguments: argparse.Namespace, model: DETRPoseForPoseEstimation):
             (folder / path.name).write_bytes(path.read_bytes())
 
 
-def report(arguments: argparse.Namespace, poses: dict[str, MatchedPoses], results: dict[str, dict], radii: list[float]):
-    """Prints how well the scores agree with the annotations."""
-    print(f"{arguments.output}: 50 % and 90 % ellipses have radii of {radii[0]:.2f} and {radii[1]:.2f} deviations")
-    for name, result in results.items():
-        print(
-            f"--{name}: {len(poses[name].matched_logits)} people found, "
-            f"mean keypoint score {result['mean_keypoint_score']:.3f}, similarity {result['mean_similarity']:.3f}; "
-            f"expected calibration error of keypoints {result['keypoint_error']:.3f}, of poses "
-            f"{result['pose_error']:.3f}; within the ellipses {100 * result['coverage_50']:.1f} % and "
-            f"{100 * result['coverage_90']:.1f} %"
-        )
+def report(poses: MatchedPoses, fitted: dict[str, torch.Tensor], radii: list[float], sigmas: torch.Tensor):
+    """Prints how well the confidences agree with the annotations, before and after."""
+    before = measure(poses, *uncalibrated_confidence(poses, sigmas), GAUSSIAN_RADII, sigmas)
+    after = measure(poses, *calibrated_confidence(poses, fitted), radii, sigmas)
+    print(f"{'':36}  before   after")
+    for name, text in ROWS.items():
+        print(f"{text:36}  {before[name]:6.3f}  {after[name]:6.3f}")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

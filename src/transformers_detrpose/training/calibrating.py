@@ -12,7 +12,7 @@ from ..calibration import DETRPoseCalibration, calibrate_logits, deviation_facto
 from ..data import CocoAnnotations
 from ..image_processing_detrpose import MINIMUM_SIDE_PIXELS
 from ..instances import Instances
-from ..keypoint_confidence import expected_keypoint_similarity
+from ..keypoint_confidence import expected_keypoint_similarity, scale_deviations
 from ..labels import corners_of
 from ..loss_detrpose import keypoint_similarity
 from ..modeling_detrpose import DETRPoseForPoseEstimation
@@ -26,6 +26,8 @@ COVERAGES = (0.5, 0.9)
 
 # Keeps scores away from 0 and 1, whose logits are infinite.
 _SMALLEST_SCORE = 1e-7
+# Keeps standard deviations, in pixels, away from 0.
+_SMALLEST_DEVIATION = 1e-12
 # Weight of the penalties that keep parameters finite which the data do not determine.
 _PENALTY = 1e-4
 
@@ -183,7 +185,9 @@ def fit_calibration(poses: MatchedPoses, sigmas: Tensor) -> dict[str, Tensor]:
     targets = poses.similarities[poses.is_labelled]
 
     def keypoint_loss():
-        expected = keypoint_scores(poses, common + factors, slope, sigmas)[poses.is_labelled]
+        deviations = calibrated_confidence(poses, {**fitted, "log_factors": common + factors})[1]
+        expected = expected_keypoint_similarity(deviations, poses.boxes, sigmas, MINIMUM_SIDE_PIXELS)
+        expected = expected[poses.is_labelled]
         loss = F.binary_cross_entropy(expected.clamp(_SMALLEST_SCORE, 1 - _SMALLEST_SCORE), targets)
         return loss + _PENALTY * factors.square().sum()
 
@@ -209,17 +213,23 @@ def minimize(loss: Callable[[], Tensor], parameters: list[Tensor]):
         parameter.requires_grad_(False)
 
 
-def keypoint_scores(poses: MatchedPoses, log_factors: Tensor, slope: Tensor, sigmas: Tensor) -> Tensor:
-    """Returns the expected KS of the keypoints of matched poses with calibrated standard deviations, (M, K)."""
-    deviations = poses.deviations * deviation_factors(poses.matched_logits, log_factors, slope).unsqueeze(-1)
-    return expected_keypoint_similarity(deviations, poses.boxes, sigmas, MINIMUM_SIDE_PIXELS)
-
-
-def normalized_errors(poses: MatchedPoses, fitted: Mapping[str, Tensor]) -> Tensor:
-    """Returns the errors of all labeled keypoints in calibrated standard deviations, (L,)."""
+def calibrated_confidence(poses: MatchedPoses, fitted: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns the calibrated scores of all poses, (N,), and standard deviations of the matched ones, (M, K, 2)."""
+    scores = calibrate_logits(poses.logits, fitted["score_exponents"], fitted["score_bias"]).sigmoid()
     factors = deviation_factors(poses.matched_logits, fitted["log_factors"], fitted["log_factor_slope"])
-    errors = poses.errors / (poses.deviations * factors.unsqueeze(-1)).clamp(min=1e-12)
-    return errors.norm(dim=-1)[poses.is_labelled]
+    return scores, poses.deviations * factors.unsqueeze(-1)
+
+
+def uncalibrated_confidence(poses: MatchedPoses, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the same of the model without calibration, see [`scale_deviations`]."""
+    matched_scores = poses.matched_logits.sigmoid()
+    deviations = scale_deviations(poses.deviations, matched_scores, poses.boxes, sigmas, MINIMUM_SIDE_PIXELS)
+    return poses.logits.sigmoid(), deviations
+
+
+def normalized_errors(poses: MatchedPoses, deviations: Tensor) -> Tensor:
+    """Returns the errors of all labeled keypoints in standard deviations, (L,)."""
+    return (poses.errors / deviations.clamp(min=_SMALLEST_DEVIATION)).norm(dim=-1)[poses.is_labelled]
 
 
 def fit_radii(poses: MatchedPoses, fitted: Mapping[str, Tensor]) -> list[float]:
@@ -227,7 +237,8 @@ def fit_radii(poses: MatchedPoses, fitted: Mapping[str, Tensor]) -> list[float]:
 
     They are quantiles of the errors ("conformal prediction"), and so hold whatever the errors' distribution is.
     """
-    return normalized_errors(poses, fitted).quantile(torch.tensor(COVERAGES, dtype=torch.float64)).tolist()
+    errors = normalized_errors(poses, calibrated_confidence(poses, fitted)[1])
+    return errors.quantile(torch.tensor(COVERAGES, dtype=torch.float64)).tolist()
 
 
 def calibrated(
@@ -241,26 +252,43 @@ def calibrated(
     return model
 
 
-def measure(poses: MatchedPoses, fitted: Mapping[str, Tensor], radii: list[float], sigmas: Tensor) -> dict[str, float]:
-    """Measures how far calibrated confidences are from what they claim.
+def measure(
+    poses: MatchedPoses, scores: Tensor, deviations: Tensor, radii: Sequence[float], sigmas: Tensor
+) -> dict[str, float]:
+    """Measures how far confidences are from what they claim.
+
+    Args:
+        poses: the poses.
+        scores: (N,), of all poses.
+        deviations: (M, K, 2), of the matched poses, in pixels.
+        radii: of the 50 % and 90 % ellipses, in standard deviations.
+        sigmas: (K,), fall-off of each keypoint.
 
     Returns:
-        `keypoint_error` and `pose_error`, the expected calibration errors (ECE) of keypoint scores and pose scores, the
-        mean keypoint score and its counterpart, the mean KS; and the part of the labeled keypoints within the 50 % and
-        90 % ellipses.
+        `pose_error` and `keypoint_error`, the expected calibration errors of pose and keypoint scores; `mean_score` and
+        `mean_similarity` of the labeled keypoints; `auc`, how well their scores separate a KS above 0.5 from others;
+        and `coverage_50` and `coverage_90`, the part of them within the ellipses.
     """
-    expected = keypoint_scores(poses, fitted["log_factors"], fitted["log_factor_slope"], sigmas)[poses.is_labelled]
+    expected = expected_keypoint_similarity(deviations, poses.boxes, sigmas, MINIMUM_SIDE_PIXELS)[poses.is_labelled]
     similarities = poses.similarities[poses.is_labelled]
-    scores = calibrate_logits(poses.logits, fitted["score_exponents"], fitted["score_bias"]).sigmoid()
-    errors = normalized_errors(poses, fitted)
+    errors = normalized_errors(poses, deviations)
     return {
-        "keypoint_error": expected_calibration_error(expected, similarities),
         "pose_error": expected_calibration_error(scores, poses.pose_similarities),
-        "mean_keypoint_score": expected.mean().item(),
+        "keypoint_error": expected_calibration_error(expected, similarities),
+        "mean_score": expected.mean().item(),
         "mean_similarity": similarities.mean().item(),
+        "auc": area_under_curve(expected, similarities > 0.5),
         "coverage_50": (errors <= radii[0]).double().mean().item(),
         "coverage_90": (errors <= radii[1]).double().mean().item(),
     }
+
+
+def area_under_curve(scores: Tensor, is_positive: Tensor) -> float:
+    """Returns the probability that a positive has a higher score than a negative; NaN if there are not both."""
+    negatives = scores[~is_positive].sort().values
+    positives = scores[is_positive]
+    below = torch.searchsorted(negatives, positives) + torch.searchsorted(negatives, positives, right=True)
+    return (below.double().mean() / (2 * len(negatives))).item()
 
 
 def expected_calibration_error(scores: Tensor, similarities: Tensor, num_bins: int = 15) -> float:
@@ -269,5 +297,5 @@ def expected_calibration_error(scores: Tensor, similarities: Tensor, num_bins: i
     Source: Naeini, Cooper and Hauskrecht, "Obtaining well calibrated probabilities using Bayesian binning", AAAI 2015.
     """
     bins = (scores * num_bins).long().clamp(max=num_bins - 1)
-    differences = torch.zeros(num_bins, dtype=torch.float64).index_add(0, bins, scores - similarities)
+    differences = torch.zeros(num_bins, dtype=torch.float64).index_add(0, bins, (scores - similarities).double())
     return (differences.abs().sum() / len(scores)).item()
