@@ -34,6 +34,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor, KeypointSchema
 from transformers_detrpose.commands.command_line import CommandError, run_command
 from transformers_detrpose.commands.train_arguments import parse_arguments
+from transformers_detrpose.configuration_detrpose import GAUSSIAN_RADII
 from transformers_detrpose.data import CocoPoseDataset, check_dataset, evaluation_dataloader, train_dataloader
 from transformers_detrpose.data.augmentation import UNCHANGED, seed_for
 from transformers_detrpose.evaluation import METRICS, KeypointMetric, evaluate_model
@@ -94,6 +95,8 @@ def get_model(args: argparse.Namespace, dataset: CocoPoseDataset) -> DETRPoseFor
     changes = {**args.set, "keypoint_schema": dataset.schema, "id2label": dataset.id2label}
     if args.unfreeze_backbone_norms:
         changes["freeze_backbone_batch_norms"] = False
+    # Training would invalidate it.
+    changes |= {"use_calibration": False, "ellipse_radii": GAUSSIAN_RADII}
     return load_model(args.model, load_config(args.model, **changes))
 
 

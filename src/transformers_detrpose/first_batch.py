@@ -1,4 +1,4 @@
-"""A look at the values of the first batch, for a mistake that shapes and types do not show."""
+"""Checks of the images that a model is given: shape and type always, values once."""
 
 import logging
 
@@ -9,6 +9,33 @@ logger = logging.getLogger(__name__)
 
 # Images in [0, 1] normalized with the mean and standard deviation of any dataset stay well below.
 _LARGEST_VALUE = 20.0
+
+
+def check_pixel_values(pixel_values: torch.Tensor, stride: int):
+    """Checks the shape and the type of a batch of images.
+
+    Args:
+        pixel_values: the images.
+        stride: the largest feature stride, of which height and width must be multiples.
+
+    Raises:
+        ValueError: if it is not a floating-point batch of images of a valid size.
+    """
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f"`pixel_values` must be (batch, channels, height, width), but got {tuple(pixel_values.shape)}."
+        )
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"`pixel_values` must be floating-point numbers from 0 to 1, but got {pixel_values.dtype}: the image "
+            "processor scales images."
+        )
+    height, width = pixel_values.shape[-2:]
+    if height % stride or width % stride:
+        raise ValueError(
+            f"height and width of `pixel_values` must be multiples of {stride}, the largest feature stride, "
+            f"but got {height} x {width}."
+        )
 
 
 def warn_of_unscaled_images(model: nn.Module):

@@ -13,6 +13,7 @@ PALETTE = sv.ColorPalette.from_hex(
     ["#FF9500", "#1E90FF", "#2ECC40", "#F012BE", "#FFE000", "#00E5FF", "#FF4136", "#A56BFF", "#B6FF00", "#FF8FC7"]
 )
 OUTLINE = sv.Color(r=20, g=20, b=20)
+ELLIPSE_OPACITY = 0.3
 
 
 def to_supervision(
@@ -23,18 +24,22 @@ def to_supervision(
     Args:
         result: Poses of one image as `post_process_keypoint_detection` returns them, tensors or arrays: `scores` (n,),
             `labels` (n,), `keypoints` (n, K, 2) as x, y in pixels, `keypoint_scores` (n, K), and `boxes` (n, 4) as
-            x1, y1, x2, y2 in pixels.
+            x1, y1, x2, y2 in pixels; optionally `keypoint_std` (n, K, 2), standard deviations in x and y in pixels.
         keypoint_threshold: Keypoints with a lower score or with coordinates that are not finite are marked as not
             visible.
         id2label: Names of the labels; if given, stored as `data["class_name"]`.
 
     Returns:
-        `supervision.KeyPoints` of n poses in the same order, with the boxes as `data["xyxy"]`.
+        `supervision.KeyPoints` of n poses in the same order, with the boxes as `data["xyxy"]` and, if there are
+        standard deviations, `data["covariance"]` (n, K, 2, 2), which supervision's ellipse annotators draw.
     """
     scores, labels, keypoints, keypoint_scores, boxes = (
         _to_numpy(result[key]) for key in ("scores", "labels", "keypoints", "keypoint_scores", "boxes")
     )
     data = {"xyxy": boxes.astype(np.float32)}
+    if "keypoint_std" in result:
+        variances = _to_numpy(result["keypoint_std"]).astype(np.float32) ** 2
+        data["covariance"] = variances[..., None] * np.eye(2, dtype=np.float32)
     if id2label is not None:
         data["class_name"] = np.array([id2label[int(label)] for label in labels], dtype=str)
     return sv.KeyPoints(
@@ -55,6 +60,7 @@ def draw_poses(
     keypoint_threshold: float = 0.0,
     thickness: int | None = None,
     color_indices: Sequence[int] | None = None,
+    ellipse_radii: Sequence[float] = (),
 ) -> Image.Image | np.ndarray:
     """Draws the poses of one image, the best on top, each in its own color.
 
@@ -68,19 +74,25 @@ def draw_poses(
         thickness: Width of the lines in pixels; by default chosen from the sizes of the image and of each pose.
         color_indices: Nonnegative integers, one per pose, that select the colors, such as track ids, which keep a
             person's color throughout a video. By default the pose's index.
+        ellipse_radii: Radii of the ellipses that show the uncertainty of each keypoint, in standard deviations, such as
+            `model.config.ellipse_radii`. By default none are drawn.
 
     Returns:
         A new RGB image with the poses, of the same type as `image`.
 
     Raises:
-        ValueError: if the image is an array of another shape or type, or the result does not match the schema.
+        ValueError: if the image is an array of another shape or type, the result does not match the schema, or
+            ellipses are requested but the result has no standard deviations.
     """
     poses = to_supervision(result, keypoint_threshold, id2label)
     _check_schema(poses, schema)
+    if ellipse_radii and "covariance" not in poses.data:
+        raise ValueError("`ellipse_radii` need the `keypoint_std` of a model with FDR heads, but the result has none.")
     colors = [PALETTE.by_idx(int(index)) for index in (range(len(poses)) if color_indices is None else color_indices)]
     scene = _to_bgr(image)
     for index in reversed(range(len(poses))):
         width = thickness or _line_thickness(scene.shape[:2], poses.data["xyxy"][index])
+        _draw_ellipses(scene, poses[index], colors[index], ellipse_radii)
         _draw_pose(scene, poses[index], colors[index], schema.edges, width)
     if id2label is not None and len(poses):
         _draw_labels(scene, poses, colors)
@@ -143,6 +155,19 @@ def _draw_pose(scene: np.ndarray, pose: sv.KeyPoints, color: sv.Color, edges, th
     window[:] = drawn
 
 
+def _draw_ellipses(scene: np.ndarray, pose: sv.KeyPoints, color: sv.Color, radii: Sequence[float]):
+    """Draws translucent ellipses around the keypoints of one pose on a BGR array, the inner over the outer."""
+    if not radii:
+        return
+    longest = max(scene.shape[:2])
+    deviations = np.sqrt(pose.data["covariance"].max(axis=(-2, -1)))
+    extent = np.minimum(max(radii) * deviations[pose.visible], longest).max(initial=0)
+    window, pose = _cut_out(scene, pose, margin=int(extent) + 2)
+    for radius in radii:
+        annotator = sv.VertexEllipseAreaAnnotator(radius, color, opacity=ELLIPSE_OPACITY, max_axis=longest)
+        window[:] = annotator.annotate(window.copy(), pose)
+
+
 def _cut_out(scene: np.ndarray, pose: sv.KeyPoints, margin: int) -> tuple[np.ndarray, sv.KeyPoints]:
     """Returns a view of the image around a pose, and the pose in the coordinates of that view.
 
@@ -153,7 +178,8 @@ def _cut_out(scene: np.ndarray, pose: sv.KeyPoints, margin: int) -> tuple[np.nda
     shown = xy[pose.visible] if pose.visible.any() else np.zeros((1, 2))
     x1, y1 = np.maximum(np.floor(shown.min(axis=0)) - margin, 0).astype(int)
     x2, y2 = np.maximum(np.ceil(shown.max(axis=0)) + margin, 0).astype(int)
-    return scene[y1:y2, x1:x2], sv.KeyPoints(xy=xy - np.array([x1, y1]), visible=pose.visible)
+    data = {name: value for name, value in pose.data.items() if name == "covariance"}
+    return scene[y1:y2, x1:x2], sv.KeyPoints(xy=xy - np.array([x1, y1]), visible=pose.visible, data=data)
 
 
 def _draw_labels(scene: np.ndarray, poses: sv.KeyPoints, colors: list[sv.Color]):

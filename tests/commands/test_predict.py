@@ -111,6 +111,17 @@ class TestImages:
         assert (np.asarray(Image.open(out / "a.png")) != 255).any()
         assert (np.asarray(Image.open(path)) == 255).all()
 
+    def test_uncertainty_is_drawn(self, tmp_path, out):
+        # By the demonstration model: all keypoints of an untrained one coincide.
+        picture = load_rgb_image(models.SAMPLE_PICTURE)
+        picture.save(tmp_path / "a.png")
+        options = ["--model", models.DEMONSTRATION_MODEL, "--input", tmp_path / "a.png", "--output", out]
+        assert predict.main([*map(str, options), "--device", "cpu", "--uncertainty"]) == 0
+        predictor = models.Predictor(str(models.DEMONSTRATION_MODEL), "cpu", torch.float32, 0.5, 0.2)
+        without = predictor.draw(picture, predictor([picture])[0])
+        difference = abs(np.asarray(without).astype(int) - np.asarray(Image.open(out / "a.png"))).sum(axis=-1)
+        assert (difference > 30).sum() > 1000
+
     @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
     def test_modes(self, command, tmp_path, out, mode):
         Image.fromarray(noise()).convert(mode).save(tmp_path / "a.png")

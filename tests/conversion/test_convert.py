@@ -86,6 +86,7 @@ def test_folder_is_complete(converted):
         "affine_block.py",
         "attention.py",
         "batch_norm.py",
+        "calibration.py",
         "configuration_detrpose.py",
         "denoising.py",
         "first_batch.py",

@@ -28,11 +28,11 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
-from ..data import CocoAnnotations, CocoPoseDataset, evaluation_dataloader, read_annotations
+from ..data import CocoAnnotations, evaluation_dataloader, read_annotations
 from ..evaluation import METRICS, KeypointMetric, evaluate_model, write_coco_results
 from ..files import check_new_folder, check_outputs, whole_file
 from ..loading import load_image_processor, load_pose_estimator, model_files
-from .command_line import CommandError, add_max_pixels, count, run_command
+from .command_line import CommandError, add_max_pixels, count, load_images, run_command
 
 
 def load_metric(arguments: argparse.Namespace, annotations: CocoAnnotations, config) -> KeypointMetric:
@@ -51,15 +51,6 @@ def load_metric(arguments: argparse.Namespace, annotations: CocoAnnotations, con
             f"{dict(config.id2label)}"
         )
     return metric
-
-
-def load_images(arguments: argparse.Namespace, annotations: CocoAnnotations) -> CocoPoseDataset:
-    """Returns the images to evaluate, after checking that their files exist."""
-    dataset = CocoPoseDataset(arguments.images, annotations)
-    for name, image_id in zip(dataset.file_names, dataset.image_ids, strict=True):
-        if not (arguments.images / name).is_file():
-            raise CommandError(f"--images {arguments.images}: no file {name} for image {image_id}")
-    return dataset
 
 
 def format_table(scores: Mapping[str, float]) -> str:
@@ -104,7 +95,7 @@ def evaluate(arguments: argparse.Namespace):
     annotations = read_annotations(arguments.annotations, model.config.keypoint_schema)
     annotations = annotations.first_images(arguments.max_images)
     metric = load_metric(arguments, annotations, model.config)
-    dataset = load_images(arguments, annotations)
+    dataset = load_images(arguments.images, annotations)
     # Each process gets a share of the batches, on its device.
     loader = accelerator.prepare(
         evaluation_dataloader(dataset, arguments.batch_size, image_processor, arguments.num_workers)

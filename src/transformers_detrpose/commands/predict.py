@@ -75,6 +75,7 @@ def predict(arguments: argparse.Namespace):
         getattr(torch, arguments.dtype),
         arguments.threshold,
         arguments.keypoint_threshold,
+        arguments.uncertainty,
     )
     output.mkdir(parents=True, exist_ok=True)
     num_failed = predict_images(predictor, images, ids, output, arguments.batch_size) if images else 0
@@ -128,8 +129,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keypoint-threshold",
         type=fraction,
-        default=0.0,
+        default=0.2,
         help="minimum score, 0 to 1, of a drawn keypoint; the JSON files contain all keypoints",
+    )
+    parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="draw the ellipses that contain 50 %% and 90 %% of the true keypoints, once the model is calibrated",
     )
     parser.add_argument("--batch-size", type=count, default=8, help="images or frames per batch")
     add_max_pixels(parser)

@@ -49,14 +49,26 @@ class Predictor:
         dtype: Type of the weights.
         threshold: Minimum score of a pose, from 0 to 1.
         keypoint_threshold: Minimum score of a keypoint to be drawn, from 0 to 1.
+        uncertainty: Whether to draw the ellipses that contain 50 % and 90 % of the true keypoints.
 
     Raises:
-        ValueError: if the model or its image processor cannot be loaded.
+        ValueError: if the model or its image processor cannot be loaded, or the model has no uncertainty to draw.
     """
 
-    def __init__(self, model: str, device: str, dtype: torch.dtype, threshold: float, keypoint_threshold: float):
+    def __init__(
+        self,
+        model: str,
+        device: str,
+        dtype: torch.dtype,
+        threshold: float,
+        keypoint_threshold: float,
+        uncertainty: bool = False,
+    ):
         self.model = load_pose_estimator(model, device, dtype)
         self.processor = load_image_processor(model)
+        self.ellipse_radii = self.model.config.ellipse_radii if uncertainty else ()
+        if uncertainty and not self.model.config.use_fdr_heads:
+            raise ValueError(f"{model} has no FDR heads, and so no standard deviations to draw.")
         self.threshold = threshold
         self.keypoint_threshold = keypoint_threshold
         self.num_images = self.num_poses = 0
@@ -80,4 +92,11 @@ class Predictor:
     def draw(self, image: Image.Image, result: dict[str, torch.Tensor]) -> Image.Image:
         """Returns the image with its poses and their labels."""
         config = self.model.config
-        return draw_poses(image, result, config.keypoint_schema, config.id2label, self.keypoint_threshold)
+        return draw_poses(
+            image,
+            result,
+            config.keypoint_schema,
+            config.id2label,
+            self.keypoint_threshold,
+            ellipse_radii=self.ellipse_radii,
+        )
