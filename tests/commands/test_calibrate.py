@@ -1,5 +1,6 @@
 """The calibration command, end to end on a tiny random model whose own poses, a little moved, are the truth."""
 
+import argparse
 import json
 
 import numpy as np
@@ -10,7 +11,9 @@ from safetensors.torch import load_file
 
 from tiny import noisy, tiny_config
 from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor
-from transformers_detrpose.commands import calibrate
+from transformers_detrpose.commands import calibrate, train
+from transformers_detrpose.configuration_detrpose import GAUSSIAN_RADII
+from transformers_detrpose.data import CocoPoseDataset
 from transformers_detrpose.loading import load_image_processor, load_model
 
 NUM_IMAGES = 4
@@ -72,19 +75,22 @@ def test_the_folder_has_a_calibrated_model(folder, calibrated):
     assert {tensor.dtype for tensor in after.values() if tensor.is_floating_point()} == {torch.float16}
 
 
-def test_a_calibrated_model_is_calibrated_anew(folder, calibrated, tmp_path):
-    assert calibrate.main(arguments(folder, tmp_path / "again", model=calibrated)) == 0
+def test_a_calibrated_model_is_calibrated_anew(folder, calibrated, tmp_path, capsys):
+    val = {"val_images": folder / "images", "val_annotations": folder / "people.json"}
+    assert calibrate.main(arguments(folder, tmp_path / "again", model=calibrated, **val)) == 0
     first, second = (load_model(str(path)).calibration.state_dict() for path in (calibrated, tmp_path / "again"))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=1e-2, rtol=1e-2)
-
-
-def test_report_on_other_images(folder, tmp_path, capsys):
-    options = {"val_images": folder / "images", "val_annotations": folder / "people.json", "max_images": 3}
-    assert calibrate.main(arguments(folder, tmp_path / "out", **options)) == 0
     text = capsys.readouterr().out
     assert "people found in --images" in text and "people found in --val-images" in text
     assert text.count("calibration error of keypoint scores") == 2
+
+
+def test_training_starts_without_calibration(folder, calibrated):
+    options = argparse.Namespace(model=str(calibrated), set={}, unfreeze_backbone_norms=False)
+    model = train.get_model(options, CocoPoseDataset(folder / "images", folder / "people.json"))
+    assert not model.config.use_calibration and model.config.ellipse_radii == list(GAUSSIAN_RADII)
+    assert not [name for name in model.state_dict() if name.startswith("calibration")]
 
 
 @pytest.mark.parametrize(
