@@ -372,6 +372,39 @@ class TestDataset:
         assert exit.value.code == 2
         assert f"argument {option}: {value} is not a whole number of at least" in capsys.readouterr().err
 
+    def test_videos(self, tmp_path, capsys):
+        options = "--videos 2 --frames 6 --fps 12 --size 180 --workers 1 --max-people 3".split()
+        assert generate_people.main(["--output", str(tmp_path / "frames"), *options]) == 0
+        assert "2 videos of 6 frames written to" in capsys.readouterr().out
+        folder = tmp_path / "frames"
+        assert sorted(path.name for path in folder.iterdir()) == ["00000000", "00000001", "videos.json"]
+        content = json.loads((folder / "videos.json").read_text())
+        assert [image["frame_id"] for image in content["images"]] == 2 * list(range(6))
+        assert {image["vid_id"] for image in content["images"]} == {0, 1}
+        assert content["images"][3]["timestamp"] == pytest.approx(3 / 12)
+        sizes = {Image.open(folder / image["file_name"]).size for image in content["images"]}
+        assert sizes == {(320, 180)}
+        image_ids = {image["id"] for image in content["images"]}
+        ids = [annotation["id"] for annotation in content["annotations"]]
+        assert len(set(ids)) == len(ids) > 6
+        for annotation in content["annotations"]:
+            assert annotation["image_id"] in image_ids and 0 <= annotation["track_id"] < 3
+            # The nose of a small figure may stick out of the pixels that are painted, whose box this is.
+            check_annotation(annotation, 320, 180, margin=0.5)
+        keys = [(annotation["image_id"], annotation["track_id"]) for annotation in content["annotations"]]
+        assert len(set(keys)) == len(keys)
+
+    def test_video_files(self, tmp_path):
+        av = pytest.importorskip("av")
+        options = "--videos 1 --frames 5 --fps 10 --size 90 --workers 1 --mp4".split()
+        assert generate_people.main(["--output", str(tmp_path / "videos"), *options]) == 0
+        content = json.loads((tmp_path / "videos" / "videos.json").read_text())
+        assert {image["file_name"] for image in content["images"]} == {"00000000.mp4"}
+        with av.open(str(tmp_path / "videos" / "00000000.mp4")) as container:
+            frames = list(container.decode(video=0))
+            assert len(frames) == 5 and (frames[0].width, frames[0].height) == (160, 90)
+            assert float(container.streams.video[0].average_rate) == 10
+
     def test_help_names_defaults(self, capsys):
         with pytest.raises(SystemExit) as exit:
             generate_people.main(["--help"])
@@ -379,8 +412,8 @@ class TestDataset:
         assert "(default: 320)" in " ".join(capsys.readouterr().out.split())
 
 
-def check_annotation(annotation, width, height):
-    """Checks the invariants of all annotations, in pixels."""
+def check_annotation(annotation, width, height, margin=0):
+    """Checks the invariants of all annotations, in pixels; keypoints may be outside the box by a margin."""
     labels = np.reshape(annotation["keypoints"], (17, 3))
     labelled = labels[labels[:, 2] > 0]
     assert set(labels[:, 2]) <= {0, 1, 2}
@@ -389,5 +422,6 @@ def check_annotation(annotation, width, height):
     assert (labelled[:, :2] >= 0).all() and (labelled[:, :2] < (width, height)).all()
     x, y, box_width, box_height = annotation["bbox"]
     assert 0 <= x < x + box_width <= width and 0 <= y < y + box_height <= height
-    assert (labelled[:, :2] >= (x, y)).all() and (labelled[:, :2] <= (x + box_width, y + box_height)).all()
+    assert (labelled[:, :2] >= np.subtract((x, y), margin)).all()
+    assert (labelled[:, :2] <= np.add((x + box_width, y + box_height), margin)).all()
     assert 0 < annotation["area"] <= box_width * box_height

@@ -1,11 +1,14 @@
 """Generates synthetic images of people with exact keypoints: a COCO keypoint dataset without any download.
 
     detrpose generate-people --output people --train 4000 --val 200
+    detrpose generate-people --output videos --videos 4 --frames 300 --fps 30
 
-writes `people/train/*.jpg`, `people/val/*.jpg`, `people/train.json` and `people/val.json`. The people are articulated
+The first writes `people/train/*.jpg`, `people/val/*.jpg`, `people/train.json` and `people/val.json`. The second writes
+videos of walking people instead: `videos/00000000/000000.jpg` and so on, or with --mp4 `videos/00000000.mp4` and so on,
+and `videos/videos.json`, in which a person has the same `track_id` in all frames. The people are articulated
 figures with COCO's 17 keypoints, in many poses, seen from all sides, and partly occluded by each other and by objects.
 The same seed gives the same images, whatever the numbers of images and of processes. The annotations are described in
-`transformers_detrpose.synthetic.pictures`.
+`transformers_detrpose.synthetic.pictures`, and those of videos in `transformers_detrpose.synthetic.videos`.
 """
 
 import argparse
@@ -16,13 +19,25 @@ from pathlib import Path
 
 from ..synthetic.dataset import FIRST_VAL_INDEX, SMALLEST_SIZE, write_dataset
 from ..synthetic.pictures import MAX_HEIGHT, MIN_HEIGHT, PEOPLE_PER_ID
-from .command_line import run_command
+from ..synthetic.videos import FRAMES_PER_VIDEO, write_videos
+from .command_line import number, run_command
+
+SIZE_HELP = "height and width of the images in pixels; videos are 16/9 times as wide as high"
+# Arguments of `write_videos` and of `write_dataset` that the other does not have.
+VIDEO_OPTIONS = ("videos", "frames", "fps", "mp4")
+PICTURE_OPTIONS = ("train", "val", "min_height", "plain", "upright")
 
 
 def generate(arguments: argparse.Namespace):
     """Writes the dataset."""
-    write_dataset(**vars(arguments))
-    print(f"{arguments.train} training and {arguments.val} validation images written to {arguments.output}")
+    options = vars(arguments)
+    both = {name: options[name] for name in ("output", "size", "seed", "workers", "max_people")}
+    if arguments.videos:
+        write_videos(**both, **{name: options[name] for name in VIDEO_OPTIONS})
+        print(f"{arguments.videos} videos of {arguments.frames} frames written to {arguments.output}")
+    else:
+        write_dataset(**both, **{name: options[name] for name in PICTURE_OPTIONS})
+        print(f"{arguments.train} training and {arguments.val} validation images written to {arguments.output}")
 
 
 def whole_number(text: str, least: int, most: float = math.inf) -> int:
@@ -56,7 +71,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--train", type=train_count, default=4000, metavar="N", help="number of training images")
     parser.add_argument("--val", type=count, default=200, metavar="N", help="number of validation images")
     size = partial(whole_number, least=SMALLEST_SIZE)
-    parser.add_argument("--size", type=size, default=320, metavar="N", help="height and width of the images in pixels")
+    parser.add_argument("--size", type=size, default=320, metavar="N", help=SIZE_HELP)
     parser.add_argument("--seed", type=count, default=0, metavar="N", help="random seed")
     workers = partial(whole_number, least=1)
     parser.add_argument("--workers", type=workers, default=os.cpu_count() or 1, metavar="N", help="number of processes")
@@ -70,6 +85,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--plain", action="store_true", help="figures on a single color, with nothing else")
     parser.add_argument("--upright", action="store_true", help="figures that stand or walk and face the viewer")
+    videos = parser.add_argument_group("videos")
+    videos.add_argument("--videos", type=count, default=0, metavar="N", help="number of videos; 0 for images")
+    frames = partial(whole_number, least=1, most=FRAMES_PER_VIDEO)
+    videos.add_argument("--frames", type=frames, default=300, metavar="N", help="frames per video")
+    videos.add_argument("--fps", type=number(1, 240), default=30, metavar="N", help="frames per second")
+    videos.add_argument("--mp4", action="store_true", help="write a video file instead of one image per frame")
     return parser.parse_args(argv)
 
 

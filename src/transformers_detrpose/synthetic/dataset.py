@@ -52,7 +52,7 @@ def write_dataset(
         for split, indices in (("train", range(train)), ("val", range(FIRST_VAL_INDEX, FIRST_VAL_INDEX + val))):
             (folder / split).mkdir()
             draw_one = partial(_write_picture, folder=folder / split, seed=seed, **look)
-            records = list(tqdm(_map(draw_one, indices, workers), split, total=len(indices), unit="image"))
+            records = list(tqdm(map_in_order(draw_one, indices, workers), split, total=len(indices), unit="image"))
             content = coco_content(records, f"Synthetic people, seed {seed}")
             (folder / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
@@ -84,7 +84,7 @@ def _write_picture(index: int, folder: Path, seed: int, **look) -> tuple[dict, l
     return {"id": index, "file_name": name, "width": picture.width, "height": picture.height}, annotations
 
 
-def _map(function: Callable, items: range, workers: int) -> Iterator:
+def map_in_order(function: Callable, items: range, workers: int) -> Iterator:
     """Yields the results of a function in order, computed by one or more processes."""
     if workers == 1:
         yield from map(function, items)

@@ -1,0 +1,184 @@
+"""Identities: the same person has the same number in all frames."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from ..keypoint_schemas import KeypointSchema
+from .duplicates import find_distinct
+from .motion import Motion
+from .poses import (
+    Poses,
+    check_range,
+    check_time,
+    deviation_array,
+    enlargement,
+    keypoint_array,
+    pairwise_similarity,
+    pose_areas,
+    squared_length,
+    to_array,
+)
+
+UNTRACKED = -1
+ACCELERATION = 3.0  # see `Motion.predicted`
+LOCALISATION = 1.0  # pixels; standard deviation that even the fall-off of the smallest person has
+SAME_PERSON = 0.5  # minimum similarity of a pose and another that is already tracked, for it not to begin a track
+# How much a certain prediction is preferred to an uncertain one, such as that of a person not seen for a while: 0 would
+# let them take each other's poses, and 1 is the expected keypoint similarity, which lets go of people too easily.
+PREFERENCE = 0.25
+REACH = 0.7  # sizes of a person within which they are searched for
+
+
+class PoseTracker:
+    """Gives the poses of the same person in consecutive frames the same number.
+
+    A pose continues the track whose predicted keypoints it resembles most: by keypoint similarity, with a fall-off that
+    grows with the uncertainty of the prediction and of the pose. So it is strict for a person just seen, and looser
+    for small ones and after a gap. Poses with high scores are assigned first, then those with low scores to people who
+    are left over.
+
+    Args:
+        schema: Keypoint schema of the model, or the name of a known one ("coco", "crowdpose").
+        threshold: Minimum score of a pose that begins a track or is assigned first, from 0 to 1. Poses with lower
+            scores only continue tracks.
+        confirmation: A track is confirmed once the squared scores of its poses in consecutive frames add up to this:
+            after three frames of a clearly visible person, and more of one who is not.
+        min_similarity: Minimum similarity of a pose and the track that it continues, from 0 to 1.
+        max_gap: Seconds for which an unseen person is remembered.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        schema: KeypointSchema | dict | str,
+        threshold: float = 0.5,
+        confirmation: float = 2.4,
+        min_similarity: float = 0.3,
+        max_gap: float = 1.0,
+    ):
+        self.schema = KeypointSchema.of(schema)
+        self.threshold = check_range("threshold", threshold, 0, 1)
+        self.confirmation = check_range("confirmation", confirmation, 0)
+        self.min_similarity = check_range("min_similarity", min_similarity, 0, 1)
+        self.max_gap = check_range("max_gap", max_gap, 0)
+        self.falloff = 2 * np.array(self.schema.sigmas)  # relative to the size of a person
+        self.reset()
+
+    def reset(self):
+        """Forgets everybody, before another video."""
+        num_keypoints = self.schema.num_keypoints
+        self.next_id, self.time, self.image_size = 0, -np.inf, None
+        self.motion = Motion.begin(np.empty((0, num_keypoints, 2)), np.empty((0, num_keypoints)))
+        self.ids, self.labels = np.empty(0, dtype=np.int64), np.empty(0)
+        self.seen, self.evidence = np.empty(0), np.empty(0)  # time when last seen, sum of squared scores
+
+    def update(
+        self, poses: Mapping[str, torch.Tensor], timestamp: float, image_size: tuple[int, int] | None = None
+    ) -> Poses:
+        """Returns the poses of the next frame with their identities.
+
+        Args:
+            poses: Poses of one image, as `post_process_keypoint_detection` returns them, with a low threshold, such
+                as 0.1, so that people who are hardly visible stay tracked.
+            timestamp: Time of the frame in seconds, not before that of the previous one. Everybody is forgotten if it
+                jumps ahead by more than `max_gap`.
+            image_size: (height, width) of the frame in pixels; needed only if it may change, as in some streams. Then
+                the same view is assumed to be shown in another resolution.
+
+        Returns:
+            All poses, in the same order, with `track_id` (n,) int64, from 0. It is -1 for poses that belong to no
+            confirmed track: those of a person who just appeared, those with a low score, and those that are not finite.
+
+        Raises:
+            ValueError: if the poses do not fit the schema, or the time goes back. Tracks are unchanged then.
+        """
+        keypoints = keypoint_array(poses, self.schema.num_keypoints)
+        scores, labels = to_array(poses["scores"]), to_array(poses["labels"])
+        check_time(timestamp, self.time)
+        elapsed = timestamp - self.time if len(self.ids) else 0.0
+        if image_size != self.image_size:
+            self.motion = self.motion.scaled(enlargement(self.image_size, image_size))
+        self.time, self.image_size = timestamp, image_size
+        self._keep(timestamp - self.seen <= self.max_gap)
+        self.motion = self.motion.predicted(elapsed, ACCELERATION)
+
+        usable = np.isfinite(keypoints).all(axis=(1, 2)) & np.isfinite(scores)
+        noise = np.square(deviation_array(poses, keypoints)).mean(axis=-1)
+        match = np.full(len(keypoints), UNTRACKED)  # index of the track of each pose
+        for chosen in (usable & (scores >= self.threshold), usable & (scores < self.threshold)):
+            free = np.ones(len(self.ids), dtype=bool)
+            free[match[match >= 0]] = False
+            free, chosen = np.flatnonzero(free), np.flatnonzero(chosen)
+            tracks, matched = self._assign(free, keypoints[chosen], noise[chosen], labels[chosen])
+            match[chosen[matched]] = free[tracks]
+        track_ids = self._continue(match, keypoints, noise, scores, timestamp)
+        self._begin(usable & (match < 0) & (scores >= self.threshold), match >= 0, keypoints, noise, scores, labels)
+        return {**poses, "track_id": torch.from_numpy(track_ids).to(torch.as_tensor(poses["scores"]).device)}
+
+    def _assign(self, tracks: np.ndarray, keypoints: np.ndarray, noise: np.ndarray, labels: np.ndarray):
+        """Returns indices into `tracks`, and of the poses assigned to them."""
+        similarity = np.zeros((len(tracks), len(keypoints)))
+        if not similarity.size:
+            return np.empty(0, dtype=int), np.empty(0, dtype=int)
+        motion = self.motion[tracks]
+        # Few pairs are near each other; comparing the others would take most of the time.
+        offsets = motion.position.mean(axis=1)[:, None] - keypoints.mean(axis=1)
+        reach = REACH * motion.size + 2 * np.sqrt(motion.variance[..., 0].mean(axis=1))
+        near = (squared_length(offsets) < np.square(reach)[:, None]) & (self.labels[tracks][:, None] == labels)
+        track, pose = near.nonzero()
+        falloff = np.square(motion.size[:, None] * self.falloff) + LOCALISATION**2
+        variance = falloff + motion.variance[..., 0]
+        total = variance[track] + noise[pose]
+        squared = np.zeros_like(total)
+        for axis in (0, 1):  # several times as fast as both at once
+            squared += np.square(motion.position[..., axis][track] - keypoints[..., axis][pose])
+        likely = np.exp(-0.5 * squared / total).mean(axis=-1)
+        preferred = likely * np.mean((falloff / variance) ** PREFERENCE, axis=-1)[track]
+        similarity[track, pose] = np.where(likely >= self.min_similarity, preferred, 0)
+        rows, columns = linear_sum_assignment(similarity, maximize=True)
+        accepted = similarity[rows, columns] > 0
+        return rows[accepted], columns[accepted]
+
+    def _continue(
+        self, match: np.ndarray, keypoints: np.ndarray, noise: np.ndarray, scores: np.ndarray, timestamp: float
+    ) -> np.ndarray:
+        """Continues tracks with the poses matched to them, drops unconfirmed others, and returns the poses' ids."""
+        poses = np.flatnonzero(match >= 0)
+        tracks = match[poses]
+        self.motion[tracks] = self.motion[tracks].corrected(keypoints[poses], noise[poses])
+        self.seen[tracks] = timestamp
+        self.evidence[tracks] += np.square(scores[poses])
+        new = tracks[(self.ids[tracks] < 0) & (self.evidence[tracks] >= self.confirmation)]
+        self.ids[new] = np.arange(self.next_id, self.next_id + len(new))
+        self.next_id += len(new)
+        track_ids = np.full(len(keypoints), UNTRACKED, dtype=np.int64)
+        track_ids[poses] = self.ids[tracks]
+        self._keep((self.ids >= 0) | (self.seen == timestamp))
+        return track_ids
+
+    def _begin(self, chosen: np.ndarray, tracked: np.ndarray, keypoints, noise, scores, labels):
+        """Begins tracks with some of the poses, except those that are the same person as a tracked or a better one."""
+        chosen = np.flatnonzero(chosen)
+        areas, sigmas = pose_areas(keypoints[chosen]), np.array(self.schema.sigmas)
+        known = pairwise_similarity(keypoints[chosen], keypoints[tracked], areas, sigmas)
+        known *= labels[chosen][:, None] == labels[tracked]
+        chosen = chosen[known.max(axis=1, initial=0) < SAME_PERSON]
+        if not len(chosen):
+            return
+        chosen = chosen[find_distinct(keypoints[chosen], scores[chosen], labels[chosen], sigmas, SAME_PERSON)]
+        self.motion = self.motion.joined(Motion.begin(keypoints[chosen], noise[chosen]))
+        self.ids = np.concatenate([self.ids, np.full(len(chosen), UNTRACKED)])
+        self.labels = np.concatenate([self.labels, labels[chosen]])
+        self.seen = np.concatenate([self.seen, np.full(len(chosen), self.time)])
+        self.evidence = np.concatenate([self.evidence, np.square(scores[chosen])])
+
+    def _keep(self, mask: np.ndarray):
+        """Drops the other tracks."""
+        self.motion = self.motion[mask]
+        self.ids, self.labels = self.ids[mask], self.labels[mask]
+        self.seen, self.evidence = self.seen[mask], self.evidence[mask]

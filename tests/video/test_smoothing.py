@@ -1,0 +1,178 @@
+"""Smoothing, online and offline, on movements that are known."""
+
+import numpy as np
+import pytest
+import torch
+
+from moving_poses import poses_at
+from transformers_detrpose.evaluation.tracking_metrics import measure_smoothness
+from transformers_detrpose.synthetic.detections import DetectorErrors, SimulatedDetector
+from transformers_detrpose.synthetic.scenes import sample_scene
+from transformers_detrpose.video import PoseSmoother, smooth_tracks
+from transformers_detrpose.video import offline as offline_module
+
+FPS = 30
+
+
+def tracked(centers, ids=None, **options):
+    poses = poses_at(centers, **options)
+    return {**poses, "track_id": torch.arange(len(poses["scores"])) if ids is None else torch.tensor(ids)}
+
+
+def smooth_online(frames, times, **options):
+    smoother = PoseSmoother(**options)
+    return [smoother.update(poses, time) for poses, time in zip(frames, times, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def walk():
+    """Times, truth and poses with true identities of a video, with noise only."""
+    size, times = (720, 1280), [frame / FPS for frame in range(90)]
+    scene = sample_scene(np.random.default_rng(0), size, 2, 3.0, crossing=True)
+    errors = DetectorErrors(missed=0, duplicated=0, false_rate=0)
+    detector, truth = SimulatedDetector(np.random.default_rng(1), size, errors), [scene.truth(time) for time in times]
+    frames = []
+    for people in truth:
+        poses = detector(people)
+        near = torch.cdist(poses["keypoints"].mean(dim=1), torch.tensor(people.keypoints).float().mean(dim=1))
+        frames.append({**poses, "track_id": torch.tensor(people.track_ids)[near.argmin(dim=1)]})
+    return times, truth, frames
+
+
+class TestBoth:
+    @pytest.mark.parametrize("smooth, least", [(smooth_online, 0.5), (smooth_tracks, 0.85)], ids=["online", "offline"])
+    def test_less_jitter_without_lag_or_loss(self, walk, smooth, least):
+        times, truth, frames = walk
+        before = measure_smoothness(truth, frames, "coco")
+        after = measure_smoothness(truth, smooth(frames, times), "coco")
+        assert after["jitter"] < (1 - least) * before["jitter"]
+        assert abs(after["lag"]) < 1
+        assert after["KS"] > before["KS"]
+
+    @pytest.mark.parametrize("smooth", [smooth_online, smooth_tracks], ids=["online", "offline"])
+    def test_poses_of_no_track_and_not_finite_ones_are_unchanged(self, smooth):
+        rng = np.random.default_rng(0)
+        frames = [tracked(rng.normal(100, 5, (3, 2)), ids=[0, -1, 1]) for _ in range(5)]
+        for poses in frames:
+            poses["keypoints"][2, 3] = float("nan")
+        for before, after in zip(frames, smooth(frames, np.arange(5) / FPS), strict=True):
+            assert not torch.equal(after["keypoints"][0], before["keypoints"][0]) or before is frames[0]
+            assert torch.equal(after["keypoints"][1], before["keypoints"][1])
+            assert torch.equal(after["keypoints"][2].nan_to_num(-1), before["keypoints"][2].nan_to_num(-1))
+            assert torch.equal(after["scores"], before["scores"])
+
+    @pytest.mark.parametrize("smooth", [smooth_online, smooth_tracks], ids=["online", "offline"])
+    def test_uncertain_keypoints_are_smoothed_more(self, smooth):
+        moved = []
+        for std in (0.5, 5.0):
+            frames = [tracked([(100 + (frame == 10), 100)], std=std) for frame in range(20)]
+            moved.append(float(smooth(frames, np.arange(20) / FPS)[10]["keypoints"][0, 0, 0]) - 100)
+        assert 0 < moved[1] < 0.7 * moved[0] < 0.7
+
+    @pytest.mark.parametrize("smooth", [smooth_online, smooth_tracks], ids=["online", "offline"])
+    def test_boxes_fit(self, walk, smooth):
+        times, _, frames = walk
+        poses = smooth(frames[:9], times[:9])[-1]
+        corners = torch.cat([poses["keypoints"].amin(dim=1), poses["keypoints"].amax(dim=1)], dim=-1)
+        assert torch.equal(poses["boxes"], corners)
+
+    @pytest.mark.parametrize("smooth", [smooth_online, smooth_tracks], ids=["online", "offline"])
+    @pytest.mark.parametrize("times, message", [([0.1, 0.0], "went back from 0.1 to 0.0"), ([0, np.inf], "seconds")])
+    def test_bad_times(self, smooth, times, message):
+        with pytest.raises(ValueError, match=message):
+            smooth([tracked([(100, 100)])] * 2, times)
+
+    @pytest.mark.parametrize("smooth", [smooth_online, smooth_tracks], ids=["online", "offline"])
+    def test_without_identities(self, smooth):
+        with pytest.raises(ValueError, match="need `track_id`"):
+            smooth([poses_at([(100, 100)])], [0.0])
+
+    @pytest.mark.parametrize("smooth", [smooth_online, smooth_tracks], ids=["online", "offline"])
+    def test_nobody_and_repeated_times(self, smooth):
+        frames = [tracked([]), tracked([(100, 100)]), tracked([(102, 100)]), tracked([])]
+        smoothed = smooth(frames, [0.0, 0.1, 0.1, 0.2])
+        assert [len(poses["scores"]) for poses in smoothed] == [0, 1, 1, 0]
+        assert all(poses["keypoints"].isfinite().all() for poses in smoothed)
+
+
+class TestOnline:
+    def test_a_new_track_and_one_after_a_gap_begin_anew(self):
+        frames = [tracked([(100, 100)])] * 5 + [tracked([(160, 100)])]
+        times = [*(np.arange(5) / FPS), 2.0]
+        assert torch.equal(smooth_online(frames, times)[-1]["keypoints"], frames[-1]["keypoints"])
+        assert not torch.equal(smooth_online(frames, times, max_gap=3.0)[-1]["keypoints"], frames[-1]["keypoints"])
+
+    def test_another_resolution(self):
+        smoother = PoseSmoother()
+        for frame in range(10):
+            factor = 1 if frame < 5 else 2
+            poses = tracked([], ids=[0], keypoints=factor * poses_at([(100, 100)])["keypoints"].numpy())
+            after = smoother.update(poses, frame / FPS, (240 * factor, 400 * factor))
+            torch.testing.assert_close(after["keypoints"], poses["keypoints"], atol=1e-3, rtol=0)
+
+    @pytest.mark.parametrize("options", [{"acceleration": 0}, {"max_gap": -1}])
+    def test_arguments_out_of_range(self, options):
+        with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be at least"):
+            PoseSmoother(**options)
+
+
+class TestOffline:
+    def frames(self, missing):
+        return [tracked([] if frame in missing else [(100 + 2 * frame, 100)]) for frame in range(30)]
+
+    def test_gaps_are_filled_and_marked(self):
+        smoothed = smooth_tracks(self.frames(range(10, 20)), np.arange(30) / FPS)
+        for frame, poses in enumerate(smoothed):
+            assert poses["filled"].tolist() == [frame in range(10, 20)]
+            assert poses["track_id"].tolist() == [0]
+            expected = poses_at([(100 + 2 * frame, 100)])["keypoints"]
+            torch.testing.assert_close(poses["keypoints"], expected, atol=1.0, rtol=0)
+        deviations = [float(poses["keypoint_std"].mean()) for poses in smoothed]
+        assert deviations[15] > deviations[11] > 0
+
+    def test_scores_are_interpolated(self):
+        frames = [tracked([(100, 100)], scores=[0.5]), tracked([]), tracked([(100, 100)], scores=[1.0])]
+        filled = smooth_tracks(frames, [0.0, 0.1, 0.2])[1]
+        assert filled["scores"].tolist() == [0.75] and filled["keypoint_scores"].tolist() == [[0.75] * 17]
+
+    def test_long_gaps_are_not_filled(self):
+        smoothed = smooth_tracks(self.frames(range(5, 25)), np.arange(30) / FPS)
+        assert [len(poses["scores"]) for poses in smoothed] == [1] * 5 + [0] * 20 + [1] * 5
+        assert not any(poses["filled"].any() for poses in smoothed)
+
+    def test_frames_are_not_changed(self):
+        frames = self.frames([])
+        copies = [poses["keypoints"].clone() for poses in frames]
+        smooth_tracks(frames, np.arange(30) / FPS)
+        assert all(torch.equal(poses["keypoints"], copy) for poses, copy in zip(frames, copies, strict=True))
+
+    def test_one_time_per_frame(self):
+        with pytest.raises(ValueError, match="30 frames, but 29 timestamps"):
+            smooth_tracks(self.frames([]), np.arange(29) / FPS)
+
+    def test_the_smoother_agrees_with_the_solution_for_all_frames_at_once(self):
+        rng = np.random.default_rng(0)
+        times, seen, size = np.array([0.0, 0.03, 0.07, 0.1, 0.2, 0.22]), np.array([1, 1, 0, 1, 0, 1], dtype=bool), 50.0
+        measured, noise = rng.normal(100, 2, (4, 1)), rng.uniform(4, 9, (4, 1))
+        precision, weighted = np.zeros((18, 18)), np.zeros(18)
+
+        def add(matrix, value, covariance):  # an observation `value` of matrix @ states
+            nonlocal precision, weighted
+            inverse = np.linalg.inv(covariance)
+            precision += matrix.T @ inverse @ matrix
+            weighted += matrix.T @ inverse @ value
+
+        first = [offline_module.FIRST_SPEED, offline_module.FIRST_ACCELERATION]
+        add(np.eye(18)[1:3], np.zeros(2), np.diag(np.square(first)) * size**2)
+        for frame in range(1, 6):
+            transition, push = offline_module._dynamics(times[frame] - times[frame - 1], size)
+            matrix = np.zeros((3, 18))
+            matrix[:, 3 * frame : 3 * frame + 3], matrix[:, 3 * frame - 3 : 3 * frame] = np.eye(3), -transition
+            add(matrix, np.zeros(3), push)
+        for row, frame in enumerate(np.flatnonzero(seen)):
+            add(np.eye(18)[3 * frame : 3 * frame + 1], measured[row], noise[row : row + 1])
+        covariance = np.linalg.inv(precision)
+        position, variance = offline_module.smooth(times, seen, measured, noise, size)
+        # The first frame's position in the smoother also has the small variance that a step of no time adds.
+        np.testing.assert_allclose(position[:, 0], (covariance @ weighted)[::3], rtol=1e-3)
+        np.testing.assert_allclose(variance[:, 0], np.diag(covariance)[::3], rtol=1e-2)
