@@ -21,7 +21,9 @@ import torch
 import trackers
 from tqdm import tqdm
 
+from transformers_detrpose.evaluation import CocoKeypoints
 from transformers_detrpose.evaluation.tracking_metrics import TrackingMetric, measure_smoothness
+from transformers_detrpose.keypoint_schemas import COCO_PERSON, PERSON_TO_BOX_AREA
 from transformers_detrpose.synthetic.detections import SimulatedDetector
 from transformers_detrpose.synthetic.scenes import FrameTruth, sample_scene
 from transformers_detrpose.video import PoseSmoother, PoseTracker, smooth_tracks
@@ -145,6 +147,42 @@ def compare_trackers(videos: list[Video], fps: int) -> list[list[str]]:
     return rows
 
 
+def average_precision(videos: list[Video], smoothed: list[list[dict[str, torch.Tensor]]]) -> float:
+    """Returns COCO's average precision of the poses that belong to a track."""
+    images, annotations, predictions = [], [], []
+    for video, frames in zip(videos, smoothed, strict=True):
+        for truth, poses in zip(video.truth, frames, strict=True):
+            image_id = len(images)
+            images.append({"id": image_id, "file_name": str(image_id), "height": SIZE[0], "width": SIZE[1]})
+            annotations += [{**person, "image_id": image_id} for person in annotate(truth)]
+            is_tracked = poses["track_id"] >= 0
+            scored = {name: poses[name][is_tracked] for name in ("scores", "keypoints")}
+            predictions.append({**scored, "labels": torch.ones(len(scored["scores"]), dtype=torch.int64)})
+    annotations = [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
+    category = {"id": 1, "name": "person", "keypoints": list(COCO_PERSON.names)}
+    content = {"images": images, "annotations": annotations, "categories": [category]}
+    metric = CocoKeypoints(content, COCO_PERSON)
+    metric.update(range(len(images)), predictions)
+    return metric.compute()["AP"]
+
+
+def annotate(truth: FrameTruth) -> list[dict]:
+    """Returns the annotations of the people in a frame in COCO's form, except for ids."""
+    annotations = []
+    for points, inside, visible in zip(truth.keypoints, truth.inside, truth.visible, strict=True):
+        flags = np.where(inside, np.where(visible, 2, 1), 0)[:, None]
+        low, sides = points.min(axis=0), np.ptp(points, axis=0)
+        keypoints = np.concatenate([np.where(flags > 0, points, 0), flags], axis=1)
+        annotations.append({
+            "category_id": 1,
+            "keypoints": keypoints.ravel().tolist(),
+            "bbox": [*low.tolist(), *sides.tolist()],
+            "area": float(PERSON_TO_BOX_AREA * sides.prod()),
+            "iscrowd": 0,
+        })  # fmt: skip
+    return annotations
+
+
 def compare_smoothers(videos: list[Video]) -> list[list[str]]:
     """Returns the rows of the table of smoothers."""
 
@@ -164,13 +202,15 @@ def compare_smoothers(videos: list[Video]) -> list[list[str]]:
     tracked = [track(PoseTracker("coco"), video)[0] for video in videos]
     rows, raw = [], None
     for name, smooth in smoothers.items():
+        smoothed = [smooth(poses, video.times) for video, poses in zip(videos, tracked, strict=True)]
         results = [
-            measure_smoothness(video.truth, smooth(poses, video.times), "coco")
-            for video, poses in zip(videos, tracked, strict=True)
+            measure_smoothness(video.truth, poses, "coco") for video, poses in zip(videos, smoothed, strict=True)
         ]
+        precision = average_precision(videos, smoothed)
         jitter, lag, similarity = (mean(result[each] for result in results) for each in ("jitter", "lag", "KS"))
         raw = raw or jitter
-        rows.append([name, f"{1000 * jitter:.1f}", f"{jitter / raw - 1:+.0%}", f"{lag:+.2f}", f"{similarity:.3f}"])
+        shown = [f"{1000 * jitter:.1f}", f"{jitter / raw - 1:+.0%}", f"{lag:+.2f}"]
+        rows.append([name, *shown, f"{similarity:.3f}", f"{precision:.3f}"])
     return rows
 
 
@@ -199,8 +239,8 @@ def main(argv: list[str] | None = None) -> int:
             videos = [make_video(seed, fps, args.people, args.seconds, crossing) for seed in seeds]
             columns = ["tracker", "HOTA", "AssA", "IDF1", "MOTA", "identity switches", "false tracks", "ms per frame"]
             print_table(f"{kind[0].upper()}{kind[1:]}, {fps} frames/s", columns, compare_trackers(videos, fps))
-        columns = ["smoother", "jitter (height / 1000 / frame²)", "change", "lag (frames)", "keypoint similarity"]
-        print_table(f"The latter, {fps} frames/s", columns, compare_smoothers(videos))
+        columns = ["smoother", "jitter (height / 1000 / frame²)", "change", "lag (frames)", "keypoint similarity", "AP"]
+        print_table(f"The latter smoothed, {fps} frames/s", columns, compare_smoothers(videos))
     return 0
 
 

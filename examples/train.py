@@ -29,15 +29,17 @@ from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
-from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
+from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor, KeypointSchema
 from transformers_detrpose.commands.command_line import CommandError, run_command
 from transformers_detrpose.commands.train_arguments import parse_arguments
+from transformers_detrpose.configuration_detrpose import GAUSSIAN_RADII
 from transformers_detrpose.data import CocoPoseDataset, check_dataset, evaluation_dataloader, train_dataloader
 from transformers_detrpose.data.augmentation import UNCHANGED, seed_for
 from transformers_detrpose.evaluation import METRICS, KeypointMetric, evaluate_model
 from transformers_detrpose.files import check_new_folder
-from transformers_detrpose.loading import first_line, load_config, load_model
+from transformers_detrpose.loading import first_line, load_config, load_image_processor, load_model
 from transformers_detrpose.training import (
     FINE_TUNING,
     RECIPES,
@@ -93,17 +95,30 @@ def get_model(args: argparse.Namespace, dataset: CocoPoseDataset) -> DETRPoseFor
     changes = {**args.set, "keypoint_schema": dataset.schema, "id2label": dataset.id2label}
     if args.unfreeze_backbone_norms:
         changes["freeze_backbone_batch_norms"] = False
+    # Training would invalidate it.
+    changes |= {"use_calibration": False, "ellipse_radii": GAUSSIAN_RADII}
     return load_model(args.model, load_config(args.model, **changes))
+
+
+def get_image_processor(args: argparse.Namespace, schema: KeypointSchema) -> DETRPoseImageProcessor:
+    """Returns the image processor of the training, which normalizes images if that of the model does."""
+    changes: dict[str, Any] = {}
+    if Path(args.model).is_dir() and not (Path(args.model) / IMAGE_PROCESSOR_NAME).is_file():
+        logger.warning("%s has no %s: images are not normalized", args.model, IMAGE_PROCESSOR_NAME)
+    else:
+        own = load_image_processor(args.model)
+        changes = {name: getattr(own, name) for name in ("do_normalize", "image_mean", "image_std")}
+    return DETRPoseImageProcessor(keypoint_schema=schema, size={"height": args.size, "width": args.size}, **changes)
 
 
 def get_recipe(args: argparse.Namespace, config: DETRPoseConfig) -> Recipe:
     """Returns the requested recipe, with explicit options overriding it."""
     recipe = FINE_TUNING
     if args.recipe:
-        variant = variant_of(config)
-        if variant is None:
-            raise CommandError(f"--recipe {args.recipe}: the model has none of the sizes {', '.join(RECIPES['coco'])}")
-        recipe = RECIPES[args.recipe][variant]
+        recipes, variant = RECIPES[args.recipe], variant_of(config)
+        if variant not in recipes:
+            raise CommandError(f"--recipe {args.recipe}: the model has none of the sizes {', '.join(recipes)}")
+        recipe = recipes[variant]
     return recipe.changed(
         epochs=args.epochs,
         batch_size=args.batch_size,
@@ -111,6 +126,9 @@ def get_recipe(args: argparse.Namespace, config: DETRPoseConfig) -> Recipe:
         backbone_lr=args.backbone_lr,
         lr_drop_epoch=args.lr_drop_epoch,
         base_size_repeats=args.multi_scale_repeats,
+        weight_decay=args.weight_decay,
+        mixup=args.mixup,
+        copy_paste=args.copy_paste,
     )
 
 
@@ -123,7 +141,7 @@ def get_dataloaders(
 ) -> tuple[DataLoader, DataLoader]:
     """Returns the data loaders for training and evaluation; accelerate distributes their batches among the processes.
 
-    Images are copied to the device as uint8 and scaled there.
+    Images are copied to the device as uint8; scaled and normalized there.
     """
     pin_memory = accelerator.device.type == "cuda"
     shares = accelerator.num_processes * args.gradient_accumulation_steps
@@ -192,10 +210,12 @@ def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Training:
     model = get_model(args, datasets[0])
     recipe = get_recipe(args, model.config)
     schema = model.config.keypoint_schema
-    image_processor = DETRPoseImageProcessor(keypoint_schema=schema, size={"height": args.size, "width": args.size})
+    image_processor = get_image_processor(args, schema)
     metric = METRICS[args.metric](args.val_annotations, schema)
     loaders = get_dataloaders(args, accelerator, recipe, datasets, image_processor)
-    optimizer = build_optimizer(model, recipe.lr, recipe.backbone_lr, args.weight_decay)
+    optimizer = build_optimizer(
+        model, recipe.lr, recipe.backbone_lr, recipe.weight_decay, recipe.decay_norms_and_biases
+    )
     model = convert_sync_batch_norms(model, accelerator.num_processes, accelerator.device).to(accelerator.device)
     average = WeightAverage(model, args.ema_decay)
     # Batches stay on the host, where checking their labels does not wait for a GPU.
@@ -261,7 +281,7 @@ def train_step(training: Training, batches: list[dict[str, Any]]) -> StepReport 
     image_ids = [int(label["image_id"]) for batch in batches for label in batch["labels"]]
     losses: dict[str, torch.Tensor] = {}
     try:
-        inputs = prepare_inputs(accelerator.unwrap_model(model), batches)
+        inputs = prepare_inputs(accelerator.unwrap_model(model), batches, training.image_processor)
         for index, batch in enumerate(inputs):
             # The noise of the denoising queries depends on nothing but the batch, so that resuming repeats it.
             torch.manual_seed(seed_for(args.seed, accelerator.process_index, progress.epoch, first + index))
@@ -310,7 +330,7 @@ def evaluate_and_save(training: Training):
     poses = evaluate_model(model, processor, loader, training.metric, accelerator.is_main_process)
     scores = on_first_process(accelerator, lambda: training.metric.score(poses))
     progress.count_epoch()
-    backbone_lr, lr = training.scheduler.get_last_lr()
+    backbone_lr, *_, lr = training.scheduler.get_last_lr()
     rates = {"lr": lr, "backbone_lr": backbone_lr, "skipped_steps": progress.skipped}
     line = checkpoints.add_scores({**progress.mean_losses(), **rates, **scores})
     if accelerator.is_main_process:

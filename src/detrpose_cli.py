@@ -14,6 +14,7 @@ COMMANDS = {
     "convert-dfine": ("convert_dfine", "initialize a model for training from a D-FINE detector"),
     "train": ("train", "train or fine-tune a model on a COCO keypoint dataset"),
     "evaluate": ("evaluate", "compute average precision and recall as defined by COCO or CrowdPose"),
+    "calibrate": ("calibrate", "calibrate the scores of poses and keypoints on annotated images"),
     "export": ("export", "export a model to ONNX"),
     "quantize": ("quantize", "quantize an exported model to 8 bits"),
     "build-tensorrt": ("build_tensorrt", "build a TensorRT engine from an exported model"),
@@ -26,7 +27,7 @@ COMMANDS = {
 
 # Optional packages → the extra that installs them.
 EXTRAS = {
-    **dict.fromkeys(["accelerate", "datasets", "evaluate", "faster_coco_eval", "pycocotools"], "train"),
+    **dict.fromkeys(["accelerate", "datasets", "evaluate", "faster_coco_eval", "matplotlib", "pycocotools"], "train"),
     **dict.fromkeys(["onnx", "onnxruntime", "onnxslim"], "onnx"),
     "optimum": "optimum",
     **dict.fromkeys(["tensorrt", "tensorrt_rtx"], "tensorrt"),

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -11,8 +11,45 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test uses the Hub; read when huggingface_hub is imported
 
+from accelerate.state import AcceleratorState  # noqa: E402
+
 import reference  # noqa: E402
 from transformers_detrpose.commands import convert  # noqa: E402
+from transformers_detrpose.commands.command_line import CommandError, check_device  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="torch device of the tests that run a model, such as cuda")
+
+
+def pytest_configure(config):
+    """Checks the device, chooses it in transformers' own tests, too, and computes in full float32 on it."""
+    name = config.getoption("--device")
+    try:
+        check_device(name)
+    except CommandError as error:
+        raise pytest.UsageError(str(error)) from error
+    os.environ["TRANSFORMERS_TEST_DEVICE"] = name  # read when transformers.testing_utils is imported
+    # Where there is a GPU, accelerate would choose it, but most tests of training compare bit by bit.
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig) -> torch.device:
+    """The device of the models, from `--device`."""
+    return check_device(pytestconfig.getoption("--device"))
+
+
+@pytest.fixture
+def accelerate_device(device, monkeypatch) -> Iterator[torch.device]:
+    """Lets accelerate use the device, too."""
+    if device.type != "cpu":
+        monkeypatch.delenv("ACCELERATE_USE_CPU")
+        monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", str(device))
+    AcceleratorState._reset_state(reset_partial_state=True)  # which a process normally has once
+    yield device
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

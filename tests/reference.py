@@ -53,13 +53,14 @@ class Case:
             for name, entry in self.json["state_dict"].items()
         }
 
-    def image(self) -> torch.Tensor:
+    def image(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """Returns the images of the evaluation, (batch, 3, height, width)."""
-        return torch.from_numpy(make_images(**{key: self.json[key] for key in ("name", "batch", "height", "width")}))
+        images = make_images(**{key: self.json[key] for key in ("name", "batch", "height", "width")})
+        return torch.from_numpy(images).to(device)
 
-    def labels(self) -> list[dict[str, torch.Tensor]]:
+    def labels(self, device: torch.device | str = "cpu") -> list[dict[str, torch.Tensor]]:
         """Returns the labels of the training step."""
-        return [
+        labels = [
             {
                 "class_labels": torch.tensor(target["labels"]),
                 "keypoints": torch.cat(
@@ -69,15 +70,16 @@ class Case:
             }
             for target in self.json["targets"]
         ]
+        return [{name: values.to(device) for name, values in image.items()} for image in labels]
 
-    def training_batch(self) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+    def training_batch(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
         """Returns the images of the training step, (batch, 3, height, width), and their labels."""
-        return torch.from_numpy(make_images(**self.json["train_image"])), self.labels()
+        return torch.from_numpy(make_images(**self.json["train_image"])).to(device), self.labels(device)
 
-    def denoising_queries(self) -> DenoisingQueries:
+    def denoising_queries(self, device: torch.device | str = "cpu") -> DenoisingQueries:
         """Returns the denoising queries of the training step."""
         names = ("labels", "reference_points", "attention_mask")
-        arrays = {name: torch.from_numpy(self.arrays[f"dn_{name}"]) for name in names}
+        arrays = {name: torch.from_numpy(self.arrays[f"dn_{name}"]).to(device) for name in names}
         return DenoisingQueries(**arrays, num_groups=self.json["denoising"]["groups"])
 
 

@@ -251,11 +251,11 @@ def test_attention_mask_by_hand():
 
 
 @pytest.mark.parametrize("case", reference.CASES)
-def test_slots_match_the_reference(case):
+def test_slots_match_the_reference(case, device):
     case = reference.load_case(case)
     config = DETRPoseConfig.from_variant(case.variant, skeleton=case.dataset)
-    queries = make_denoising_queries(case.labels(), config, (256, 320))
-    expected = case.denoising_queries()
+    queries = make_denoising_queries(case.labels(device), config, (256, 320))
+    expected = case.denoising_queries(device)
     assert queries.num_groups == expected.num_groups
     assert torch.equal(queries.attention_mask, expected.attention_mask)
     reference_points = expected.reference_points

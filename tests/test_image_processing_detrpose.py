@@ -434,13 +434,16 @@ def slow_post_process(outputs, threshold, sizes, sigmas):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.9])
-def test_post_processing_follows_its_definition(threshold):
+def test_post_processing_follows_its_definition(threshold, device):
     outputs, sizes = fake_outputs(batch_size=3, num_labels=3), [(480, 640), (100, 50), (7, 2000)]
     processor = DETRPoseImageProcessor(keypoint_schema=TRIANGLE)
-    results = processor.post_process_keypoint_detection(outputs, threshold, sizes)
+    on_device = SimpleNamespace(**{key: values.to(device) for key, values in vars(outputs).items()})
+    results = processor.post_process_keypoint_detection(on_device, threshold, sizes)
     expected = slow_post_process(outputs, threshold, sizes, TRIANGLE.sigmas)
     assert [len(result["scores"]) for result in results] == [len(poses) for poses in expected]
     for result, poses in zip(results, expected, strict=True):
+        assert {values.device for values in result.values()} == {device}
+        result = {key: values.cpu() for key, values in result.items()}
         assert list(result) == ["scores", "labels", "keypoints", "keypoint_scores", "keypoint_std", "boxes"]
         assert result["labels"].dtype == torch.int64
         for index, (score, label, keypoints, keypoint_scores, deviations, box) in enumerate(poses):

@@ -55,10 +55,10 @@ def make_outputs(batch_size, config, num_queries=6, names=("0", "", "initial", "
     }
 
 
-def read_reference(name):
+def read_reference(name, device="cpu"):
     """Returns configuration, outputs, labels, denoising queries, their outputs, and the expected losses."""
     case = reference.load_case(name)
-    arrays = {name: torch.from_numpy(array) for name, array in case.arrays.items()}
+    arrays = {name: torch.from_numpy(array).to(device) for name, array in case.arrays.items()}
     config = DETRPoseConfig.from_variant(case.variant, skeleton=case.dataset)
 
     def output_set(prefix, layer=...):
@@ -72,15 +72,15 @@ def read_reference(name):
     outputs |= {name: output_set(f"train_{name}") for name in ("initial", "encoder")}
     denoising_outputs = {str(layer): output_set("dn", layer) for layer in range(last + 1)}
     denoising_outputs["initial"] = output_set("dn_initial")
-    return config, outputs, case.labels(), case.denoising_queries(), denoising_outputs, case.json
+    return config, outputs, case.labels(device), case.denoising_queries(device), denoising_outputs, case.json
 
 
 # Reference numbers of the official implementation
 
 
 @pytest.mark.parametrize("case", reference.CASES)
-def test_losses_match_the_reference(case):
-    config, outputs, labels, queries, denoising_outputs, expected = read_reference(case)
+def test_losses_match_the_reference(case, device):
+    config, outputs, labels, queries, denoising_outputs, expected = read_reference(case, device)
     validate_labels(labels, config, batch_size=2)
     _, loss_dict = pose_estimation_loss(outputs, labels, config, queries, denoising_outputs)
     wanted = {
@@ -91,23 +91,23 @@ def test_losses_match_the_reference(case):
 
 
 @pytest.mark.parametrize("case", reference.CASES)
-def test_sum_matches_the_reference(case):
-    config, outputs, labels, *_, expected = read_reference(case)
+def test_sum_matches_the_reference(case, device):
+    config, outputs, labels, *_, expected = read_reference(case, device)
     loss, loss_dict = pose_estimation_loss(outputs, labels, config)
     assert loss.item() == pytest.approx(expected["loss"], rel=1e-5)
     assert loss.item() == pytest.approx(sum(value.item() for value in loss_dict.values()), rel=1e-6)
 
 
 @pytest.mark.parametrize("case", reference.CASES)
-def test_attention_mask_matches_the_reference(case):
-    config, *_, queries, _, _ = read_reference(case)
-    mask = denoising_attention_mask(queries.num_slots, queries.num_groups, config.num_queries, "cpu")
+def test_attention_mask_matches_the_reference(case, device):
+    config, *_, queries, _, _ = read_reference(case, device)
+    mask = denoising_attention_mask(queries.num_slots, queries.num_groups, config.num_queries, device)
     assert torch.equal(mask, queries.attention_mask)
 
 
 @pytest.mark.parametrize("case", reference.CASES)
-def test_denoising_leaves_the_losses_of_matching_queries_alone(case):
-    config, outputs, labels, queries, denoising_outputs, _ = read_reference(case)
+def test_denoising_leaves_the_losses_of_matching_queries_alone(case, device):
+    config, outputs, labels, queries, denoising_outputs, _ = read_reference(case, device)
     _, without = pose_estimation_loss(outputs, labels, config)
     _, with_denoising = pose_estimation_loss(outputs, labels, config, queries, denoising_outputs)
     assert len(with_denoising) > len(without)

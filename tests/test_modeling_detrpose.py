@@ -1,7 +1,9 @@
 """The network against the reference numbers, and its other guarantees."""
 
+import copy
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.ops import FrozenBatchNorm2d
+from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2LearnableAffineBlock
 
 import reference
 import transformers_detrpose
@@ -18,6 +21,7 @@ from transformers_detrpose import (
     DETRPoseForPoseEstimation,
     DETRPoseImageProcessor,
 )
+from transformers_detrpose.affine_block import DETRPoseLearnableAffineBlock
 from transformers_detrpose.modeling_detrpose import DETRPoseIntegral, weighting_function
 
 CASES = reference.CASES
@@ -29,22 +33,23 @@ def case(request):
 
 
 @pytest.fixture(scope="module")
-def model(case, converted):
-    return DETRPoseForPoseEstimation.from_pretrained(converted(case.name))
+def model(case, converted, device):
+    return DETRPoseForPoseEstimation.from_pretrained(converted(case.name)).to(device)
 
 
 def largest_error(tensor, array):
     assert tuple(tensor.shape) == array.shape
-    return np.abs(tensor.detach().numpy() - array).max()
+    return np.abs(tensor.detach().cpu().numpy() - array).max()
 
 
 class TestReference:
     @torch.no_grad()
     def test_evaluation(self, case, model):
         model.eval()
-        outputs = model(case.image(), output_hidden_states=True)
+        image = case.image(model.device)
+        outputs = model(image, output_hidden_states=True)
         feature_maps = {
-            "backbone": model.model.backbone(case.image()).feature_maps,
+            "backbone": model.model.backbone(image).feature_maps,
             "encoder": outputs.encoder_hidden_states,
         }
         for part, maps in feature_maps.items():
@@ -52,7 +57,7 @@ class TestReference:
             for feature_map, expected in zip(maps, case.json[part], strict=True):
                 assert list(feature_map.shape) == expected["shape"]
                 positions = np.linspace(0, feature_map.numel() - 1, 64).astype(int)
-                np.testing.assert_allclose(feature_map.flatten()[positions], expected["samples"], atol=1e-4)
+                np.testing.assert_allclose(feature_map.flatten().cpu()[positions], expected["samples"], atol=1e-4)
                 assert feature_map.std().item() == pytest.approx(expected["std"], rel=1e-4)
         assert largest_error(outputs.logits, case.arrays["logits"]) < 1e-4
         assert largest_error(outputs.pred_keypoints, case.arrays["keypoints"]) < 1e-5
@@ -60,10 +65,10 @@ class TestReference:
     @torch.no_grad()
     def test_post_processing(self, case, model, converted):
         processor = DETRPoseImageProcessor.from_pretrained(converted(case.name))
-        outputs = model.eval()(case.image())
+        outputs = model.eval()(case.image(model.device))
         poses = processor.post_process_keypoint_detection(outputs, threshold=0.0, target_sizes=[(853, 480)])[0]
         assert largest_error(poses["scores"], case.arrays["post_scores"][0]) < 1e-5
-        assert (poses["labels"].numpy() == case.arrays["post_labels"][0]).all()
+        assert (poses["labels"].cpu().numpy() == case.arrays["post_labels"][0]).all()
         assert largest_error(poses["keypoints"], case.arrays["post_keypoints"][0]) < 853 * 1e-5
 
     def test_training(self, case, model):
@@ -102,7 +107,7 @@ class TestReference:
         assert {name for name in trained ^ expected if ".lab." not in name} == set()  # their noise may be zero
 
     def test_denoising(self, case, model):
-        outputs = self.train_step(case, model, case.denoising_queries())
+        outputs = self.train_step(case, model, case.denoising_queries(model.device))
         sets = dict(zip(model.model.decoder.output_set_names, outputs.denoising_outputs, strict=True))
         for layer, logits in enumerate(case.arrays["dn_logits"]):
             assert largest_error(sets[str(layer)]["logits"], logits) < 1e-3
@@ -123,14 +128,14 @@ class TestReference:
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 0.0
         model.config.num_denoising = 0 if denoising_queries is None else 20
-        images, labels = case.training_batch()
+        images, labels = case.training_batch(model.device)
         return model(images, labels=labels, denoising_queries=denoising_queries)
 
 
 class TestHalfPrecision:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @torch.no_grad()
-    def test_agrees_with_float32(self, dtype, converted, monkeypatch):
+    def test_agrees_with_float32(self, dtype, converted, monkeypatch, device):
         """Poses of the same selected locations; with random weights, near ties may be selected in another order."""
         case = reference.load_case("detrpose-n-crowdpose")
         selections = []
@@ -144,15 +149,15 @@ class TestHalfPrecision:
             return result
 
         monkeypatch.setattr(torch.Tensor, "topk", recorded)
-        exact = DETRPoseForPoseEstimation.from_pretrained(converted(case.name)).eval()(case.image())
-        model = DETRPoseForPoseEstimation.from_pretrained(converted(case.name), dtype=dtype).eval()
-        outputs = model(case.image())
+        exact = DETRPoseForPoseEstimation.from_pretrained(converted(case.name)).to(device).eval()(case.image(device))
+        model = DETRPoseForPoseEstimation.from_pretrained(converted(case.name), dtype=dtype).to(device).eval()
+        outputs = model(case.image(device))
         assert len(selections) == 2
         assert outputs.logits.isfinite().all() and outputs.pred_keypoints.isfinite().all()
-        common = np.isin(selections[0].numpy(), selections[1].numpy())
+        common = np.isin(selections[0].cpu().numpy(), selections[1].cpu().numpy())
         assert common.mean() > 0.75
         errors = (outputs.pred_keypoints - exact.pred_keypoints).abs().amax(dim=(2, 3))
-        assert (errors.numpy()[common] < 0.01).mean() >= 0.95
+        assert (errors.cpu().numpy()[common] < 0.01).mean() >= 0.95
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
     def test_folder_loads_in_the_precision_it_was_saved_in(self, dtype, tmp_path):
@@ -166,25 +171,25 @@ class TestAutocast:
     """Mixed precision, as training uses it: half precision wherever float32 is not needed."""
 
     @torch.no_grad()
-    def test_poses_stay(self):
+    def test_poses_stay(self, device):
         """The best pose of the demonstration model moves by less than a pixel at 640x640."""
         folder = Path(transformers_detrpose.__file__).with_name("demonstration_model")
-        model = DETRPoseForPoseEstimation.from_pretrained(folder, dtype=torch.float32).eval()
+        model = DETRPoseForPoseEstimation.from_pretrained(folder, dtype=torch.float32).to(device).eval()
         processor = DETRPoseImageProcessor.from_pretrained(folder)
-        inputs = processor(images=Image.open(folder / "picture.jpg"), return_tensors="pt")
+        inputs = processor(images=Image.open(folder / "picture.jpg"), return_tensors="pt").to(device)
         exact = model(**inputs)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             outputs = model(**inputs)
         best = exact.logits.amax(dim=-1)[0].argmax()
         errors = (outputs.pred_keypoints[0] - exact.pred_keypoints[0, best]).abs().amax(dim=(1, 2))
         assert 640 * errors.min() < 1
 
     @pytest.mark.parametrize("fields", [{}, {"use_fdr_heads": False}, {"use_pose_lqe": False}], ids=str)
-    def test_types(self, fields):
+    def test_types(self, fields, device):
         config = tiny_config(**fields)
-        model = DETRPoseForPoseEstimation(config).train()
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs = model(torch.rand(2, 3, 64, 64), labels=make_labels(config, [2, 1]))
+        model = DETRPoseForPoseEstimation(config).to(device).train()
+        with torch.autocast(device.type, torch.bfloat16):
+            outputs = model(torch.rand(2, 3, 64, 64, device=device), labels=make_labels(config, [2, 1], device=device))
         sets = (outputs, *outputs.auxiliary_outputs, *outputs.denoising_outputs)
         assert {x["logits"].dtype for x in sets} == {x["pred_keypoints"].dtype for x in sets} == {torch.float32}
         assert {loss.dtype for loss in outputs.loss_dict.values()} == {torch.float32}
@@ -192,21 +197,37 @@ class TestAutocast:
         assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
 
     @torch.no_grad()
-    def test_frozen_norms_keep_half_precision(self):
-        model, types = DETRPoseForPoseEstimation(tiny_config()), set()
+    def test_the_backbone_keeps_half_precision(self, device):
+        """Frozen norms and affine steps have float32 parameters, which must not turn their results to float32."""
+        model, types = DETRPoseForPoseEstimation(tiny_config()).to(device), defaultdict(set)
         for module in model.modules():
-            if isinstance(module, FrozenBatchNorm2d):
-                module.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
-        with torch.autocast("cpu", torch.bfloat16):
-            model(torch.rand(1, 3, 64, 64))
-        assert types == {torch.bfloat16}
+            if isinstance(module, (FrozenBatchNorm2d, HGNetV2LearnableAffineBlock)):
+                module.register_forward_hook(lambda module, _, output: types[type(module)].add(output.dtype))
+        with torch.autocast(device.type, torch.bfloat16):
+            feature_maps = model.model.backbone(torch.rand(1, 3, 64, 64, device=device)).feature_maps
+        assert list(types.values()) == [{torch.bfloat16}] * 2
+        assert {feature_map.dtype for feature_map in feature_maps} == {torch.bfloat16}
+
+    def test_affine_steps_are_trained(self, device):
+        """In float32 they compute what transformers' do, bit by bit, and under autocast their gradients agree."""
+        ours, theirs = DETRPoseLearnableAffineBlock().to(device), HGNetV2LearnableAffineBlock().to(device)
+        for block in (ours, theirs):
+            torch.nn.init.constant_(block.scale, 1.3)
+            torch.nn.init.constant_(block.bias, -0.7)
+        hidden_state = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(device)
+        assert torch.equal(ours(hidden_state), theirs(hidden_state))
+        theirs(hidden_state).sum().backward()
+        with torch.autocast(device.type, torch.bfloat16):
+            ours(hidden_state.bfloat16()).sum().backward()
+        torch.testing.assert_close(ours.scale.grad, theirs.scale.grad, rtol=2e-2, atol=0)
+        torch.testing.assert_close(ours.bias.grad, theirs.bias.grad, rtol=2e-2, atol=0)
 
 
 class TestInputs:
     @pytest.mark.parametrize("size", [(32, 32), (64, 96), (96, 64), (160, 32)])
-    def test_sizes(self, size):
-        model = DETRPoseForPoseEstimation(tiny_config()).eval()
-        outputs = model(torch.rand(2, 3, *size))
+    def test_sizes(self, size, device):
+        model = DETRPoseForPoseEstimation(tiny_config()).to(device).eval()
+        outputs = model(torch.rand(2, 3, *size, device=device))
         num_locations = sum(size[0] // stride * (size[1] // stride) for stride in (16, 32))
         num_queries = min(7, num_locations)  # a tiny image has fewer locations than queries
         assert outputs.pred_keypoints.shape == (2, num_queries, 3, 2)
@@ -216,31 +237,31 @@ class TestInputs:
         ("shape", "message"),
         [((3, 64, 64), "batch, channels, height, width"), ((1, 3, 64, 65), "multiples of 32.*64 x 65")],
     )
-    def test_bad_images(self, shape, message):
+    def test_bad_images(self, shape, message, device):
         with pytest.raises(ValueError, match=message):
-            DETRPoseForPoseEstimation(tiny_config())(torch.rand(shape))
+            DETRPoseForPoseEstimation(tiny_config()).to(device)(torch.rand(shape, device=device))
 
-    def test_bad_labels_name_the_image(self):
+    def test_bad_labels_name_the_image(self, device):
         config = tiny_config()
-        labels = make_labels(config, [1, 2])
+        labels = make_labels(config, [1, 2], device=device)
         labels[1]["keypoints"] = labels[1]["keypoints"][:, :2]
         message = r"labels\[1\]\['keypoints'\]` must be .* \(2, 3, 3\), but got .* \(2, 2, 3\)"
         with pytest.raises(ValueError, match=message):
-            DETRPoseForPoseEstimation(config)(torch.rand(2, 3, 64, 64), labels=labels)
+            DETRPoseForPoseEstimation(config).to(device)(torch.rand(2, 3, 64, 64, device=device), labels=labels)
 
-    def test_batch_is_independent_of_its_images(self):
-        model = DETRPoseForPoseEstimation(tiny_config()).eval()
-        images = torch.rand(3, 3, 64, 64)
+    def test_batch_is_independent_of_its_images(self, device):
+        model = DETRPoseForPoseEstimation(tiny_config()).to(device).eval()
+        images = torch.rand(3, 3, 64, 64, device=device)
         together, alone = model(images), model(images[1:2])
         torch.testing.assert_close(together.pred_keypoints[1:2], alone.pred_keypoints, atol=1e-5, rtol=0)
 
 
 class TestConfigurations:
     @pytest.mark.parametrize("num_keypoints", [1, 3, 21, 133])
-    def test_any_skeleton(self, num_keypoints):
+    def test_any_skeleton(self, num_keypoints, device):
         config = tiny_config(num_keypoints, id2label={0: "cat", 1: "dog", 2: "bird"})
-        model = DETRPoseForPoseEstimation(config)
-        outputs = model.train()(torch.rand(2, 3, 64, 64), labels=make_labels(config, [2, 1]))
+        model = DETRPoseForPoseEstimation(config).to(device).train()
+        outputs = model(torch.rand(2, 3, 64, 64, device=device), labels=make_labels(config, [2, 1], device=device))
         outputs.loss.backward()
         assert outputs.logits.shape == (2, 7, 3)
         assert outputs.pred_keypoints.shape == (2, 7, num_keypoints, 2)
@@ -261,10 +282,10 @@ class TestConfigurations:
         ],
         ids=str,
     )
-    def test_switches(self, fields):
+    def test_switches(self, fields, device):
         config = tiny_config(**fields)
-        model = DETRPoseForPoseEstimation(config).train()
-        outputs = model(torch.rand(2, 3, 64, 64), labels=make_labels(config, [2, 1]))
+        model = DETRPoseForPoseEstimation(config).to(device).train()
+        outputs = model(torch.rand(2, 3, 64, 64, device=device), labels=make_labels(config, [2, 1], device=device))
         outputs.loss.backward()
         assert outputs.loss.isfinite()
         # The query selection, the initial keypoints, and all layers but the last.
@@ -274,22 +295,22 @@ class TestConfigurations:
         assert any("quality_heads" in name for name, _ in model.named_parameters()) == config.use_pose_lqe
         is_frozen = isinstance(model.model.backbone.embedder.stem1.normalization, FrozenBatchNorm2d)
         assert is_frozen == config.freeze_backbone_batch_norms
-        model.eval()(torch.rand(1, 3, 64, 64))
+        model.eval()(torch.rand(1, 3, 64, 64, device=device))
 
     @pytest.mark.parametrize("counts", [[0, 0], [0, 2]])
-    def test_nobody_in_the_picture(self, counts):
+    def test_nobody_in_the_picture(self, counts, device):
         config = tiny_config()
-        model = DETRPoseForPoseEstimation(config).train()
-        outputs = model(torch.rand(2, 3, 64, 64), labels=make_labels(config, counts))
+        model = DETRPoseForPoseEstimation(config).to(device).train()
+        outputs = model(torch.rand(2, 3, 64, 64, device=device), labels=make_labels(config, counts, device=device))
         outputs.loss.backward()
         assert outputs.loss.isfinite()
         assert (outputs.denoising_outputs is not None) == any(counts)
         assert model.model.decoder.class_heads[-1].weight.grad.abs().sum() > 0
 
-    def test_losses_in_evaluation(self):
+    def test_losses_in_evaluation(self, device):
         config = tiny_config()
-        model = DETRPoseForPoseEstimation(config).eval()
-        outputs = model(torch.rand(1, 3, 64, 64), labels=make_labels(config, [2]))
+        model = DETRPoseForPoseEstimation(config).to(device).eval()
+        outputs = model(torch.rand(1, 3, 64, 64, device=device), labels=make_labels(config, [2], device=device))
         assert outputs.loss.isfinite() and outputs.denoising_outputs is None
         assert outputs.loss.item() == pytest.approx(sum(loss.item() for loss in outputs.loss_dict.values()), rel=1e-5)
 
@@ -311,14 +332,14 @@ class TestDistributions:
         deviations = DETRPoseIntegral(config).deviations(logits.softmax(dim=-1))
         assert deviations.flatten().tolist() == pytest.approx([1.0] * 34)
 
-    def test_on_request(self):
-        model = DETRPoseForPoseEstimation(tiny_config()).eval()
-        image = torch.rand(1, 3, 64, 64)
+    def test_on_request(self, device):
+        model = DETRPoseForPoseEstimation(tiny_config()).to(device).eval()
+        image = torch.rand(1, 3, 64, 64, device=device)
         assert model(image).pred_distributions is None
         outputs = model(image, output_distributions=True)
         assert outputs.pred_distributions.shape == (1, 7, 3, 2, 33)
-        torch.testing.assert_close(outputs.pred_distributions.sum(-1), torch.ones(1, 7, 3, 2))
-        offsets = weighting_function(model.config, torch.device("cpu"))
+        torch.testing.assert_close(outputs.pred_distributions.sum(-1), torch.ones(1, 7, 3, 2, device=device))
+        offsets = weighting_function(model.config, device)
         mean = outputs.pred_distributions @ offsets
         variance = outputs.pred_distributions @ offsets.square() - mean.square()
         torch.testing.assert_close(outputs.pred_keypoint_std, variance.sqrt() / 4, atol=1e-4, rtol=1e-3)
@@ -326,10 +347,10 @@ class TestDistributions:
 
 class TestTraining:
     @pytest.mark.parametrize("use_reentrant", [True, False])
-    def test_gradient_checkpointing(self, use_reentrant):
+    def test_gradient_checkpointing(self, use_reentrant, device):
         config = tiny_config(num_denoising=0)
-        model = noisy(DETRPoseForPoseEstimation(config)).train()
-        images, labels = torch.rand(2, 3, 64, 64), make_labels(config, [2, 1])
+        model = noisy(DETRPoseForPoseEstimation(config).to(device)).train()
+        images, labels = torch.rand(2, 3, 64, 64, device=device), make_labels(config, [2, 1], device=device)
 
         def gradients():
             model.zero_grad()
@@ -343,22 +364,23 @@ class TestTraining:
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
-    def test_fewer_locations_than_queries(self):
+    def test_fewer_locations_than_queries(self, device):
         """A 32-pixel image has five locations, and seven queries are configured: denoising still fits."""
         config = tiny_config()
-        model = DETRPoseForPoseEstimation(config).train()
-        outputs = model(torch.rand(2, 3, 32, 32), labels=make_labels(config, [2, 1]))
+        model = DETRPoseForPoseEstimation(config).to(device).train()
+        outputs = model(torch.rand(2, 3, 32, 32, device=device), labels=make_labels(config, [2, 1], device=device))
         outputs.loss.backward()
         assert outputs.loss.isfinite() and outputs.denoising_outputs is not None
         assert outputs.pred_keypoints.shape == (2, 5, 3, 2)
 
-    def test_frozen_norms_stay(self):
+    def test_frozen_norms_stay(self, device):
         config = tiny_config()
-        model = DETRPoseForPoseEstimation(config).train()
+        model = DETRPoseForPoseEstimation(config).to(device).train()
         before = {name: value.clone() for name, value in model.model.backbone.named_buffers()}
         assert before
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        model(torch.rand(2, 3, 64, 64), labels=make_labels(config, [1, 1])).loss.backward()
+        labels = make_labels(config, [1, 1], device=device)
+        model(torch.rand(2, 3, 64, 64, device=device), labels=labels).loss.backward()
         optimizer.step()
         for name, value in model.model.backbone.named_buffers():
             assert torch.equal(value, before[name]), name
@@ -381,10 +403,10 @@ class TestMemory:
 
 
 class TestCompile:
-    def test_no_graph_break(self):
-        model = DETRPoseForPoseEstimation(tiny_config()).eval()
+    def test_no_graph_break(self, device):
+        model = DETRPoseForPoseEstimation(tiny_config()).to(device).eval()
         compiled = torch.compile(model, fullgraph=True, backend="eager")
-        image = torch.rand(1, 3, 64, 96)
+        image = torch.rand(1, 3, 64, 96, device=device)
         with torch.no_grad():
             expected, outputs = model(image), compiled(image)
         torch.testing.assert_close(outputs.pred_keypoints, expected.pred_keypoints)
@@ -395,7 +417,15 @@ class TestUnscaledImages:
     """Images in 0 to 255 would give poses, but wrong ones."""
 
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-    def test_integers_are_refused(self, dtype):
-        model = DETRPoseForPoseEstimation(tiny_config()).eval()
+    def test_integers_are_refused(self, dtype, device):
+        model = DETRPoseForPoseEstimation(tiny_config()).to(device).eval()
         with pytest.raises(ValueError, match=f"floating-point numbers from 0 to 1, but got {dtype}"):
-            model(torch.zeros(1, 3, 64, 64, dtype=dtype))
+            model(torch.zeros(1, 3, 64, 64, dtype=dtype, device=device))
+
+    @pytest.mark.parametrize("scale, warned", [(255, True), (1, False)])
+    def test_the_first_batch_is_looked_at(self, scale, warned, caplog, device):
+        model = copy.deepcopy(DETRPoseForPoseEstimation(tiny_config()).to(device).eval())
+        images = scale * torch.rand(1, 3, 64, 64, device=device)
+        for _ in range(2):
+            model(pixel_values=images)
+        assert sum("expects images scaled to [0, 1]" in record.getMessage() for record in caplog.records) == warned

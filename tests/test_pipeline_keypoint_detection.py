@@ -62,8 +62,8 @@ def tiny_processor():
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return pipeline("keypoint-detection", model=tiny_model(), image_processor=tiny_processor(), device="cpu")
+def pipe(device):
+    return pipeline("keypoint-detection", model=tiny_model(), image_processor=tiny_processor(), device=device)
 
 
 def images(count=3):
@@ -145,13 +145,13 @@ def test_same_numbers_as_by_hand(pipe):
     image = images()[2]
     processor = pipe.image_processor
     with torch.no_grad():
-        outputs = pipe.model(**processor(image, return_tensors="pt"))
+        outputs = pipe.model(**processor(image, return_tensors="pt").to(pipe.device))
     poses = processor.post_process_keypoint_detection(outputs, 0.0, target_sizes=[(image.height, image.width)])[0]
     result = pipe(image, threshold=0.0)
     assert [pose["score"] for pose in result] == pytest.approx(poses["scores"].tolist())
     for pose, keypoints, scores in zip(result, poses["keypoints"], poses["keypoint_scores"], strict=True):
         found = torch.tensor([[keypoint["x"], keypoint["y"], keypoint["score"]] for keypoint in pose["keypoints"]])
-        torch.testing.assert_close(found, torch.cat([keypoints, scores[:, None]], dim=1))
+        torch.testing.assert_close(found, torch.cat([keypoints, scores[:, None]], dim=1).cpu())
 
 
 def test_threshold_when_calling_and_when_making(known_pipe):
@@ -225,10 +225,8 @@ def test_orientation_is_applied(pipe, tmp_path):
 class OnnxModel(PreTrainedModel):
     """Not a module: has a configuration, takes pixel values, and returns the outputs of an exported model."""
 
-    device = torch.device("cpu")
-
-    def __init__(self, model, **outputs):
-        self.model, self.config, self.fields = model, model.config, outputs
+    def __init__(self, model):
+        self.model, self.config, self.device = model, model.config, model.device
 
     def to(self, device):
         return self
@@ -276,21 +274,21 @@ def test_frame_rates_that_are_none(fps):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_model_that_is_no_module_and_has_no_deviations(pipe, batch_size):
+def test_model_that_is_no_module_and_has_no_deviations(pipe, batch_size, device):
     onnx = pipeline(
-        "keypoint-detection", model=OnnxModel(pipe.model), image_processor=pipe.image_processor, device="cpu"
+        "keypoint-detection", model=OnnxModel(pipe.model), image_processor=pipe.image_processor, device=device
     )
     for result, image in zip(onnx(images(), threshold=0.0, batch_size=batch_size), images(), strict=True):
         assert_same_poses(result, pipe(image, threshold=0.0))
         assert all(keypoint["score"] == pose["score"] for pose in result for keypoint in pose["keypoints"])
 
 
-def test_half_precision(pipe):
+def test_half_precision(pipe, device):
     half = pipeline(
         "keypoint-detection",
         model=tiny_model().to(torch.bfloat16),
         image_processor=pipe.image_processor,
-        device="cpu",
+        device=device,
     )
     result = half(images()[0], threshold=0.0)
     assert len(result) == 7 and all(np.isfinite(keypoint["x"]) for pose in result for keypoint in pose["keypoints"])
@@ -303,16 +301,16 @@ def test_model_without_keypoints(pipe):
         KeypointDetectionPipeline(model=model, image_processor=pipe.image_processor, device="cpu")
 
 
-def test_from_a_folder_and_saved_again(pipe, tmp_path):
+def test_from_a_folder_and_saved_again(pipe, tmp_path, device):
     image = images()[0]
     expected = pipe(image, threshold=0.0)
     pipe.model.save_pretrained(tmp_path / "first")
     pipe.image_processor.save_pretrained(tmp_path / "first")
-    first = pipeline("keypoint-detection", model=str(tmp_path / "first"), device="cpu")
+    first = pipeline("keypoint-detection", model=str(tmp_path / "first"), device=device)
     assert type(first) is KeypointDetectionPipeline
     assert_same_poses(first(image, threshold=0.0), expected)
     first.save_pretrained(tmp_path / "second")
-    second = pipeline("keypoint-detection", model=str(tmp_path / "second"), device="cpu")
+    second = pipeline("keypoint-detection", model=str(tmp_path / "second"), device=device)
     assert_same_poses(second(image, threshold=0.0), expected)
 
 

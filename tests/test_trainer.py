@@ -33,7 +33,7 @@ def collate(samples):
 
 
 @pytest.fixture
-def trainer(tmp_path):
+def trainer(tmp_path, accelerate_device):
     torch.manual_seed(0)
     config = tiny_config(num_denoising=4)
 
@@ -52,7 +52,7 @@ def trainer(tmp_path):
         learning_rate=1e-3,
         eval_do_concat_batches=False,
         remove_unused_columns=False,
-        use_cpu=True,
+        use_cpu=accelerate_device.type == "cpu",
         report_to=[],
         save_strategy="no",
     )
@@ -76,6 +76,6 @@ def test_evaluates_with_metrics(trainer):
     assert scores["eval_finite"] == 1
 
 
-def test_misspelt_argument_is_an_error(trainer):
+def test_misspelt_argument_is_an_error(trainer, device):
     with pytest.raises(TypeError, match="label"):
-        trainer.model(torch.rand(1, 3, 64, 64), label=[])
+        trainer.model(torch.rand(1, 3, 64, 64, device=device), label=[])

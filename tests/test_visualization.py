@@ -193,7 +193,49 @@ class TestDrawPoses:
             draw_poses(grey_image(), make_result([[[50, 20], [50, 100], [80, 180]]]), COCO_PERSON)
 
 
+class TestEllipses:
+    """One keypoint at (50, 50), with a standard deviation of 10 pixels in x and 5 in y."""
+
+    POINT = KeypointSchema(names=("point",))
+
+    def draw(self, deviations=(10.0, 5.0), radii=(2.0,), **options):
+        result = {**make_result([[[50, 50]]]), "keypoint_std": torch.tensor([[deviations]])}
+        return draw_poses(grey_image(100, 100), result, self.POINT, ellipse_radii=radii, thickness=2, **options)
+
+    def test_extent(self):
+        is_drawn = (self.draw() != 128).any(axis=-1)
+        assert is_drawn[50, 50 + 18] and is_drawn[50, 50 - 18] and not is_drawn[50, 50 + 22]
+        assert is_drawn[50 + 8, 50] and is_drawn[50 - 8, 50] and not is_drawn[50 + 12, 50]
+
+    def test_the_inner_ellipse_is_denser(self):
+        drawn = self.draw(radii=(1.0, 2.0)).astype(int)
+        inner, outer = (abs(drawn[50, 50 + x] - 128).sum() for x in (7, 15))
+        assert inner > outer + 10 > 10
+
+    def test_none_by_default(self):
+        result = {**make_result([[[50, 50]]]), "keypoint_std": torch.tensor([[[10.0, 5.0]]])}
+        is_drawn = (draw_poses(grey_image(100, 100), result, self.POINT, thickness=2) != 128).any(axis=-1)
+        assert not is_drawn[50, 50 + 15]
+
+    def test_hidden_keypoints_have_none(self):
+        assert (self.draw(keypoint_threshold=0.95) == 128).all()
+
+    def test_huge(self):
+        assert (self.draw(deviations=(1e7, 1e7)) != 128).any(axis=-1).all()
+
+    def test_no_deviations(self):
+        with pytest.raises(ValueError, match="`ellipse_radii` need the `keypoint_std`"):
+            draw_poses(grey_image(), make_result([[[50, 50]]]), self.POINT, ellipse_radii=(1.0,))
+
+
 class TestToSupervision:
+    def test_covariance(self):
+        result = make_result([[[1, 2], [3, 4]]]) | {"keypoint_std": torch.tensor([[[1.0, 2.0], [3.0, 0.0]]])}
+        poses = to_supervision(result)
+        assert poses.data["covariance"].tolist() == [[[[1, 0], [0, 4]], [[9, 0], [0, 0]]]]
+        assert poses[0].data["covariance"].shape == (1, 2, 2, 2)
+        assert "covariance" not in to_supervision(make_result([[[1, 2], [3, 4]]])).data
+
     def test_everything_is_carried_over(self):
         result = make_result([[[1, 2], [3, 4]], [[5, 6], [7, 8]]], [[0.9, 0.2], [0.4, 0.6]], [0.8, 0.7], [1, 0])
         poses = to_supervision(result, keypoint_threshold=0.5, id2label={0: "dog", 1: "person"})

@@ -28,14 +28,15 @@ def tiny_config(num_keypoints=3, **fields):
     return DETRPoseConfig.from_variant("n", skeleton=schema, **fields)
 
 
-def make_labels(config, counts, seed=0):
+def make_labels(config, counts, seed=0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
     labels = []
     for count in counts:
         keypoints = torch.rand(count, config.num_keypoints, 3, generator=generator)
         keypoints[..., 2] = 2
         class_labels = torch.randint(config.num_labels, (count,), generator=generator)
-        labels.append({"class_labels": class_labels, "keypoints": keypoints, "area": torch.full((count,), 0.1)})
+        image = {"class_labels": class_labels, "keypoints": keypoints, "area": torch.full((count,), 0.1)}
+        labels.append({name: values.to(device) for name, values in image.items()})
     return labels
 
 
@@ -44,5 +45,5 @@ def noisy(model, scale=0.05):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter))
     return model

@@ -37,6 +37,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "x": {"backbone": "B5", "d_model": 384, "encoder_ffn_dim": 2048, "reg_scale": 8.0},
 }
 
+# Radii of the ellipses that contain 50 % and 90 % of a two-dimensional Gaussian, in standard deviations.
+GAUSSIAN_RADII = (math.sqrt(2 * math.log(2)), math.sqrt(2 * math.log(10)))
+
 # Labels of the official models, which use only the second.
 OFFICIAL_ID2LABEL = {0: "N/A", 1: "person"}
 
@@ -154,6 +157,10 @@ class DETRPoseConfig(PretrainedConfig):
         weight_loss_keypoints (`float`, defaults to 10.0): Weight of the L1 loss of keypoints.
         weight_loss_similarity (`float`, defaults to 4.0): Weight of the 1 - KS loss.
         initializer_bias_prior_prob (`float`, defaults to 0.01): Initial score of the classification heads.
+        use_calibration (`bool`, defaults to `False`):
+            Whether scores and standard deviations are calibrated; set by `detrpose calibrate`.
+        ellipse_radii (`list[float]`, defaults to those of a Gaussian, about 1.18 and 2.15):
+            Radii, in standard deviations, of the ellipses that contain 50 % and 90 % of the true keypoints.
 
     Raises:
         ValueError: if a value is invalid; the message names the field, the value and what would be accepted.
@@ -221,6 +228,8 @@ class DETRPoseConfig(PretrainedConfig):
         weight_loss_keypoints: float = 10.0,
         weight_loss_similarity: float = 4.0,
         initializer_bias_prior_prob: float = 0.01,
+        use_calibration: bool = False,
+        ellipse_radii: list[float] | tuple[float, float] = GAUSSIAN_RADII,
         **kwargs,
     ):
         self.feature_strides = _list_of_numbers("feature_strides", feature_strides)
@@ -274,6 +283,8 @@ class DETRPoseConfig(PretrainedConfig):
         self.weight_loss_keypoints = weight_loss_keypoints
         self.weight_loss_similarity = weight_loss_similarity
         self.initializer_bias_prior_prob = initializer_bias_prior_prob
+        self.use_calibration = use_calibration
+        self.ellipse_radii = _list_of_numbers("ellipse_radii", ellipse_radii)
 
         if id2label is None and kwargs.get("num_labels") is None:
             id2label = OFFICIAL_ID2LABEL
@@ -368,6 +379,9 @@ class DETRPoseConfig(PretrainedConfig):
         require("hidden_expansion", 1 <= width, f"at least {2 / self.d_model:g}, for one channel of a fusion block")
         require("max_num_bins", self.max_num_bins % 2 == 0, "an even integer")
         require("lqe_top_k", self.lqe_top_k <= self.d_model, f"at most `d_model` = {self.d_model}")
+        require("use_calibration", self.use_fdr_heads or not self.use_calibration, "False if `use_fdr_heads` is False")
+        radii = self.ellipse_radii
+        require("ellipse_radii", len(radii) == 2 and 0 < radii[0] < radii[1], "two numbers above 0, in order")
         require("classification_loss", self.classification_loss in ("ksvf", "focal"), "'ksvf' or 'focal'")
         labels = sorted(self.id2label)
         require("id2label", labels == list(range(len(labels))) and labels, "names of the labels 0, 1, 2, ... in a row")
@@ -380,7 +394,7 @@ class DETRPoseConfig(PretrainedConfig):
 
 
 _ACTIVATIONS = ("activation_function", "encoder_activation_function", "decoder_activation_function")
-_SWITCHES = ("freeze_backbone_batch_norms", "use_fdr_heads", "use_pose_lqe")
+_SWITCHES = ("freeze_backbone_batch_norms", "use_fdr_heads", "use_pose_lqe", "use_calibration")
 _INTEGERS = {
     "d_model": 4,
     "encoder_ffn_dim": 1,

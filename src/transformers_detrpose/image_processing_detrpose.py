@@ -61,6 +61,8 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             Skeleton of the model, saved with the processor: its sigmas scale the keypoint scores, and its number of
             keypoints K is checked. Without it, every sigma is `DEFAULT_SIGMA`, and K is taken from the first annotation
             of a batch (0 in a batch without annotations), so it is required for training.
+        do_scale_deviations (`bool`, defaults to `True`): Scale the standard deviations of each pose to agree with its
+            score, see `scale_deviations`. Off for calibrated models, whose standard deviations are right as they are.
         do_resize (`bool`, defaults to `True`): Resize to `size`.
         size (`dict[str, int]`, defaults to `{"height": 640, "width": 640}`): Size after resizing, in pixels.
         resample (`PILImageResampling`, defaults to bilinear): Filter for resizing.
@@ -91,12 +93,18 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
     do_normalize = False
     do_convert_rgb = True
 
-    def __init__(self, keypoint_schema: KeypointSchema | dict | str | None = None, **kwargs):
+    def __init__(
+        self,
+        keypoint_schema: KeypointSchema | dict | str | None = None,
+        do_scale_deviations: bool = True,
+        **kwargs,
+    ):
         try:
             super().__init__(**kwargs)
         except (LookupError, TypeError, AttributeError) as error:  # for example, an invalid `size`
             raise ValueError(f"settings of an image processor must be numbers, names and sizes ({error}).") from error
         self.keypoint_schema = keypoint_schema
+        self.do_scale_deviations = do_scale_deviations
         self._check_settings()
 
     def _check_settings(self):
@@ -109,7 +117,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
         def is_number(value: Any) -> bool:
             return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
-        for field in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+        for field in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_scale_deviations"):
             require(field, getattr(self, field) in (True, False, None), "True or False")
         lengths = [value for value in dict(self.size or {}).values() if value is not None]
         is_size = all(is_number(length) and length >= 1 and length == int(length) for length in lengths)
@@ -256,7 +264,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
         keep = poses["scores"] > threshold
         image, rank = keep.nonzero(as_tuple=True)
         kept = {name: values[image, rank] for name, values in poses.items()}
-        kept = score_keypoints(kept, sigmas, minimum_side)
+        kept = score_keypoints(kept, sigmas, minimum_side, self.do_scale_deviations)
         # A sum is finite only if everything in it is.
         if not math.isfinite(poses["scores"].sum() + kept["keypoints"].sum()):
             raise ValueError("`outputs` must be finite, but the model returned NaN or infinite values.")
@@ -344,7 +352,7 @@ def select_poses(outputs: Mapping[str, torch.Tensor], target_sizes: torch.Tensor
 
 
 def score_keypoints(
-    poses: Mapping[str, torch.Tensor], sigmas: torch.Tensor, minimum_side: float
+    poses: Mapping[str, torch.Tensor], sigmas: torch.Tensor, minimum_side: float, scale: bool = True
 ) -> dict[str, torch.Tensor]:
     """Adds keypoint scores to poses, and scales their standard deviations to agree with the pose scores.
 
@@ -352,14 +360,17 @@ def score_keypoints(
         poses: the result of [`select_poses`], or a subset of it.
         sigmas: (K,), fall-off of each keypoint.
         minimum_side: see [`scale_deviations`], in pixels.
+        scale: whether to scale the standard deviations; not those of a calibrated model.
 
     Returns:
-        The poses with `keypoint_scores` (..., K) and, if present, `keypoint_std` (..., K, 2) scaled.
+        The poses with `keypoint_scores` (..., K) and, if present, `keypoint_std` (..., K, 2).
     """
     scores, keypoints, boxes = poses["scores"], poses["keypoints"], poses["boxes"]
     scored = {name: poses[name] for name in ("scores", "labels", "keypoints")}
     if "keypoint_std" in poses:
-        deviations = scale_deviations(poses["keypoint_std"], scores, boxes, sigmas, minimum_side)
+        deviations = poses["keypoint_std"]
+        if scale:
+            deviations = scale_deviations(deviations, scores, boxes, sigmas, minimum_side)
         scored["keypoint_scores"] = expected_keypoint_similarity(deviations, boxes, sigmas, minimum_side)
         scored["keypoint_std"] = deviations
     else:

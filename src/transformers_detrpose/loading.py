@@ -166,7 +166,8 @@ def load_pose_estimator(name: str, device: str | torch.device = "cpu", dtype: to
         ValueError: if there is no such model, or it cannot be loaded or used as requested.
     """
     if not (Path(name) / "model.onnx").is_file():
-        return load_model(name).fuse().to(device, dtype)
+        # On its device, because that determines how some modules are written.
+        return load_model(name).to(device).fuse().to(dtype)
     device = torch.device(device)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"{name} is an exported model, which runs on cpu or cuda, not on {device.type}.")

@@ -17,9 +17,10 @@ from torch import nn
 from transformers import AutoBackbone, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2ConvLayer, HGNetV2LearnableAffineBlock
+from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2ConvLayer
 from transformers.utils import ModelOutput
 
+from .affine_block import DETRPoseLearnableAffineBlock, replace_affine_blocks
 from .attention import (
     DETRPoseDeformableAttention,
     DETRPoseSamplingOffsets,
@@ -29,8 +30,10 @@ from .attention import (
     bilinear_sample,
 )
 from .batch_norm import DETRPoseFrozenBatchNorm2d, freeze_batch_norms
+from .calibration import CALIBRATIONS, DETRPoseCalibration, initial_values
 from .configuration_detrpose import DETRPoseConfig
 from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
+from .first_batch import check_pixel_values, warn_of_unscaled_images
 from .loss_detrpose import pose_estimation_loss
 from .model_card import model_card
 from .pose_targets import validate_labels
@@ -775,7 +778,7 @@ DECODERS = {True: DETRPoseDecoder, False: DETRPoseOffsetDecoder}
 
 _BACKBONE_INITIAL_VALUES = {
     DETRPoseFrozenBatchNorm2d: {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0},
-    HGNetV2LearnableAffineBlock: {"scale": 1.0, "bias": 0.0},
+    DETRPoseLearnableAffineBlock: {"scale": 1.0, "bias": 0.0},
 }
 
 
@@ -825,6 +828,9 @@ class DETRPosePreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.running_mean)
                 nn.init.ones_(module.running_var)
                 nn.init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, DETRPoseCalibration):
+            for name, value in initial_values(self.config.num_keypoints).items():
+                init_copy(getattr(module, name), value)
 
     @torch.no_grad()
     def initialize_weights(self):
@@ -835,11 +841,9 @@ class DETRPosePreTrainedModel(PreTrainedModel):
             for name, value in _BACKBONE_INITIAL_VALUES.get(type(module), {}).items():
                 init_copy(getattr(module, name), value)
             if isinstance(module, HGNetV2ConvLayer):
-                # transformers' standard deviation of 0.02, whatever the fan-in, slows down training from random
-                # weights.
-                init_copy(
-                    module.convolution.weight, nn.init.kaiming_normal_(torch.empty_like(module.convolution.weight))
-                )
+                # transformers' standard deviation of 0.02, whatever the fan-in, slows down training from scratch.
+                weight = module.convolution.weight
+                init_copy(weight, nn.init.kaiming_normal_(torch.empty_like(weight)))
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -923,6 +927,7 @@ class DETRPoseModel(DETRPosePreTrainedModel):
             config.backbone_config._attn_implementation = None
         # In the precision of the whole model, whatever precision its own configuration was saved with.
         self.backbone = AutoBackbone.from_config(config.backbone_config, dtype=torch.get_default_dtype())
+        replace_affine_blocks(self.backbone)
         # CODEPATH: False is for training the backbone from random weights; all released checkpoints have True.
         if config.freeze_backbone_batch_norms:
             freeze_batch_norms(self.backbone)
@@ -930,6 +935,7 @@ class DETRPoseModel(DETRPosePreTrainedModel):
         self.query_selection = DETRPoseQuerySelection(config)
         self.query_content = DETRPoseQueryContent(config)
         self.decoder = DECODERS[config.use_fdr_heads](config)
+        warn_of_unscaled_images(self)
         self.post_init()
 
     def forward(
@@ -962,7 +968,7 @@ class DETRPoseModel(DETRPosePreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         return_dict = self.config.return_dict if return_dict is None else return_dict
         output_auxiliary = self.training if output_auxiliary is None else output_auxiliary
-        self._check_pixel_values(pixel_values)
+        check_pixel_values(pixel_values, self.config.feature_strides[-1])
 
         feature_maps = self.backbone(pixel_values.to(self.dtype)).feature_maps
         feature_maps, encoder_attention = self.encoder(feature_maps, output_attentions)
@@ -1042,24 +1048,6 @@ class DETRPoseModel(DETRPosePreTrainedModel):
             ]
         return fields
 
-    def _check_pixel_values(self, pixel_values: torch.Tensor):
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                f"`pixel_values` must be (batch, channels, height, width), but got {tuple(pixel_values.shape)}."
-            )
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"`pixel_values` must be floating-point numbers from 0 to 1, but got {pixel_values.dtype}: the image "
-                "processor scales images."
-            )
-        stride = self.config.feature_strides[-1]
-        height, width = pixel_values.shape[-2:]
-        if height % stride or width % stride:
-            raise ValueError(
-                f"height and width of `pixel_values` must be multiples of {stride}, the largest feature stride, "
-                f"but got {height} x {width}."
-            )
-
 
 class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
     """DETRPose for multi-person pose estimation: the keypoints of every person in one pass, and the losses.
@@ -1074,6 +1062,7 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
     def __init__(self, config: DETRPoseConfig):
         super().__init__(config)
         self.model = DETRPoseModel(config)
+        self.calibration = CALIBRATIONS[config.use_calibration](config)
         self.post_init()
 
     @property
@@ -1148,7 +1137,7 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         loss, loss_dict = None, None
         if labels is not None:
             loss, loss_dict = self._compute_loss(outputs, labels, denoising_queries, loss_divisors)
-        outputs = DETRPoseForPoseEstimationOutput(loss=loss, loss_dict=loss_dict, **outputs)
+        outputs = DETRPoseForPoseEstimationOutput(loss=loss, loss_dict=loss_dict, **self.calibration(outputs))
         return outputs if return_dict else outputs.to_tuple()
 
     def output_sets(self, outputs: DETRPoseForPoseEstimationOutput) -> dict[str, dict[str, torch.Tensor]]:

@@ -15,6 +15,7 @@ PALETTE = sv.ColorPalette.from_hex(
 # supervision draws on BGR images. Exchanging red and blue in colors is faster than in every image.
 PALETTE_ON_RGB = sv.ColorPalette([sv.Color(r=color.b, g=color.g, b=color.r) for color in PALETTE.colors])
 OUTLINE = sv.Color(r=20, g=20, b=20)
+ELLIPSE_OPACITY = 0.3
 
 
 def to_supervision(
@@ -25,14 +26,16 @@ def to_supervision(
     Args:
         result: Poses of one image as `post_process_keypoint_detection` returns them, tensors or arrays: `scores` (n,),
             `labels` (n,), `keypoints` (n, K, 2) as x, y in pixels, `keypoint_scores` (n, K), and `boxes` (n, 4) as
-            x1, y1, x2, y2 in pixels; optionally `track_id` (n,).
+            x1, y1, x2, y2 in pixels; optionally `keypoint_std` (n, K, 2), standard deviations in x and y in pixels, and
+            `track_id` (n,).
         keypoint_threshold: Keypoints with a lower score or with coordinates that are not finite are marked as not
             visible.
         id2label: Names of the labels; if given, stored as `data["class_name"]`.
 
     Returns:
-        `supervision.KeyPoints` of n poses in the same order, with the boxes as `data["xyxy"]`, and track ids as
-        `data["track_id"]`.
+        `supervision.KeyPoints` of n poses in the same order, with the boxes as `data["xyxy"]`, track ids, if there are
+        any, as `data["track_id"]` and, if there are standard deviations, `data["covariance"]` (n, K, 2, 2), which
+        supervision's ellipse annotators draw.
     """
     scores, labels, keypoints, keypoint_scores, boxes = (
         _to_numpy(result[key]) for key in ("scores", "labels", "keypoints", "keypoint_scores", "boxes")
@@ -40,6 +43,9 @@ def to_supervision(
     data = {"xyxy": boxes.astype(np.float32)}
     if "track_id" in result:
         data["track_id"] = _to_numpy(result["track_id"]).astype(int)
+    if "keypoint_std" in result:
+        variances = _to_numpy(result["keypoint_std"]).astype(np.float32) ** 2
+        data["covariance"] = variances[..., None] * np.eye(2, dtype=np.float32)
     if id2label is not None:
         data["class_name"] = np.array([id2label[int(label)] for label in labels], dtype=str)
     return sv.KeyPoints(
@@ -60,6 +66,7 @@ def draw_poses(
     keypoint_threshold: float = 0.0,
     thickness: int | None = None,
     color_indices: Sequence[int] | None = None,
+    ellipse_radii: Sequence[float] = (),
 ) -> Image.Image | np.ndarray:
     """Draws the poses of one image, the best on top, each in its own color.
 
@@ -74,21 +81,27 @@ def draw_poses(
         color_indices: Nonnegative integers, one per pose, that select the colors. By default the pose's track id, which
             keeps a person's color throughout a video, or without tracks the pose's index. Poses that have a negative
             one, because they belong to no track, are gray.
+        ellipse_radii: Radii of the ellipses that show the uncertainty of each keypoint, in standard deviations, such as
+            `model.config.ellipse_radii`. By default none are drawn.
 
     Returns:
         A new RGB image with the poses, of the same type as `image`.
 
     Raises:
-        ValueError: if the image is an array of another shape or type, or the result does not match the schema.
+        ValueError: if the image is an array of another shape or type, the result does not match the schema, or
+            ellipses are requested but the result has no standard deviations.
     """
     poses = to_supervision(result, keypoint_threshold, id2label)
     _check_schema(poses, schema)
+    if ellipse_radii and "covariance" not in poses.data:
+        raise ValueError("`ellipse_radii` need the `keypoint_std` of a model with FDR heads, but the result has none.")
     if color_indices is None:
         color_indices = poses.data.get("track_id", range(len(poses)))
     colors = [PALETTE_ON_RGB.by_idx(int(index)) if index >= 0 else sv.Color.GREY for index in color_indices]
     scene = _rgb_copy(image)
     for index in reversed(range(len(poses))):
         width = thickness or _line_thickness(scene.shape[:2], poses.data["xyxy"][index])
+        _draw_ellipses(scene, poses[index], colors[index], ellipse_radii)
         _draw_pose(scene, poses[index], colors[index], schema.edges, width)
     if id2label is not None and len(poses):
         _draw_labels(scene, poses, colors)
@@ -150,6 +163,19 @@ def _draw_pose(scene: np.ndarray, pose: sv.KeyPoints, color: sv.Color, edges, th
     window[:] = drawn
 
 
+def _draw_ellipses(scene: np.ndarray, pose: sv.KeyPoints, color: sv.Color, radii: Sequence[float]):
+    """Draws translucent ellipses around the keypoints of one pose on an RGB array, the inner over the outer."""
+    if not radii:
+        return
+    longest = max(scene.shape[:2])
+    deviations = np.sqrt(pose.data["covariance"].max(axis=(-2, -1)))
+    extent = np.minimum(max(radii) * deviations[pose.visible], longest).max(initial=0)
+    window, pose = _cut_out(scene, pose, margin=int(extent) + 2)
+    for radius in radii:
+        annotator = sv.VertexEllipseAreaAnnotator(radius, color, opacity=ELLIPSE_OPACITY, max_axis=longest)
+        window[:] = annotator.annotate(window.copy(), pose)
+
+
 def _cut_out(scene: np.ndarray, pose: sv.KeyPoints, margin: int) -> tuple[np.ndarray, sv.KeyPoints]:
     """Returns a view of the image around a pose, and the pose in the coordinates of that view.
 
@@ -160,7 +186,8 @@ def _cut_out(scene: np.ndarray, pose: sv.KeyPoints, margin: int) -> tuple[np.nda
     shown = xy[pose.visible] if pose.visible.any() else np.zeros((1, 2))
     x1, y1 = np.maximum(np.floor(shown.min(axis=0)) - margin, 0).astype(int)
     x2, y2 = np.maximum(np.ceil(shown.max(axis=0)) + margin, 0).astype(int)
-    return scene[y1:y2, x1:x2], sv.KeyPoints(xy=xy - np.array([x1, y1]), visible=pose.visible)
+    data = {name: value for name, value in pose.data.items() if name == "covariance"}
+    return scene[y1:y2, x1:x2], sv.KeyPoints(xy=xy - np.array([x1, y1]), visible=pose.visible, data=data)
 
 
 def _draw_labels(scene: np.ndarray, poses: sv.KeyPoints, colors: list[sv.Color]):

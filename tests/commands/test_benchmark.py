@@ -41,11 +41,11 @@ def model(model_dir):
 
 
 @pytest.fixture
-def command(model_dir):
-    """Runs the command with the tiny model on the CPU, briefly."""
+def command(model_dir, device):
+    """Runs the command with the tiny model, briefly."""
 
     def run(*options):
-        given = ["--model", model_dir, "--device", "cpu", "--rounds", 3, "--runs", 1, "--pause", 0, *options]
+        given = ["--model", model_dir, "--device", device, "--rounds", 3, "--runs", 1, "--pause", 0, *options]
         return benchmark.main([str(option) for option in given])
 
     return run

@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from saved_model import save_tiny_model
@@ -20,12 +18,12 @@ def model_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def command(model_dir):
-    """Runs the command with the tiny model on the CPU, briefly."""
+def command(model_dir, accelerate_device):
+    """Runs the command with the tiny model, briefly."""
 
     def run(*options):
-        AcceleratorState._reset_state(reset_partial_state=True)  # which a process normally has once
-        given = ["--model", model_dir, "--size", 64, "--batch-size", 2, "--runs", 3, "--warmup", 1, "--cpu", *options]
+        options = ["--cpu", *options] if accelerate_device.type == "cpu" else options
+        given = ["--model", model_dir, "--size", 64, "--batch-size", 2, "--runs", 3, "--warmup", 1, *options]
         return benchmark_training.main([str(option) for option in given])
 
     return run
@@ -56,7 +54,7 @@ def test_parts_of_a_step(command, tmp_path, capsys, options):
     content = json.loads((tmp_path / "out.json").read_text())
     assert list(content["milliseconds"]) == ["step", *PARTS]
     assert all(timing["runs"] == 3 and timing["median"] > 0 for timing in content["milliseconds"].values())
-    assert content["peak_memory_mib"] > 10 and content["loader_pictures_per_second"] is None
+    assert content["peak_memory_mib"] > 1 and content["loader_pictures_per_second"] is None
     assert content["pictures_per_second"] == pytest.approx(2000 / content["milliseconds"]["step"]["median"], rel=1e-3)
     printed = capsys.readouterr().out
     assert all(f"|   {part} " in printed for part in PARTS)
@@ -69,9 +67,9 @@ def test_data_loader(command, dataset, tmp_path, capsys):
     assert "from the data loader of 0 processes" in capsys.readouterr().out
 
 
-def test_people_are_labels_that_the_model_takes(model_dir):
-    model = load_model(str(model_dir))
-    batch = make_batch(model.config, 2, 64, people=4, seed=0, device=torch.device("cpu"))
+def test_people_are_labels_that_the_model_takes(model_dir, device):
+    model = load_model(str(model_dir)).to(device)
+    batch = make_batch(model.config, 2, 64, people=4, seed=0, device=device)
     assert batch["pixel_values"].shape == (2, 3, 64, 64)
     assert [label["keypoints"].shape for label in batch["labels"]] == [(4, 17, 3)] * 2
     assert model.train()(**batch).loss.isfinite()

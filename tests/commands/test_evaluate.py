@@ -22,11 +22,6 @@ NUM_IMAGES = 5
 SIZES_WH = [(60, 40), (50, 50), (40, 60), (64, 30), (33, 47)]
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-
-
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
     torch.manual_seed(2)
@@ -151,7 +146,7 @@ def test_results(command, predictions, tmp_path):
         assert [record["score"] for record in mine] == pytest.approx(found["scores"][people][:20].tolist(), abs=1e-4)
         keypoints = np.array([record["keypoints"] for record in mine]).reshape(-1, 3, 3)
         assert keypoints[..., :2] == pytest.approx(found["keypoints"][people][:20].numpy(), abs=0.02)
-        assert (keypoints[..., 2] == 1).all()
+        assert keypoints[..., 2] == pytest.approx(found["keypoint_scores"][people][:20].numpy(), abs=0.02)
         assert {record["category_id"] for record in mine} == {1}
 
 
@@ -164,11 +159,22 @@ def test_set_without_annotations(command, content, tmp_path, capsys):
     assert "AP" not in capsys.readouterr().out
 
 
-def test_options(command, tmp_path, capsys):
+def test_options(command, accelerate_device, tmp_path, capsys):
     options = {"max_images": 2, "dtype": "bfloat16", "results": tmp_path / "results.json"}
     assert evaluate.main(command(**options)) == 0
     assert {record["image_id"] for record in read_results(tmp_path / "results.json")} == {10, 11}
     assert "2 images" in capsys.readouterr().out
+
+
+def test_report(command, tmp_path, capsys):
+    report = tmp_path / "report"
+    assert evaluate.main(command(report=report, scores=tmp_path / "scores.json")) == 0
+    assert f"report written to {report / 'index.html'}" in capsys.readouterr().out
+    numbers = json.loads((report / "scores.json").read_text())
+    assert numbers["scores"] == json.loads((tmp_path / "scores.json").read_text())
+    assert numbers["keypoint_calibration_error"] > 0
+    assert numbers["coverage"].keys() == {"0.50", "0.90"}
+    assert {"index.html", "worst_01.jpg", "coverage.png"} <= {path.name for path in report.iterdir()}
 
 
 def test_two_processes(command, tmp_path, capsys):
@@ -223,6 +229,10 @@ class TestErrors:
             ({"results": "missing/results.json"}, "--results missing/results.json must be a file in an existing"),
             ({"results": "."}, "--results . must be a file"),
             ({"scores": "missing/scores.json"}, "--scores missing/scores.json must be a file in an existing"),
+            ({"report": Path(__file__).parent}, "exists already"),
+            ({"report": __file__}, "exists already"),
+            ({"report": Path(__file__) / "report"}, "is a file"),
+            ({"report": "new", "scores": "new"}, "--report new must be a folder of its own, without new"),
             ({"content": "{"}, "not a JSON file"),
             ({"content": '{"images": []}'}, "`categories`"),
             ({"content": '{"images": [], "categories": []}'}, "lists no images"),
@@ -254,6 +264,16 @@ class TestErrors:
         for person in content.get("annotations", ()):
             person["category_id"] = content["categories"][0]["id"]
         assert message in error(content)
+
+    def test_report_of_a_set_without_annotations(self, error, content, tmp_path):
+        test_set = {key: content[key] for key in ("images", "categories")}
+        line = error(test_set, results=tmp_path / "results.json", report=tmp_path / "report")
+        assert "has no annotations, which --report needs" in line
+
+    def test_report_around_another_output(self, error, tmp_path):
+        (tmp_path / "report").mkdir()
+        line = error(report=tmp_path / "report", results=tmp_path / "report" / "results.json")
+        assert "must be a folder of its own" in line
 
     def test_broken_image(self, error, content, tmp_path):
         (tmp_path / "0.png").write_bytes(b"not an image")

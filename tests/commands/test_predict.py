@@ -38,12 +38,12 @@ def model_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def command(model_dir, tmp_path):
+def command(model_dir, tmp_path, device):
     """Runs the command with the tiny model, every pose kept, and `tmp_path / "out"` for the output."""
 
     def run(*inputs, output=tmp_path / "out", options=()):
         inputs = [str(path) for path in inputs]
-        options = ["--threshold", "0", "--device", "cpu", *options]
+        options = ["--threshold", "0", "--device", str(device), *options]
         return predict.main(["--model", str(model_dir), "--input", *inputs, "--output", str(output), *options])
 
     return run
@@ -109,6 +109,17 @@ class TestImages:
         assert Image.open(out / "a.png").size == (60, 40)
         assert (np.asarray(Image.open(out / "a.png")) != 255).any()
         assert (np.asarray(Image.open(path)) == 255).all()
+
+    def test_uncertainty_is_drawn(self, tmp_path, out):
+        # By the demonstration model: all keypoints of an untrained one coincide.
+        picture = load_rgb_image(models.SAMPLE_PICTURE)
+        picture.save(tmp_path / "a.png")
+        options = ["--model", models.DEMONSTRATION_MODEL, "--input", tmp_path / "a.png", "--output", out]
+        assert predict.main([*map(str, options), "--device", "cpu", "--uncertainty"]) == 0
+        predictor = models.Predictor(str(models.DEMONSTRATION_MODEL), "cpu", torch.float32, 0.5, 0.2)
+        without = predictor.draw(picture, predictor([picture])[0])
+        difference = abs(np.asarray(without).astype(int) - np.asarray(Image.open(out / "a.png"))).sum(axis=-1)
+        assert (difference > 30).sum() > 1000
 
     @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
     def test_modes(self, command, tmp_path, out, mode):

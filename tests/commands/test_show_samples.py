@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 
 from transformers_detrpose.commands import show_samples
+from transformers_detrpose.data import train_dataloader
+from transformers_detrpose.training import Recipe
 
 
 @pytest.fixture
@@ -37,6 +39,19 @@ def test_samples_are_drawn(command, paths, tmp_path, capsys):
     assert "3 samples written to" in capsys.readouterr().out
 
 
+def test_samples_are_those_of_a_training_with_the_same_options(command, paths, tmp_path, monkeypatch):
+    phases = []
+
+    def remember(*args, **kwargs):
+        phases.extend(kwargs["phases"])
+        return train_dataloader(*args, **kwargs)
+
+    monkeypatch.setattr(show_samples, "train_dataloader", remember)
+    options = ["--output", str(tmp_path / "out"), "--num", "4", "--epoch", "2", "--num-epochs", "12", "--size", "96"]
+    assert command([*paths, *options, "--mixup", "0.25", "--copy-paste", "0.5"]) == 0
+    assert tuple(phases) == Recipe(12, 1e-4, mixup=0.25, copy_paste=0.5).phases()
+
+
 def test_sides_and_hidden_points_are_told_apart(command, paths, tmp_path):
     options = ["--output", str(tmp_path / "out"), "--num", "5", "--epoch", "11", "--num-epochs", "12", "--size", "320"]
     assert command(paths + options) == 0
@@ -48,7 +63,11 @@ def test_sides_and_hidden_points_are_told_apart(command, paths, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--epoch", "52"], "--epoch must be from 0 to 51"), (["--images", "nowhere"], "nowhere does not exist")],
+    [
+        (["--epoch", "52"], "--epoch must be from 0 to 51"),
+        (["--images", "nowhere"], "nowhere does not exist"),
+        (["--mixup", "1", "--copy-paste", "0.5"], "their sum must be at most 1, but got 1.0 and 0.5"),
+    ],
 )
 def test_mistakes_are_told_in_one_line(command, paths, tmp_path, capsys, options, message):
     assert command([*paths, "--output", str(tmp_path / "out"), *options]) == 1

@@ -47,10 +47,11 @@ def dataset(tmp_path_factory) -> Path:
 
 
 def arguments(dataset: Path, output: Path, *options: str) -> list[str]:
-    """A command line for two epochs of six steps with a tiny model."""
+    """A command line for two epochs of six steps with a tiny model, and all augmentation."""
     files = ["--train-images", str(dataset), "--train-annotations", str(dataset / "birds.json")]
     files += ["--val-images", str(dataset), "--val-annotations", str(dataset / "birds.json"), "--output", str(output)]
     sizes = ["--size", "64", "--epochs", "2", "--batch-size", "2", "--num-workers", "0", "--warmup-steps", "2"]
+    sizes += ["--mixup", "0.25", "--copy-paste", "0.5"]
     fields = ["d_model=32", "decoder_layers=2", "num_queries=5", "encoder_ffn_dim=16", "decoder_ffn_dim=16"]
     return ["--model", "n", "--unfreeze-backbone-norms", *files, *sizes, *options, "--set", *fields]
 
@@ -111,6 +112,19 @@ def test_evaluates_as_often_as_asked(dataset, trained, tmp_path):
 def test_averaged_weights_lag_behind(trained):
     last, current = weights(trained, "last"), weights(trained)
     assert any(not torch.equal(last[name], current[name]) for name in current)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_trains_on_a_gpu(dataset, accelerate_device, tmp_path, precision):
+    """Also after an interruption; the other tests train on the CPU."""
+    if accelerate_device.type == "cpu":
+        pytest.skip("needs `--device cuda`")
+    command = [*arguments(dataset, tmp_path), "--mixed-precision", precision]
+    assert train.main(command) == 0
+    assert train.main([*command, "--resume", "--epochs", "3"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path, "last").values())
 
 
 class Killed(BaseException):
@@ -278,6 +292,7 @@ def test_metrics_have_losses_and_rates(trained):
         (["--batch-size", "3"], "--batch-size was 2 and is 3 now"),
         (["--seed", "7"], "--seed was 0 and is 7 now"),
         (["--size", "96"], "--size was 64 and is 96 now"),
+        (["--mixup", "0"], "--mixup was 0.25 and is 0"),
         (["--recipe", "coco"], "--recipe was None and is coco now"),
     ],
 )
@@ -369,6 +384,39 @@ def test_fine_tunes_a_folder(trained, dataset, tmp_path):
     torch.testing.assert_close(tuned.state_dict()[name], weights(trained, "last")[name], atol=1e-6, rtol=0)
 
 
+def test_trains_and_evaluates_on_normalized_images_if_the_model_does(trained, dataset, tmp_path, monkeypatch):
+    """And saves an image processor that normalizes."""
+    model = tmp_path / "model"
+    shutil.copytree(trained / "last", model)
+    statistics = {"image_mean": [5.0, 4.0, 3.0], "image_std": [0.5, 0.5, 0.5]}
+    DETRPoseImageProcessor(keypoint_schema="coco", do_normalize=True, **statistics).save_pretrained(model)
+    largest = []
+    forward = DETRPoseForPoseEstimation.forward
+
+    def remember(self, pixel_values, **kwargs):
+        largest.append(pixel_values.amax((0, 2, 3)).tolist())
+        return forward(self, pixel_values, **kwargs)
+
+    monkeypatch.setattr(DETRPoseForPoseEstimation, "forward", remember)
+    line = arguments(dataset, tmp_path / "output", "--epochs", "1")
+    line[line.index("--model") + 1] = str(model)
+    assert train.main(line[: line.index("--set")]) == 0
+    assert len(largest) > 6  # six steps, and the evaluation
+    # (pixel - mean) / std with pixels from 0 to 1
+    assert all(-10 <= red <= -8 and -8 <= green <= -6 and -6 <= blue <= -4 for red, green, blue in largest)
+    saved = DETRPoseImageProcessor.from_pretrained(tmp_path / "output" / "last")
+    assert (saved.do_normalize, list(saved.image_mean), saved.size["height"]) == (True, [5.0, 4.0, 3.0], 64)
+
+
+def test_a_model_without_image_processor_is_trained_on_images_from_0_to_1(trained, dataset, tmp_path, caplog):
+    shutil.copytree(trained / "last", tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    line = arguments(dataset, tmp_path)
+    args = train.parse_arguments([*line[: line.index("--set")], "--model", str(tmp_path / "model")])
+    processor = train.get_image_processor(args, DETRPoseConfig.from_variant("n").keypoint_schema)
+    assert not processor.do_normalize and "has no preprocessor_config.json" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -378,6 +426,7 @@ def test_fine_tunes_a_folder(trained, dataset, tmp_path):
         (["--batch-size", "3", "--gradient-accumulation-steps", "2"], "--batch-size 3"),
         (["--model", "nowhere"], "there is no model nowhere: no such folder"),
         (["--set", "foo=1"], "no field foo"),
+        (["--mixup", "0.6"], "their sum must be at most 1, but got 0.6 and 0.5"),
         (["--set", "model_type=bert"], "no field model_type"),
     ],
 )
@@ -438,7 +487,8 @@ def test_a_recipe(dataset, tmp_path, caplog):
     args = train.parse_arguments(line[: line.index("--set")])
     recipe = train.get_recipe(args, DETRPoseConfig.from_variant("m"))
     assert (recipe.lr, recipe.backbone_lr, recipe.base_size_repeats) == (1e-4, 1e-5, 6)
-    assert (recipe.epochs, recipe.batch_size) == (2, 2)
+    assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (2, 2, 1e-4)
+    assert (recipe.mixup, recipe.copy_paste) == (0.25, 0.5)
     with caplog.at_level("INFO"):
         train_dataset, val_dataset = train.get_datasets(args, Accelerator())
     assert "--recipe coco: 4 images without people are left out" in caplog.text

@@ -83,10 +83,13 @@ def test_folder_is_complete(converted):
         "preprocessor_config.json",
         "README.md",
         # the code, for trust_remote_code=True
+        "affine_block.py",
         "attention.py",
         "batch_norm.py",
+        "calibration.py",
         "configuration_detrpose.py",
         "denoising.py",
+        "first_batch.py",
         "image_processing_detrpose.py",
         "images.py",
         "instances.py",

@@ -91,6 +91,21 @@ def test_images_that_travel_as_bytes_are_scaled_to_the_same_pixels(dataset):
             assert_same(to_device(batch, "cpu"), expected)
 
 
+def test_images_that_travel_as_bytes_are_normalized_like_the_others(dataset):
+    statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.5]}
+    size = {"height": 96, "width": 160}
+    processor = DETRPoseImageProcessor(size=size, keypoint_schema=dataset.schema, do_normalize=True, **statistics)
+    batches = [next(iter(evaluation_dataloader(dataset, 3, processor, scaled=scaled))) for scaled in (True, False)]
+    expected = batches[0]["pixel_values"]
+    assert expected.min() < -1 and expected.max() > 1 and batches[1]["pixel_values"].dtype == torch.uint8
+    samples = [{**dataset[0], "image": torch.full((3, 2, 2), 51, dtype=torch.uint8)}]  # 0.2
+    (pixels,) = collate_poses(samples, processor)["pixel_values"]
+    torch.testing.assert_close(pixels[:, 0, 0], torch.tensor([-1.5, -0.8, -0.2]))
+    for batch in batches:  # what is normalized already is not normalized again
+        found = to_device(batch, "cpu", processor)["pixel_values"]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs Unix signals")
 def test_workers_leave_ctrl_c_to_the_process_that_they_serve(dataset):
     """It reaches them too, and would kill them before the training has been saved."""

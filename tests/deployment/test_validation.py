@@ -12,7 +12,7 @@ import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 
 from transformers_detrpose.deployment import ExportError, export_onnx, validate_onnx  # noqa: E402
-from transformers_detrpose.deployment.validation import without_tf32  # noqa: E402
+from transformers_detrpose.deployment.tf32 import tf32  # noqa: E402
 
 
 def test_ties_are_no_differences(processor, tmp_path):
@@ -78,12 +78,12 @@ def test_files_that_are_no_graphs(model, tmp_path):
         validate_onnx(tmp_path / "broken.onnx", model)
 
 
-def test_full_precision_on_gpus():
-    """Both sides compute without TF32, and PyTorch's setting is restored, also after an error."""
+@pytest.mark.parametrize("enabled", [False, True])
+def test_tf32(enabled):
+    """Both switches are set, and restored also after an error."""
     switches = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [switch.allow_tf32 for switch in switches]
-    assert any(before)  # or the test would show nothing
-    with pytest.raises(KeyError), without_tf32():
-        assert not any(switch.allow_tf32 for switch in switches)
-        raise KeyError
-    assert [switch.allow_tf32 for switch in switches] == before
+    with tf32(not enabled):
+        with pytest.raises(KeyError), tf32(enabled):
+            assert [switch.allow_tf32 for switch in switches] == [enabled] * 2
+            raise KeyError
+        assert [switch.allow_tf32 for switch in switches] == [not enabled] * 2

@@ -131,6 +131,18 @@ def run_pycocotools(content, results, sigmas, path):
     return evaluator.stats.tolist()
 
 
+@pytest.mark.parametrize("name", ["keypoint_scores", "keypoint_std"])
+def test_confidence_in_keypoints(name):
+    metric = CocoKeypoints(dataset(person(TRIANGLE)), SCHEMA)
+    found = poses(TRIANGLE, FAR + TRIANGLE, scores=[0.3, 0.6])
+    shape = {"keypoint_scores": (2, 3), "keypoint_std": (2, 3, 2)}[name]
+    metric.update([1], [{**found, name: np.arange(np.prod(shape)).reshape(shape)}])
+    assert metric.gather()[1]["scores"].tolist() == pytest.approx([0.6, 0.3])
+    assert metric.gather()[1][name][1].ravel().tolist() == list(range(np.prod(shape[1:])))
+    with pytest.raises(ValueError, match=f"image 1: `{name}` must be of shape"):
+        metric.update([1], [{**found, name: np.zeros((2, 2))}])
+
+
 class TestByHand:
     def test_perfect(self):
         small = TRIANGLE + 200

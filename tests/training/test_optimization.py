@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tiny import TINY_BACKBONE, tiny_config
+from transformers_detrpose import DETRPoseForPoseEstimation
 from transformers_detrpose.training import (
     WeightAverage,
     build_optimizer,
@@ -31,6 +33,41 @@ def test_the_backbone_has_its_own_rate():
     assert (backbone["lr"], others["lr"], backbone["weight_decay"], others["weight_decay"]) == (1e-5, 1e-3, 0.25, 0.25)
     assert set(backbone["params"]) == set(model.model["backbone"].parameters())
     assert set(others["params"]) == {model.model["head"].weight, *model.norm.parameters()}
+
+
+def test_norms_and_biases_may_be_left_out_of_weight_decay():
+    """In groups of their own: the first group still has the backbone's rate, the last that of the rest."""
+    model = Tiny()
+    groups = build_optimizer(model, 1e-3, 1e-5, 0.25, decay_norms_and_biases=False).param_groups
+    assert [group["lr"] for group in groups] == [1e-5, 1e-5, 1e-3, 1e-3]
+    assert [group["weight_decay"] for group in groups] == [0.25, 0.0, 0.25, 0.0]
+    backbone, head = model.model["backbone"], model.model["head"]
+    assert [set(group["params"]) for group in groups] == [
+        {backbone.weight}, {backbone.bias}, {head.weight}, {head.bias, *model.norm.parameters()}
+    ]  # fmt: skip
+
+
+def test_the_names_of_the_model_tell_norms_and_biases_from_the_rest():
+    config = tiny_config(backbone_config=TINY_BACKBONE, freeze_backbone_batch_norms=False)
+    model = DETRPoseForPoseEstimation(config)
+    optimizer = build_optimizer(model, 1e-3, 1e-5, 0.25, decay_norms_and_biases=False)
+    exempt = {id(parameter) for group in optimizer.param_groups[1::2] for parameter in group["params"]}
+    norms = (nn.BatchNorm2d, nn.LayerNorm)
+    expected = {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if isinstance(module, norms) or name.endswith("bias")
+    }
+    assert exempt == expected and len(exempt) > 20
+
+
+def test_projectors_in_a_backbone_learn_at_the_full_rate():
+    model = nn.ModuleDict({"backbone": nn.ModuleDict({"blocks": nn.Linear(2, 2), "projectors": nn.Linear(2, 2)})})
+    model = nn.ModuleDict({"model": model})
+    backbone, others = build_optimizer(model, lr=1e-3, backbone_lr=1e-5, weight_decay=0.0).param_groups
+    assert set(backbone["params"]) == set(model["model"]["backbone"]["blocks"].parameters())
+    assert set(others["params"]) == set(model["model"]["backbone"]["projectors"].parameters())
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import pytest
 
 from transformers_detrpose import DETRPoseConfig
-from transformers_detrpose.training import FINE_TUNING, RECIPES, variant_of
+from transformers_detrpose.data import Augmentation
+from transformers_detrpose.training import FINE_TUNING, RECIPES, Recipe, variant_of
 
 # epochs | mosaic from, to; all off from | backbone lr | lr drop | base size repeats
 TABLE = """
@@ -33,7 +34,53 @@ def test_published_recipes(line):
 
 
 def test_there_is_no_other_recipe():
-    assert sum(map(len, RECIPES.values())) == len(TABLE.strip().splitlines())
+    assert sum(map(len, RECIPES.values())) == len(TABLE.strip().splitlines()) + len(ECPOSE)
+
+
+@pytest.mark.parametrize("line", TABLE.strip().splitlines())
+def test_recipes_of_detrpose_decay_everything_and_blend_nothing(line):
+    dataset, variant, *_ = line.split()
+    recipe = RECIPES[dataset][variant]
+    assert (recipe.weight_decay, recipe.decay_norms_and_biases) == (1e-4, True)
+    phases = recipe.phases()
+    assert all(phase.augmentation.mixup == phase.augmentation.copy_paste == 0 for phase in phases)
+    assert phases[-1].augmentation == Augmentation(mosaic=0, zoom_out=0, flip=0, jitter=0)
+
+
+# epochs; mosaic from, to; everything but flip and jitter off from | backbone lr | weight decay
+ECPOSE = {
+    "ecpose-s": (92, [0, 4, 44, 90], 2.5e-5, 1e-4),
+    "ecpose-m": (92, [0, 4, 44, 90], 2.5e-5, 1e-4),
+    "ecpose-l": (74, [0, 4, 47, 72], 2.5e-6, 1.25e-4),
+    "ecpose-x": (74, [0, 4, 47, 72], 2.5e-6, 1.25e-4),
+}
+
+
+@pytest.mark.parametrize("variant", ECPOSE)
+def test_recipes_of_ecpose(variant):
+    epochs, starts, backbone_lr, weight_decay = ECPOSE[variant]
+    recipe = RECIPES["coco"][variant]
+    assert [phase.first_epoch for phase in recipe.phases()] == starts
+    assert (recipe.epochs, recipe.backbone_lr, recipe.weight_decay) == (epochs, backbone_lr, weight_decay)
+    assert (recipe.lr, recipe.batch_size, recipe.lr_drop_epoch, recipe.base_size_repeats) == (5e-4, 32, None, 0)
+    assert recipe.warmup_steps(steps_per_epoch=1768) == 500
+    assert not recipe.decay_norms_and_biases
+    assert (recipe.mixup, recipe.copy_paste, recipe.final_flip_and_jitter) == (0.25, 0.5, True)
+
+
+def test_mix_up_and_copy_paste_last_as_long_as_zoom_out():
+    recipe = Recipe(92, 2.5e-5, 44, 90, mosaic_start=4, mixup=0.25, copy_paste=0.5, final_flip_and_jitter=True)
+    rows = {
+        phase.first_epoch: (phase.augmentation.mosaic, phase.augmentation.mixup, phase.augmentation.copy_paste,
+                            phase.augmentation.zoom_out, phase.augmentation.flip, phase.augmentation.jitter)
+        for phase in recipe.phases()
+    }  # fmt: skip
+    assert rows == {
+        0: (0, 0, 0, 0, 0.5, 0.5),
+        4: (0.5, 0.25, 0.5, 0.5, 0.5, 0.5),
+        44: (0, 0.25, 0.5, 0.5, 0.5, 0.5),
+        90: (0, 0, 0, 0, 0.5, 0.5),
+    }
 
 
 def test_options_win():
@@ -57,7 +104,7 @@ def test_warm_up_is_at_most_a_tenth_of_a_small_training(num_images, expected):
 
 
 def test_variant_of():
-    for variant in RECIPES["coco"]:
+    for variant in RECIPES["crowdpose"]:
         config = DETRPoseConfig.from_variant(variant, "crowdpose", num_queries=7, id2label={0: "bird"})
         assert variant_of(config) == variant
     assert variant_of(DETRPoseConfig.from_variant("s", d_model=128)) is None

@@ -11,7 +11,7 @@ from simulated_device import DEVICE, DeviceTensor, SimulatedDevice
 from torch import nn
 
 import tiny
-from transformers_detrpose import DETRPoseForPoseEstimation
+from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor
 from transformers_detrpose.commands import train
 from transformers_detrpose.training import (
     LoadingError,
@@ -52,6 +52,7 @@ def training_of(model, max_grad_norm=0.1):
         progress=progress,
         watch=watch,
         reports=StepReports(accelerator, progress, watch),
+        image_processor=DETRPoseImageProcessor(do_normalize=True, image_mean=[0.5] * 3, image_std=[0.25] * 3),
     )
 
 
@@ -64,9 +65,9 @@ def make_batch(config, counts, seed=0):
     return {"pixel_values": pixels, "labels": labels}
 
 
-def make_model(**fields):
+def make_model(device="cpu", **fields):
     torch.manual_seed(0)
-    model = tiny.noisy(DETRPoseForPoseEstimation(tiny.tiny_config(**fields))).train()
+    model = tiny.noisy(DETRPoseForPoseEstimation(tiny.tiny_config(**fields))).to(device).train()
     for module in model.modules():  # what these make of an image depends on the others of its batch
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -116,9 +117,10 @@ def test_a_step_waits_for_the_device_once(monkeypatch, counts):
     assert not torch.equal(before, after)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_step_on_a_gpu_waits_once():
-    model = make_model(num_denoising=6).cuda()
+def test_a_step_on_a_gpu_waits_once(device):
+    if device.type != "cuda":
+        pytest.skip("needs `--device cuda`")
+    model = make_model(device, num_denoising=6)
     training = training_of(model)
     batch = make_batch(model.config, [2, 1])
     train.train_step(training, [batch])  # the first one sets up libraries
@@ -140,9 +142,9 @@ def gradients(model, batches):
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
 
-def test_accumulated_gradients_are_those_of_one_batch():
+def test_accumulated_gradients_are_those_of_one_batch(device):
     """However people fall to the batches, one of which has none."""
-    model = make_model(num_denoising=0)
+    model = make_model(device, num_denoising=0)
     whole = make_batch(model.config, [3, 1, 1, 1, 0, 0])
     parts = [{name: values[i : i + 2] for name, values in whole.items()} for i in (0, 2, 4)]
     expected, found = gradients(model, [whole]), gradients(model, parts)
@@ -152,18 +154,18 @@ def test_accumulated_gradients_are_those_of_one_batch():
     assert (separate - expected).norm() > 1e-2 * expected.norm()
 
 
-def test_batch_norms_see_accumulated_batches_once():
-    model = make_model(num_denoising=0).train()
+def test_batch_norms_see_accumulated_batches_once(device):
+    model = make_model(device, num_denoising=0).train()
     norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
     prepare_inputs(model, [make_batch(model.config, [1, 1], seed) for seed in (0, 1)])
     assert norm.num_batches_tracked == 0 and norm.running_mean.abs().sum() == 0
 
 
-def test_pixels_and_labels_reach_the_model_as_the_processor_makes_them():
-    model = make_model(num_denoising=0)
+def test_pixels_and_labels_reach_the_model_as_the_processor_makes_them(device):
+    model = make_model(device, num_denoising=0)
     batch = make_batch(model.config, [1, 0])
     (inputs,) = prepare_inputs(model, [batch])
-    assert torch.equal(inputs["pixel_values"], batch["pixel_values"].float() * (1 / 255))
+    assert torch.equal(inputs["pixel_values"].cpu(), batch["pixel_values"].float() * (1 / 255))
     batch["labels"][1]["area"] = torch.ones(3)
     with pytest.raises(ValueError, match=r"labels\[1\]\['area'\]"):
         prepare_inputs(model, [batch])
@@ -171,8 +173,8 @@ def test_pixels_and_labels_reach_the_model_as_the_processor_makes_them():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("max_grad_norm", [0.1, 0.0])
-def test_a_step_with_bad_gradients_changes_nothing(monkeypatch, bad, max_grad_norm):
-    model = make_model(num_denoising=0)
+def test_a_step_with_bad_gradients_changes_nothing(bad, max_grad_norm, device):
+    model = make_model(device, num_denoising=0)
     training = training_of(model, max_grad_norm)
     batch = make_batch(model.config, [1, 1])
     train.train_step(training, [batch])

@@ -12,6 +12,7 @@ from accelerate.utils import send_to_device
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import set_seed
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from transformers.testing_utils import torch_device
 from upstream import load
 
 from tiny import TINY_BACKBONE
@@ -66,7 +67,7 @@ class DETRPoseModelTester:
     def get_labels(self):
         """One, two and no people."""
         set_seed(0)
-        return [
+        labels = [
             {
                 "class_labels": torch.ones(count, dtype=torch.int64),
                 "keypoints": torch.cat((torch.rand(count, 5, 2), torch.full((count, 5, 1), 2.0)), dim=-1),
@@ -74,9 +75,10 @@ class DETRPoseModelTester:
             }
             for count in (1, 2, 0)
         ]
+        return send_to_device(labels, torch_device)
 
     def prepare_config_and_inputs_for_common(self):
-        return self.get_config(), {"pixel_values": torch.rand(self.batch_size, 3, 64, 64)}
+        return self.get_config(), {"pixel_values": torch.rand(self.batch_size, 3, 64, 64).to(torch_device)}
 
 
 def moved(model):
@@ -145,7 +147,7 @@ class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
     def test_retain_grad_hidden_states_attentions(self):
         super().test_retain_grad_hidden_states_attentions()
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        outputs = DETRPoseModel(config)(**inputs, output_attentions=True, output_hidden_states=True)
+        outputs = DETRPoseModel(config).to(torch_device)(**inputs, output_attentions=True, output_hidden_states=True)
         states = [outputs[name][0] for name in ("across_attentions", "cross_attentions", "encoder_attentions")]
         states.append(outputs.encoder_hidden_states[0])
         for state in states:
@@ -172,7 +174,7 @@ class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
             self.assertEqual(models["sdpa"].config._attn_implementation, "sdpa")
             self.assertEqual(models["eager"].config._attn_implementation, "eager")
             with torch.no_grad():
-                keypoints = [model(**inputs).pred_keypoints for model in models.values()]
+                keypoints = [model.to(torch_device)(**inputs).pred_keypoints for model in models.values()]
             torch.testing.assert_close(keypoints[0], keypoints[1])
             torch.testing.assert_close(keypoints[0], keypoints[2])
 
@@ -241,6 +243,7 @@ class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
 
     def test_sharded_checkpoint_on_disk_and_cpu(self):
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        inputs = send_to_device(inputs, "cpu")
         for model_class in self.all_model_classes:
             model = moved(model_class(config)).eval()
             size = sum(values.nbytes for values in model.state_dict().values())
@@ -285,7 +288,7 @@ class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
             for dtype in (torch.float16, torch.bfloat16):
                 with tempfile.TemporaryDirectory() as folder:
                     moved(model_class(config)).save_pretrained(folder)
-                    model = model_class.from_pretrained(folder, dtype=dtype)
+                    model = model_class.from_pretrained(folder, dtype=dtype).to(torch_device)
                 with torch.no_grad():
                     outputs = model(**inputs)
                 self.assertEqual(outputs.last_hidden_state.dtype, dtype)
@@ -295,7 +298,7 @@ class DETRPoseModelTest(common.ModelTesterMixin, unittest.TestCase):
 
     def test_gradient_checkpointing_gives_the_same_gradients(self):
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        model = moved(DETRPoseForPoseEstimation(config)).train()
+        model = moved(DETRPoseForPoseEstimation(config)).to(torch_device).train()
         inputs["labels"] = self.model_tester.get_labels()
         statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
 

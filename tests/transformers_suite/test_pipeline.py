@@ -14,6 +14,7 @@ import transformers.utils
 from huggingface_hub import ObjectDetectionInput
 from PIL import Image
 from transformers import pipeline
+from transformers.testing_utils import torch_device
 from upstream import load
 
 import transformers_detrpose
@@ -35,7 +36,7 @@ class KeypointDetectionPipelineTests:
 
     def get_test_pipeline(self, model, tokenizer=None, image_processor=None, dtype="float32"):
         model = model.to(getattr(torch, dtype))
-        pipe = pipeline(TASK, model=model, image_processor=image_processor, device="cpu", threshold=0.0)
+        pipe = pipeline(TASK, model=model, image_processor=image_processor, device=torch_device, threshold=0.0)
         values = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
         return pipe, [Image.fromarray(values), Image.fromarray(values[:, :32])]
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ..data import CocoAnnotations, CocoPoseDataset
 from ..instances import DataError
 from ..loading import first_line
 
@@ -175,6 +176,26 @@ def find_images(paths: list[Path], option: str) -> list[Path]:
     if not images:
         raise CommandError(f"{option} {' '.join(map(str, paths))} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return images
+
+
+def load_images(folder: Path, annotations: CocoAnnotations, option: str = "--images") -> CocoPoseDataset:
+    """Returns the images of an annotation file, after checking that their files exist.
+
+    Args:
+        folder: folder of the images.
+        annotations: the content of the annotation file.
+        option: option that specified the folder, for error messages.
+
+    Raises:
+        CommandError: if the folder or a file does not exist.
+    """
+    if not folder.is_dir():
+        raise CommandError(f"{option} {folder}: no such folder")
+    dataset = CocoPoseDataset(folder, annotations)
+    for name, image_id in zip(dataset.file_names, dataset.image_ids, strict=True):
+        if not (folder / name).is_file():
+            raise CommandError(f"{option} {folder}: no file {name} for image {image_id}")
+    return dataset
 
 
 def add_set(parser: argparse.ArgumentParser):

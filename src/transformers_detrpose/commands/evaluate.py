@@ -7,6 +7,9 @@
 `accelerate launch` distributes the images over all GPUs. `--results` writes the best 20 poses of each image and
 category in COCO's results format, for a test server or other tools; for a test set without annotations, it is required.
 
+`--report` writes a page, `index.html`: how far the scores can be trusted, average precision by size, visible keypoints
+and crowding, the errors in each keypoint and what they cost, and the worst images beside their truth.
+
 Average precision and recall are averaged over OKS thresholds of 0.50 to 0.95, or are at 0.50 (AP50) or 0.75 (AP75). APM
 and APL are for people of 32² to 96² pixels and of more; AP_easy, AP_medium and AP_hard are for CrowdPose's images by
 crowd index. EXIF rotation is applied, and images must have the size given in the file.
@@ -15,6 +18,7 @@ crowd index. EXIF rotation is applied, and images must have the size given in th
 import argparse
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -24,11 +28,11 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
-from ..data import CocoAnnotations, CocoPoseDataset, evaluation_dataloader, read_annotations
+from ..data import CocoAnnotations, evaluation_dataloader, read_annotations
 from ..evaluation import METRICS, KeypointMetric, evaluate_model, write_coco_results
-from ..files import check_outputs, whole_file
+from ..files import check_new_folder, check_outputs, whole_file
 from ..loading import load_image_processor, load_pose_estimator, model_files
-from .command_line import CommandError, add_max_pixels, count, run_command
+from .command_line import CommandError, add_max_pixels, count, load_images, run_command
 
 
 def load_metric(arguments: argparse.Namespace, annotations: CocoAnnotations, config) -> KeypointMetric:
@@ -36,6 +40,8 @@ def load_metric(arguments: argparse.Namespace, annotations: CocoAnnotations, con
     metric = METRICS[arguments.metric](annotations, config.keypoint_schema)
     if not metric.images:
         raise CommandError(f"--annotations {arguments.annotations} lists no images")
+    if arguments.report and not metric.has_annotations:
+        raise CommandError(f"--annotations {arguments.annotations} has no annotations, which --report needs")
     if not (metric.has_annotations or arguments.results):
         raise CommandError(f"--annotations {arguments.annotations} has no annotations to score against: give --results")
     unknown = sorted(set(metric.category_ids) - set(config.id2label))
@@ -45,15 +51,6 @@ def load_metric(arguments: argparse.Namespace, annotations: CocoAnnotations, con
             f"{dict(config.id2label)}"
         )
     return metric
-
-
-def load_images(arguments: argparse.Namespace, annotations: CocoAnnotations) -> CocoPoseDataset:
-    """Returns the images to evaluate, after checking that their files exist."""
-    dataset = CocoPoseDataset(arguments.images, annotations)
-    for name, image_id in zip(dataset.file_names, dataset.image_ids, strict=True):
-        if not (arguments.images / name).is_file():
-            raise CommandError(f"--images {arguments.images}: no file {name} for image {image_id}")
-    return dataset
 
 
 def format_table(scores: Mapping[str, float]) -> str:
@@ -75,8 +72,18 @@ def check_paths(arguments: argparse.Namespace):
     outputs = [path for path in (arguments.results, arguments.scores) if path]
     if len({os.path.realpath(path) for path in outputs}) < len(outputs):
         raise CommandError(f"--results and --scores are the same file, {arguments.results}")
+    if arguments.report:
+        check_report(arguments.report, outputs)
     inputs = [arguments.annotations, *model_files(arguments.model)]
     check_outputs(outputs, chain(inputs, arguments.images.rglob("*")))
+
+
+def check_report(folder: Path, outputs: list[Path]):
+    """Raises an error if the folder of the report cannot be created, or if other outputs lie in it."""
+    check_new_folder(folder)
+    for path in outputs:
+        if folder.resolve() in (path.resolve(), *path.resolve().parents):
+            raise CommandError(f"--report {folder} must be a folder of its own, without {path}")
 
 
 def evaluate(arguments: argparse.Namespace):
@@ -88,7 +95,7 @@ def evaluate(arguments: argparse.Namespace):
     annotations = read_annotations(arguments.annotations, model.config.keypoint_schema)
     annotations = annotations.first_images(arguments.max_images)
     metric = load_metric(arguments, annotations, model.config)
-    dataset = load_images(arguments, annotations)
+    dataset = load_images(arguments.images, annotations)
     # Each process gets a share of the batches, on its device.
     loader = accelerator.prepare(
         evaluation_dataloader(dataset, arguments.batch_size, image_processor, arguments.num_workers)
@@ -111,6 +118,13 @@ def report(arguments: argparse.Namespace, metric: KeypointMetric, predictions: M
         if arguments.scores:
             with whole_file(arguments.scores) as path:
                 path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    if arguments.report:
+        warnings.filterwarnings("ignore", message="OpenCV .* is not installed")
+        from ..evaluation.report import write_report  # drawing takes long to import
+
+        heading = f"{arguments.model} on {arguments.annotations}"
+        write_report(arguments.report, metric, predictions, arguments.images, heading)
+        print(f"report written to {arguments.report / 'index.html'}")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -130,6 +144,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--results", type=Path, metavar="FILE", help="file to write the poses to, in COCO's results format"
     )
     parser.add_argument("--scores", type=Path, metavar="FILE", help="JSON file to write the scores to, from 0 to 1")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="folder to create for a page about the errors, with pictures"
+    )
     parser.add_argument("--batch-size", type=count, default=16, help="images per batch and process")
     parser.add_argument("--num-workers", type=int, default=4, help="data-loading workers per process")
     add_max_pixels(parser)

@@ -85,6 +85,7 @@ def predict(arguments: argparse.Namespace):
         getattr(torch, arguments.dtype),
         arguments.threshold,
         arguments.keypoint_threshold,
+        arguments.uncertainty,
         arguments.remove_duplicates,
         arguments.max_people,
     )
@@ -175,8 +176,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keypoint-threshold",
         type=fraction,
-        default=0.0,
+        default=0.2,
         help="minimum score, 0 to 1, of a drawn keypoint; the JSON files contain all keypoints",
+    )
+    parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="draw the ellipses that contain 50 %% and 90 %% of the true keypoints, once the model is calibrated",
     )
     parser.add_argument("--batch-size", type=count, default=8, help="images or frames per batch")
     add_max_pixels(parser)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 warnings.filterwarnings("ignore", message="OpenCV .* is not installed")
 logging.getLogger("supervision").setLevel(logging.ERROR)
 
-from ..data import CocoPoseDataset, check_dataset, paper_phases, train_dataloader  # noqa: E402
+from ..data import Augmentation, CocoPoseDataset, check_dataset, paper_phases, train_dataloader  # noqa: E402
 from ..files import check_new_folder  # noqa: E402
 from ..sample_pictures import write_samples  # noqa: E402
 from .command_line import CommandError, add_max_pixels, count, number, run_command  # noqa: E402
@@ -50,6 +50,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="multi-scale training: weight of --size; 0 for no other sizes",
     )
     parser.add_argument("--batch-size", type=count, default=4, help="samples per size in multi-scale training")
+    parser.add_argument("--mixup", type=number(0, 1), default=0.0, help="probability of MixUp")
+    parser.add_argument("--copy-paste", type=number(0, 1), default=0.0, help="probability of CopyPaste instead")
     add_max_pixels(parser)
     parser.add_argument("--seed", type=whole, default=0, help="random seed")
     return parser.parse_args(argv)
@@ -59,6 +61,7 @@ def show(arguments: argparse.Namespace):
     """Draws and writes the samples."""
     if arguments.epoch >= arguments.num_epochs:
         raise CommandError(f"--epoch must be from 0 to {arguments.num_epochs - 1}, but got {arguments.epoch}")
+    augmentation = Augmentation(mixup=arguments.mixup, copy_paste=arguments.copy_paste)
     check_new_folder(arguments.output)
     dataset = CocoPoseDataset(arguments.images, arguments.annotations)
     if not len(dataset):
@@ -68,7 +71,7 @@ def show(arguments: argparse.Namespace):
         dataset,
         batch_size=min(arguments.batch_size, len(dataset)),
         size=arguments.size,
-        phases=paper_phases(arguments.num_epochs),
+        phases=paper_phases(arguments.num_epochs, augmentation=augmentation),
         base_repeats=arguments.base_repeats,
         seed=arguments.seed,
     )

@@ -52,6 +52,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=whole,
         help="how often --size is among the sizes of batches; 0 for no other size",
     )
+    recipe.add_argument("--weight-decay", type=number(0), help=f"of AdamW; {default.weight_decay} without a recipe")
+    share = number(0, 1)
+    recipe.add_argument("--mixup", type=share, help="probability of blending an image with another, in both at once")
+    recipe.add_argument("--copy-paste", type=share, help="probability of blending people of other images in instead")
     recipe.add_argument(
         "--warmup-steps",
         type=whole,
@@ -59,7 +63,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
 
     parser.add_argument("--size", type=count, default=640, help="height and width of the images in pixels")
-    parser.add_argument("--weight-decay", type=number(0), default=1e-4, help="of AdamW")
     parser.add_argument("--max-grad-norm", type=number(0), default=0.1, help="gradients are clipped to it; 0: never")
     parser.add_argument("--ema-decay", type=number(0, 1), default=0.9999, help="decay of the averaged weights per step")
     parser.add_argument("--no-augment", action="store_true", help="only resize the training images")

@@ -1,12 +1,13 @@
 """Augmentation of samples, and its schedule over the epochs.
 
-Geometric transforms are those of `torchvision.transforms.v2`, except for the mosaic and for swapping left and right
-keypoints.
+Geometric transforms are those of `torchvision.transforms.v2`, except for swapping left and right keypoints and for what
+combines several images: mosaic, MixUp and CopyPaste.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,14 +19,20 @@ from torchvision.transforms.v2 import functional as tvF
 
 from .pose_datasets import Sample
 
+# CopyPaste: images that people are taken from, people taken from each, and people pasted, each at most.
+NUM_DONORS = MAX_CANDIDATES = MAX_PASTED = 3
+
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random augmentation of samples. The defaults are those of the paper; a probability of 0 disables a transform.
+    """Random augmentation of samples. The defaults are those of DETRPose; a probability of 0 disables a transform.
 
     Args:
         mosaic: probability of a mosaic of the image and three random others.
         mosaic_side: shorter side of the four images, in pixels.
+        mixup: probability of blending the image, mosaic or not, with another one; see `mix_up`. ECPose has 0.25.
+        copy_paste: probability of blending people of other images into it instead; see `paste`. ECPose has 0.5.
+        blend_range: range of the share of the image itself in MixUp, and of the pasted person in CopyPaste.
         zoom_out: probability of a black border in samples that are not mosaics.
         zoom_out_range: range of r; the border is (r - 1) times the size of the image on every side.
         flip: probability of a horizontal flip.
@@ -36,6 +43,9 @@ class Augmentation:
 
     mosaic: float = 0.5
     mosaic_side: int = 320
+    mixup: float = 0.0
+    copy_paste: float = 0.0
+    blend_range: tuple[float, float] = (0.45, 0.55)
     zoom_out: float = 0.5
     zoom_out_range: tuple[float, float] = (1.0, 2.5)
     flip: float = 0.5
@@ -43,15 +53,26 @@ class Augmentation:
     jitter_strength: float = 0.4
 
     def __post_init__(self):
-        for field in ("mosaic", "zoom_out", "flip", "jitter"):
+        for field in ("mosaic", "mixup", "copy_paste", "zoom_out", "flip", "jitter"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"`{field}` must be a probability from 0 to 1, but got {getattr(self, field)}.")
+        if self.mixup + self.copy_paste > 1:
+            raise ValueError(
+                f"`mixup` and `copy_paste` exclude each other, so that their sum must be at most 1, but got "
+                f"{self.mixup} and {self.copy_paste}."
+            )
+        if not 0 <= self.blend_range[0] <= self.blend_range[1] <= 1:
+            raise ValueError(f"`blend_range` must be two rising numbers from 0 to 1, but got {self.blend_range}.")
         if not 1 <= self.zoom_out_range[0] <= self.zoom_out_range[1]:
             raise ValueError(f"`zoom_out_range` must be two rising numbers from 1, but got {self.zoom_out_range}.")
         if not 0 <= self.jitter_strength <= 0.5:
             raise ValueError(f"`jitter_strength` must be from 0 to 0.5, but got {self.jitter_strength}.")
         if self.mosaic_side < 1:
             raise ValueError(f"`mosaic_side` must be at least 1 pixel, but got {self.mosaic_side}.")
+
+    def only_flip_and_jitter(self) -> "Augmentation":
+        """Returns the augmentation without the transforms that combine images or add a border."""
+        return replace(self, mosaic=0, mixup=0, copy_paste=0, zoom_out=0)
 
 
 class Phase(NamedTuple):
@@ -63,20 +84,23 @@ class Phase(NamedTuple):
 
 
 FULL = Augmentation()
-WITHOUT_MOSAIC = Augmentation(mosaic=0)
-ONLY_FLIP_AND_JITTER = Augmentation(mosaic=0, zoom_out=0)
 NO_AUGMENTATION = Augmentation(mosaic=0, zoom_out=0, flip=0, jitter=0)
 
 UNCHANGED = (Phase(0, NO_AUGMENTATION, False),)
 
 
 def paper_phases(
-    num_epochs: int, warmup_epochs: int | None = None, mosaic_end: int | None = None, final_start: int | None = None
+    num_epochs: int,
+    warmup_epochs: int | None = None,
+    mosaic_end: int | None = None,
+    final_start: int | None = None,
+    augmentation: Augmentation = FULL,
+    final: Augmentation = NO_AUGMENTATION,
 ) -> tuple[Phase, ...]:
     """Returns the augmentation schedule of the paper, in four phases.
 
-    Neither mosaic nor zoom-out at first, then both, then zoom-out without mosaic; neither augmentation nor multi-scale
-    in the last epochs. The published recipes set all three boundaries; the defaults follow their proportions.
+    Only flip and jitter at first, then everything, then everything but mosaics; neither augmentation nor multi-scale in
+    the last epochs. The published recipes set all three boundaries; the defaults follow their proportions.
 
     Args:
         num_epochs: total number of epochs.
@@ -84,6 +108,8 @@ def paper_phases(
         mosaic_end: first epoch without mosaic; by default halfway through, but not before the first phase ends.
         final_start: first epoch of the last phase, never reached if it is `num_epochs` or more; 4 epochs before the
             end, or a tenth of all epochs if that is less.
+        augmentation: the augmentation of the second phase; the first and the third have parts of it.
+        final: the augmentation of the last phase.
 
     Raises:
         ValueError: if the phases are not in order.
@@ -97,10 +123,10 @@ def paper_phases(
             f"{warmup_epochs}, mosaic ends in epoch {mosaic_end} and the last phase begins in epoch {final_start}."
         )
     return (
-        Phase(0, ONLY_FLIP_AND_JITTER, True),
-        Phase(warmup_epochs, FULL, True),
-        Phase(mosaic_end, WITHOUT_MOSAIC, True),
-        Phase(final_start, NO_AUGMENTATION, False),
+        Phase(0, augmentation.only_flip_and_jitter(), True),
+        Phase(warmup_epochs, augmentation, True),
+        Phase(mosaic_end, replace(augmentation, mosaic=0), True),
+        Phase(final_start, final, False),
     )
 
 
@@ -227,24 +253,21 @@ def augment(
 ) -> Sample:
     """Returns a sample, augmented with PyTorch's generator and resized (paper, Data augmentation).
 
-    The recipe lists zoom-out, flip, jitter and resizing in this order. Since the border is centered, it can just as
-    well be added after flipping; jitter after resizing processes far fewer pixels.
+    The recipe lists mosaic, MixUp or CopyPaste, zoom-out, flip, jitter and resizing in this order. Since the border is
+    centered, it can just as well be added after flipping; jitter after resizing processes far fewer pixels.
 
     Args:
-        dataset: the source of the sample and of the others in a mosaic.
+        dataset: the source of the sample and of the others that are combined with it.
         index: index of the sample.
         augmentation: the augmentation to apply.
         size_hw: height and width of the result in pixels.
         flip_permutation: for each keypoint of a mirrored image, the index it had before.
     """
-    ratio = 1.0
-    if _happens(augmentation.mosaic):
-        others = torch.randint(len(dataset), (3,)).tolist()
-        sample = mosaic([dataset[i] for i in (index, *others)], augmentation.mosaic_side)
-    else:
-        sample = dataset[index]
-        if _happens(augmentation.zoom_out):
-            ratio = torch.empty(()).uniform_(*augmentation.zoom_out_range).item()
+    sample, is_mosaic = _image_or_mosaic(dataset, index, augmentation)
+    if augmentation.mixup or augmentation.copy_paste:
+        sample = _mixed_or_pasted(sample, dataset, augmentation)
+    has_border = not is_mosaic and _happens(augmentation.zoom_out)
+    ratio = _uniform(augmentation.zoom_out_range) if has_border else 1.0
     if _happens(augmentation.flip):
         sample = flip(sample, flip_permutation)
     sample = zoom_out(sample, ratio, size_hw)
@@ -256,6 +279,56 @@ def augment(
 
 def _happens(probability: float) -> bool:
     return torch.rand(()).item() < probability
+
+
+def _uniform(limits: tuple[float, float]) -> float:
+    return torch.empty(()).uniform_(*limits).item()
+
+
+def _image_or_mosaic(dataset: Dataset, index: int, augmentation: Augmentation) -> tuple[Sample, bool]:
+    """Returns a sample, alone or in a mosaic with three random others, and whether it is a mosaic."""
+    if not _happens(augmentation.mosaic):
+        return dataset[index], False
+    others = torch.randint(len(dataset), (3,)).tolist()
+    return mosaic([dataset[i] for i in (index, *others)], augmentation.mosaic_side), True
+
+
+def _mixed_or_pasted(sample: Sample, dataset: Dataset, augmentation: Augmentation) -> Sample:
+    """Applies MixUp, CopyPaste or neither.
+
+    ECPose keeps the last 50 images in each data-loading worker and takes the others from there. Here they are drawn
+    from the whole dataset, like those of a mosaic, so that a sample does not depend on what its worker loaded before.
+    """
+    draw = torch.rand(()).item()
+    if draw < augmentation.mixup:
+        other, _ = _image_or_mosaic(dataset, int(torch.randint(len(dataset), ())), augmentation)
+        return mix_up(sample, other, _uniform(augmentation.blend_range))
+    if draw < augmentation.mixup + augmentation.copy_paste:
+        for patch in _random_patches(dataset, augmentation):
+            free_hw = [a - b for a, b in zip(_size_hw(sample), _size_hw(patch), strict=True)]
+            if min(free_hw) >= 0:  # larger ones do not fit
+                top, left = (int(torch.randint(free + 1, ())) for free in free_hw)
+                sample = paste(sample, patch, (top, left), _uniform(augmentation.blend_range))
+    return sample
+
+
+def _random_patches(dataset: Dataset, augmentation: Augmentation) -> list[Sample]:
+    """Returns up to three people of three random images, cut out.
+
+    Where an image would be a mosaic, the people have the size that they have in a mosaic.
+    """
+    candidates = []
+    for index in torch.randint(len(dataset), (NUM_DONORS,)).tolist():
+        donor = dataset[index]
+        if _happens(augmentation.mosaic):
+            donor = resize(donor, _shorter_side_size(donor["image"], augmentation.mosaic_side))
+        candidates += [(donor, person) for person in torch.randperm(len(donor["area"]))[:MAX_CANDIDATES].tolist()]
+    chosen = torch.randperm(len(candidates))[:MAX_PASTED].tolist()
+    return [patch for patch in (cut_out(*candidates[i]) for i in chosen) if min(_size_hw(patch)) > 0]
+
+
+def _size_hw(sample: Sample) -> tuple[int, int]:
+    return tuple(sample["image"].shape[-2:])
 
 
 def resize(sample: Sample, size_hw: tuple[int, int], resize_image: Callable | None = None) -> Sample:
@@ -326,20 +399,91 @@ def mosaic(samples: list[Sample], side: int) -> Sample:
     canvas_hw = (2 * cell_h, 2 * cell_w)
     # The memory layout of Pillow images, which torchvision resizes several times faster than planar images.
     canvas = torch.zeros(*canvas_hw, 3, dtype=torch.uint8).permute(2, 0, 1)
-    keypoints, boxes = [], []
-    for tile, (top, left) in zip(tiles, ((0, 0), (0, cell_w), (cell_h, 0), (cell_h, cell_w)), strict=True):
-        height, width = tile["image"].shape[-2:]
-        canvas[:, top : top + height, left : left + width] = tile["image"]
-        padding = [left, top, canvas_hw[1] - left - width, canvas_hw[0] - top - height]
-        keypoints.append(tvF.pad(tile["keypoints"], padding))
-        boxes.append(tvF.pad(tile["boxes"], padding))
-    return {
-        **samples[0],
-        **{key: torch.cat([tile[key] for tile in tiles]) for key in ("visibility", "class_labels", "area")},
-        "image": tv_tensors.Image(canvas),
-        "keypoints": tv_tensors.KeyPoints(torch.cat(keypoints), canvas_size=canvas_hw),
-        "boxes": tv_tensors.BoundingBoxes(torch.cat(boxes), format="XYXY", canvas_size=canvas_hw),
-    }
+    corners = ((0, 0), (0, cell_w), (cell_h, 0), (cell_h, cell_w))
+    for tile, corner in zip(tiles, corners, strict=True):
+        _region(canvas, tile, corner).copy_(tile["image"])
+    tiles = [_moved(tile, corner, canvas_hw) for tile, corner in zip(tiles, corners, strict=True)]
+    return {**samples[0], **_people_of(tiles, canvas_hw), "image": tv_tensors.Image(canvas)}
+
+
+def mix_up(sample: Sample, other: Sample, share: float) -> Sample:
+    """Blends two samples and keeps the people of both (MixUp).
+
+    Args:
+        sample: the first sample, whose size, `image_id` and `orig_size` remain.
+        other: the second sample, resized to the first without keeping its aspect ratio; x, y and areas are scaled
+            accordingly.
+        share: share of the first image in every pixel, from 0 to 1; the second has the rest.
+    """
+    other = resize(other, _size_hw(sample))
+    image = tv_tensors.Image(_blend(sample["image"], other["image"], share))
+    return {**sample, **_people_of([sample, other], _size_hw(sample)), "image": image}
+
+
+def cut_out(sample: Sample, person: int) -> Sample:
+    """Returns the box of one person as a sample.
+
+    The image has all pixels that the box touches, and none if the box is empty. Keypoints outside the box are not
+    labeled. The area is that of the box.
+
+    Args:
+        sample: the sample.
+        person: index of the person.
+    """
+    boxes = tvF.clamp_bounding_boxes(sample["boxes"])
+    one = {key: sample[key][person : person + 1] for key in ("keypoints", "visibility", "class_labels")}
+    box = boxes[person]
+    is_inside = ((one["keypoints"] >= box[:2]) & (one["keypoints"] <= box[2:])).all(-1)
+    one["keypoints"] = tv_tensors.wrap(one["keypoints"], like=sample["keypoints"])
+    one |= {"boxes": tv_tensors.wrap(box[None], like=boxes), "image": sample["image"]}
+    (left, top), (right, bottom) = map(math.floor, box[:2].tolist()), map(math.ceil, box[2:].tolist())
+    cut = {key: tvF.crop(one[key], top, left, bottom - top, right - left) for key in ("image", "keypoints", "boxes")}
+    area = (box[2:] - box[:2]).prod()[None]
+    return {**sample, **one, **cut, "visibility": one["visibility"] * is_inside, "area": area}
+
+
+def paste(sample: Sample, patch: Sample, top_left: tuple[int, int], share: float) -> Sample:
+    """Blends a patch into a sample and adds its people (CopyPaste). People underneath keep all their keypoints.
+
+    Args:
+        sample: the sample.
+        patch: a smaller sample, such as a person from `cut_out`.
+        top_left: row and column of the patch's top left pixel.
+        share: share of the patch in its pixels, from 0 to 1; the image has the rest.
+    """
+    image = sample["image"].as_subclass(torch.Tensor).clone()
+    region = _region(image, patch, top_left)
+    region.copy_(_blend(patch["image"], region, share))
+    people = _people_of([sample, _moved(patch, top_left, _size_hw(sample))], _size_hw(sample))
+    return {**sample, **people, "image": tv_tensors.Image(image)}
+
+
+def _blend(image: torch.Tensor, other: torch.Tensor, share: float) -> torch.Tensor:
+    """Returns `share` of an image and the rest of another, rounded to uint8."""
+    image, other = (pixels.as_subclass(torch.Tensor).float() for pixels in (image, other))
+    return torch.lerp(other, image, share).round_().to(torch.uint8)
+
+
+def _region(canvas: torch.Tensor, sample: Sample, top_left: tuple[int, int]) -> torch.Tensor:
+    """Returns the view of a canvas that a sample covers."""
+    (top, left), (height, width) = top_left, _size_hw(sample)
+    return canvas[:, top : top + height, left : left + width]
+
+
+def _moved(sample: Sample, top_left: tuple[int, int], canvas_hw: tuple[int, int]) -> Sample:
+    """Returns a sample whose people are where they are on a canvas."""
+    (top, left), (height, width) = top_left, _size_hw(sample)
+    padding = [left, top, canvas_hw[1] - left - width, canvas_hw[0] - top - height]
+    return {**sample, **{key: tvF.pad(sample[key], padding) for key in ("keypoints", "boxes")}}
+
+
+def _people_of(samples: list[Sample], canvas_hw: tuple[int, int]) -> Sample:
+    """Returns the people of several samples of one size as fields of one sample."""
+    keys = ("keypoints", "visibility", "class_labels", "area", "boxes")
+    people = {key: torch.cat([sample[key] for sample in samples]) for key in keys}
+    people["keypoints"] = tv_tensors.KeyPoints(people["keypoints"], canvas_size=canvas_hw)
+    people["boxes"] = tv_tensors.BoundingBoxes(people["boxes"], format="XYXY", canvas_size=canvas_hw)
+    return people
 
 
 def _shorter_side_size(image: torch.Tensor, side: int) -> tuple[int, int]:

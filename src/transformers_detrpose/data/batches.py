@@ -27,15 +27,19 @@ OTHER_SCALES = tuple(1 + 0.05 * step for step in range(-5, 6) if step)
 # The largest stride of the model, which divides every size.
 STRIDE = 32
 
+# The image processor of a model, which is called here or, on the device, replaced by the same arithmetic.
+ImageProcessor = Callable[..., dict[str, torch.Tensor]]
+
 # Seeds for random numbers other than those of the samples.
 _ORDER, _SIZE = 1, 2
 
 
-def collate_poses(samples: Sequence[Sample]) -> dict[str, Any]:
+def collate_poses(samples: Sequence[Sample], image_processor: ImageProcessor | None = None) -> dict[str, Any]:
     """Collates samples into a batch. With transformers' `Trainer`, set `remove_unused_columns=False`.
 
     Args:
         samples: samples of `TrainingSamples` or `EvaluationSamples`, or others whose images have the same size.
+        image_processor: required if it normalizes images; see `scale`.
 
     Returns:
         `pixel_values` (B, 3, height, width) float32, divided by 255 if the images are uint8, and `labels`, a list of
@@ -45,7 +49,7 @@ def collate_poses(samples: Sequence[Sample]) -> dict[str, Any]:
         ValueError: if the images have different sizes.
     """
     batch = collate_unscaled(samples)
-    return {**batch, "pixel_values": scale(batch["pixel_values"])}
+    return {**batch, "pixel_values": scale(batch["pixel_values"], image_processor)}
 
 
 def collate_unscaled(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -57,23 +61,46 @@ def collate_unscaled(samples: Sequence[Sample]) -> dict[str, Any]:
     return {"pixel_values": torch.stack(images).contiguous(), "labels": [to_labels(sample) for sample in samples]}
 
 
-def scale(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Divides uint8 images by 255, with exactly the result of the image processor; other types are already scaled."""
-    return pixel_values.float().mul_(1 / 255) if pixel_values.dtype == torch.uint8 else pixel_values
+def scale(pixel_values: torch.Tensor, image_processor: ImageProcessor | None = None) -> torch.Tensor:
+    """Divides uint8 images by 255, with exactly the result of the image processor; other types are already scaled.
+
+    Args:
+        pixel_values: (B, 3, height, width).
+        image_processor: a `DETRPoseImageProcessor`; if it normalizes images, those that were uint8 are normalized as
+            well, which differs from its own result by rounding.
+    """
+    if pixel_values.dtype != torch.uint8:
+        return pixel_values
+    pixel_values = pixel_values.float().mul_(1 / 255)
+    if image_processor is not None and image_processor.do_normalize:
+        # As numbers, because tensors would have to be copied to the device first, and the host would wait for that.
+        means, stds = (
+            torch.tensor(values).expand(3).tolist()
+            for values in (image_processor.image_mean, image_processor.image_std)
+        )
+        for channel, mean, std in zip(pixel_values.unbind(1), means, stds, strict=True):
+            channel.sub_(mean).div_(std)
+    return pixel_values
 
 
-def to_device(batch: dict[str, Any], device: torch.device | str | None) -> dict[str, Any]:
+def to_device(
+    batch: dict[str, Any],
+    device: torch.device | str | None,
+    image_processor: ImageProcessor | None = None,
+) -> dict[str, Any]:
     """Copies a batch to a device asynchronously, and scales its images there.
 
     Args:
         batch: `pixel_values` and `labels`, as a data loader yields them, preferably in pinned memory.
         device: the target device; the current device if not given.
+        image_processor: see `scale`.
 
     Returns:
         `pixel_values` float32, and `labels`.
     """
     labels = [{key: value.to(device, non_blocking=True) for key, value in image.items()} for image in batch["labels"]]
-    return {"pixel_values": scale(batch["pixel_values"].to(device, non_blocking=True)), "labels": labels}
+    pixel_values = batch["pixel_values"].to(device, non_blocking=True)
+    return {"pixel_values": scale(pixel_values, image_processor), "labels": labels}
 
 
 def multi_scale_sizes(size: tuple[int, int] | int = 640, base_repeats: int = 4) -> list[tuple[int, int]]:
@@ -196,7 +223,7 @@ def train_dataloader(
 def evaluation_dataloader(
     dataset: Dataset,
     batch_size: int,
-    image_processor: Callable[..., dict[str, torch.Tensor]],
+    image_processor: ImageProcessor,
     num_workers: int = 0,
     pin_memory: bool = False,
     scaled: bool = True,
@@ -209,10 +236,12 @@ def evaluation_dataloader(
         image_processor: the image processor of the model.
         num_workers: processes that prepare samples.
         pin_memory: see `torch.utils.data.DataLoader`.
-        scaled: see `train_dataloader`; only image processors that do no more than divide by 255 can leave it.
+        scaled: whether images are scaled and normalized. Otherwise they are uint8, for `evaluate_model`; only image
+            processors that divide by 255, not by anything else, can leave it.
     """
+    unscaled = partial(image_processor, do_rescale=False, do_normalize=False)
     return DataLoader(
-        EvaluationSamples(dataset, image_processor if scaled else partial(image_processor, do_rescale=False)),
+        EvaluationSamples(dataset, image_processor if scaled else unscaled),
         batch_size=batch_size,
         collate_fn=collate_poses if scaled else collate_unscaled,
         num_workers=num_workers,

@@ -57,11 +57,13 @@ class FusedDETRPoseForPoseEstimation(DETRPoseForPoseEstimation):
     Args:
         config: the model's configuration.
         model: the network, with its modules replaced.
+        calibration: the calibration of its outputs.
     """
 
-    def __init__(self, config, model: DETRPoseModel):
+    def __init__(self, config, model: DETRPoseModel, calibration: nn.Module):
         super(DETRPoseForPoseEstimation, self).__init__(config)
         self.model = model
+        self.calibration = calibration
         self.eval().requires_grad_(False)
 
     def forward(self, pixel_values: torch.Tensor, labels=None, **options):
@@ -102,7 +104,8 @@ def fuse(model: DETRPoseForPoseEstimation, target: str = "pytorch") -> FusedDETR
         raise ValueError(f"`model` must be a DETRPoseForPoseEstimation that is not fused, but got {type(model)}.")
     network = copy.deepcopy(model.model).eval().float()
     network = replace_modules(network, replacements(target, model))
-    fused = FusedDETRPoseForPoseEstimation(copy.deepcopy(model.config), network.to(model.dtype))
+    config, calibration = copy.deepcopy((model.config, model.calibration))
+    fused = FusedDETRPoseForPoseEstimation(config, network.to(model.dtype), calibration)
     return fused.to(memory_format=torch.channels_last)
 
 

@@ -81,5 +81,6 @@ def compute_outputs(
     if not post_process:
         return outputs
     sigmas = torch.tensor(model.config.keypoint_schema.sigmas, device=pixel_values.device)
-    poses = score_keypoints(select_poses(outputs, target_sizes), sigmas, MINIMUM_SIDE_PIXELS)
+    poses = select_poses(outputs, target_sizes)
+    poses = score_keypoints(poses, sigmas, MINIMUM_SIDE_PIXELS, scale=not model.config.use_calibration)
     return {name: poses[name] for name in POSE_OUTPUTS}

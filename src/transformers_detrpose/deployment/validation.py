@@ -1,8 +1,6 @@
 """Validation of an exported graph against its model."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from ..loading import first_line
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 from .graph import compute_outputs, output_shapes
+from .tf32 import tf32
 
 
 class ExportError(ValueError):
@@ -55,7 +54,7 @@ def validate_onnx(
     differences = dict.fromkeys((*expected, "ranking"), 0.0)
     height, width = size_hw
     stride = model.config.feature_strides[-1]
-    with without_tf32():
+    with tf32(False):
         for shape in ((3, 3, height, width), (1, 3, height + stride, width + 2 * stride)):
             inputs = make_inputs(session, shape)
             for name, value in compare(session, rankings, model, inputs, post_process).items():
@@ -74,20 +73,6 @@ def format_differences(differences: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
 
 
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Disables TF32, which would round the factors of float32 products on a GPU to ten bits."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = False
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
-
-
 def open_session(file: str | Path, device: torch.device) -> tuple[onnxruntime.InferenceSession, list[str]]:
     """Opens a graph with the indices of its TopK nodes as additional outputs, and returns their names in order.
 
@@ -96,7 +81,7 @@ def open_session(file: str | Path, device: torch.device) -> tuple[onnxruntime.In
     """
     provider, options = "CPUExecutionProvider", {}
     if device.type == "cuda":
-        # Without TF32, like PyTorch, see [`without_tf32`].
+        # Without TF32, like PyTorch, see [`tf32`].
         provider, options = "CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": "0"}
     available = onnxruntime.get_available_providers()
     if provider not in available:

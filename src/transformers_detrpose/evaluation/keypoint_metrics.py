@@ -66,17 +66,11 @@ class KeypointMetric:
         self.images = {image["id"]: image for image in content.images}
         self.has_annotations = content.instances is not None
         try:
-            self._coco_class, self._evaluator_class = self._import_library()
+            self._library = self._import_library()
         except ImportError as error:
             message = f'metrics need `pip install "transformers-detrpose[train]"`: {error}.'
             raise ImportError(message, name=error.name) from error
-        self._ground_truth = self._index(
-            {
-                "images": [{"id": image_id} for image_id in self.images],
-                "categories": [{"id": category_id} for category_id in self.category_ids],
-                "annotations": self._prepare_people(content) if self.has_annotations else [],
-            }
-        )
+        self.people = self._prepare_people(content) if self.has_annotations else []
         self.reset()
 
     @staticmethod
@@ -99,7 +93,8 @@ class KeypointMetric:
             predictions: For each image, the result of `post_process_keypoint_detection` with `threshold=0`: `scores`
                 (n,), `labels` (n,), which are category ids of the file, and `keypoints` (n, K, 2), x, y in pixels; as
                 tensors, arrays or lists. Poses with other labels are dropped, and so are all but the best 20 of each
-                label.
+                label. `keypoint_scores` (n, K) and `keypoint_std` (n, K, 2) are collected as well if there are any;
+                they do not affect the scores.
 
         Raises:
             ValueError: if an image is unknown or its poses are invalid.
@@ -115,8 +110,9 @@ class KeypointMetric:
         """Returns the poses collected on all processes since `reset`; all of them must call this.
 
         Returns:
-            By image id, `scores` (n,) float32, `labels` (n,) int64 and `keypoints` (n, K, 2) float32, x, y in pixels;
-            the same on all processes.
+            By image id, `scores` (n,) float32, `labels` (n,) int64 and `keypoints` (n, K, 2) float32, x, y in pixels,
+            and also `keypoint_scores` (n, K) and `keypoint_std` (n, K, 2) float32 if they were passed to `update`; the
+            same on all processes.
         """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return dict(self._predictions)
@@ -143,34 +139,48 @@ class KeypointMetric:
             raise ValueError("there are no images to score: pass them to `update` first.")
         if len(predictions) < len(self.images):
             logger.warning("scoring %d of the %d images in the annotations.", len(predictions), len(self.images))
-        poses_by_image = sorted(predictions.items())
-        records = [record for image_id, poses in poses_by_image for record in coco_records(poses, image_id=image_id)]
         with redirect_stdout(io.StringIO()):  # pycocotools prints
-            # `loadRes` needs at least one record to detect the format.
-            found = self._ground_truth.loadRes(records) if records else self._index_nothing()
-            return self._score(found, sorted(predictions))
+            return self._score(predictions)
 
-    def _score(self, found, image_ids: list[int]) -> dict[str, float]:
-        """Scores indexed detections in some of the images."""
-        evaluator = self._evaluator_class(self._ground_truth, found, "keypoints")
-        evaluator.params.kpt_oks_sigmas = np.array(self.keypoint_schema.sigmas)
-        evaluator.params.catIds = self.category_ids
-        evaluator.params.imgIds = image_ids
+    def _score(self, predictions: Mapping[int, Poses]) -> dict[str, float]:
+        evaluator = self.make_evaluator(predictions)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
         return dict(zip(self._stats, evaluator.stats.tolist(), strict=True))
 
-    def _index(self, dataset: dict[str, list[dict[str, Any]]]):
-        """Returns the library's index of a COCO-format dictionary."""
-        index = self._coco_class()
-        index.dataset = dataset
-        with redirect_stdout(io.StringIO()):
-            index.createIndex()
-        return index
+    def make_evaluator(
+        self,
+        predictions: Mapping[int, Poses],
+        people: Sequence[dict[str, Any]] | None = None,
+        library: tuple[type, type] | None = None,
+    ):
+        """Returns a library's evaluator, whose `params` can be changed before its `evaluate` is called.
 
-    def _index_nothing(self):
-        return self._index({**self._ground_truth.dataset, "annotations": []})
+        Args:
+            predictions: The result of `gather`; these images are evaluated.
+            people: Ground truth, `self.people` by default.
+            library: Classes for annotations and for evaluation, by default those of the metric.
+        """
+        coco_class, evaluator_class = library or self._library
+        ground_truth = _make_index(coco_class, self._dataset(self.people if people is None else people))
+        image_ids = sorted(predictions)
+        records = [record for id_ in image_ids for record in coco_records(predictions[id_], image_id=id_)]
+        # `loadRes` needs at least one record to detect the format.
+        found = ground_truth.loadRes(records) if records else _make_index(coco_class, self._dataset([]))
+        evaluator = evaluator_class(ground_truth, found, "keypoints")
+        evaluator.params.kpt_oks_sigmas = np.array(self.keypoint_schema.sigmas)
+        evaluator.params.catIds = self.category_ids
+        evaluator.params.imgIds = image_ids
+        return evaluator
+
+    def _dataset(self, people: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """Returns people as a dictionary in COCO's format."""
+        return {
+            "images": [{"id": image_id} for image_id in self.images],
+            "categories": [{"id": category_id} for category_id in self.category_ids],
+            "annotations": list(people),
+        }
 
     def _prepare_people(self, content: CocoAnnotations) -> list[dict[str, Any]]:
         """Returns the annotations with the fields that the libraries use, with ids counted from 1.
@@ -216,7 +226,17 @@ class KeypointMetric:
             raise ValueError(f"image {image_id}: scores and keypoints must be finite, but some are not.")
         order = np.argsort(-scores, kind="stable")
         best = np.concatenate([order[labels[order] == label][:MAX_POSES] for label in self.category_ids])
-        return {"scores": scores[best], "labels": labels[best], "keypoints": keypoints[best]}
+        confidence = {name: values[best] for name, values in self._confidence(image_id, poses, expected).items()}
+        return {"scores": scores[best], "labels": labels[best], "keypoints": keypoints[best], **confidence}
+
+    def _confidence(self, image_id: int, poses: Mapping[str, Any], shape: tuple[int, int, int]) -> Poses:
+        """Returns `keypoint_scores` and `keypoint_std` if there are any, for keypoints of the given shape."""
+        shapes = {"keypoint_scores": shape[:2], "keypoint_std": shape}
+        found = {name: _to_array(poses[name], torch.float32) for name in shapes if name in poses}
+        for name, values in found.items():
+            if values.shape != shapes[name]:
+                raise ValueError(f"image {image_id}: `{name}` must be of shape {shapes[name]}, but got {values.shape}.")
+        return found
 
 
 class CocoKeypoints(KeypointMetric):
@@ -267,11 +287,12 @@ class CrowdPoseKeypoints(KeypointMetric):
 
         return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
 
-    def _score(self, found, image_ids: list[int]) -> dict[str, float]:
-        overall = super()._score(found, image_ids)
+    def _score(self, predictions: Mapping[int, Poses]) -> dict[str, float]:
+        overall = super()._score(predictions)
         scores = {name: overall[name] for name in ("AP", "AP50", "AP75", "AR", "AR50", "AR75")}
-        for level, ids in self._split(image_ids).items():
-            scores[f"AP_{level}"] = super()._score(found, ids)["AP"] if ids else UNDEFINED
+        for level, ids in self._split(sorted(predictions)).items():
+            part = {image_id: predictions[image_id] for image_id in ids}
+            scores[f"AP_{level}"] = super()._score(part)["AP"] if part else UNDEFINED
         return scores
 
     def _split(self, image_ids: list[int]) -> dict[str, list[int]]:
@@ -293,3 +314,12 @@ METRICS = {"coco": CocoKeypoints, "crowdpose": CrowdPoseKeypoints}
 
 def _to_array(values, dtype: torch.dtype) -> np.ndarray:
     return torch.as_tensor(values, dtype=dtype).detach().cpu().numpy()
+
+
+def _make_index(coco_class: type, dataset: dict[str, list[dict[str, Any]]]):
+    """Returns the library's index of a COCO-format dictionary."""
+    index = coco_class()
+    index.dataset = dataset
+    with redirect_stdout(io.StringIO()):
+        index.createIndex()
+    return index

@@ -27,7 +27,7 @@ def evaluate_model(
     Args:
         model: takes `pixel_values` (batch, 3, height, width) and returns `logits` and `pred_keypoints`; a PyTorch model
             must be in evaluation mode.
-        image_processor: converts the outputs to poses.
+        image_processor: converts the outputs to poses, and says whether unscaled images are normalized.
         loader: batches of `evaluation_dataloader`, prepared by accelerate if there are several processes.
         metric: collects the poses; it is reset first.
         progress: whether to show a progress bar.
@@ -36,7 +36,7 @@ def evaluate_model(
     device, dtype = getattr(model, "device", None), getattr(model, "dtype", None)
     # `leave=None`: the bar stays unless it is nested in another one.
     for batch in tqdm(loader, desc="evaluating", unit="batch", leave=None, disable=not progress):
-        pixel_values = scale(batch["pixel_values"].to(device, non_blocking=True))
+        pixel_values = scale(batch["pixel_values"].to(device, non_blocking=True), image_processor)
         outputs = model(pixel_values.to(dtype=dtype))
         sizes_hw = torch.stack([labels["orig_size"] for labels in batch["labels"]])
         # Average precision uses poses of any score.

@@ -61,12 +61,13 @@ class Predictor:
         dtype: Type of the weights.
         threshold: Minimum score of a pose, from 0 to 1.
         keypoint_threshold: Minimum score of a keypoint to be drawn, from 0 to 1.
+        uncertainty: Whether to draw the ellipses that contain 50 % and 90 % of the true keypoints.
         duplicate_similarity: Minimum keypoint similarity, from 0 to 1, of poses of which only the best is kept; all are
             kept if not given.
         max_people: Maximum number of poses per image, the best ones; all are kept if not given.
 
     Raises:
-        ValueError: if the model or its image processor cannot be loaded.
+        ValueError: if the model or its image processor cannot be loaded, or the model has no uncertainty to draw.
     """
 
     def __init__(
@@ -76,11 +77,15 @@ class Predictor:
         dtype: torch.dtype,
         threshold: float,
         keypoint_threshold: float,
+        uncertainty: bool = False,
         duplicate_similarity: float | None = None,
         max_people: int | None = None,
     ):
         self.model = load_pose_estimator(model, device, dtype)
         self.processor = load_image_processor(model)
+        self.ellipse_radii = self.model.config.ellipse_radii if uncertainty else ()
+        if uncertainty and not self.model.config.use_fdr_heads:
+            raise ValueError(f"{model} has no FDR heads, and so no standard deviations to draw.")
         self.threshold = threshold
         self.keypoint_threshold = keypoint_threshold
         self.duplicate_similarity = duplicate_similarity
@@ -127,4 +132,11 @@ class Predictor:
     def draw(self, image: Image.Image | np.ndarray, result: Poses) -> Image.Image | np.ndarray:
         """Returns the image with its poses and their labels."""
         config = self.model.config
-        return draw_poses(image, result, config.keypoint_schema, config.id2label, self.keypoint_threshold)
+        return draw_poses(
+            image,
+            result,
+            config.keypoint_schema,
+            config.id2label,
+            self.keypoint_threshold,
+            ellipse_radii=self.ellipse_radii,
+        )

@@ -9,23 +9,43 @@ from torch.optim.swa_utils import AveragedModel
 logger = logging.getLogger(__name__)
 
 
-def build_optimizer(model: torch.nn.Module, lr: float, backbone_lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Returns AdamW with two parameter groups: the backbone, then everything else.
+# Names, or parts of names, of the parameters of norms and of biases.
+NORMS_AND_BIASES = ("norm", "bn", "bias")
 
-    The fused implementation can skip a step without synchronizing with the host; see `step_if_finite`.
+
+def build_optimizer(
+    model: torch.nn.Module, lr: float, backbone_lr: float, weight_decay: float, decay_norms_and_biases: bool = True
+) -> torch.optim.AdamW:
+    """Returns AdamW with two parameter groups, the backbone, then everything else; or each in two, by weight decay.
+
+    Projectors in a backbone are new, unlike the rest of it, and learn at the rate of everything else. The fused
+    implementation can skip a step without synchronizing with the host; see `step_if_finite`.
 
     Args:
         model: the model to train; frozen parameters are left out.
         lr: learning rate of everything but the backbone.
         backbone_lr: learning rate of the backbone.
-        weight_decay: weight decay of all parameters.
+        weight_decay: weight decay.
+        decay_norms_and_biases: whether all parameters are decayed. Otherwise those whose name contains "norm", "bn" or
+            "bias" are not, and come in groups of their own, each after the others of its learning rate.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for name, parameter in named if ".backbone." in name], "lr": backbone_lr},
-        {"params": [parameter for name, parameter in named if ".backbone." not in name], "lr": lr},
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_other = ".backbone." not in name or ".projector" in name
+            is_exempt = not decay_norms_and_biases and any(part in name for part in NORMS_AND_BIASES)
+            groups.setdefault((is_other, is_exempt), []).append(parameter)
+    exempt = [False] if decay_norms_and_biases else [False, True]
+    options = [
+        {
+            "params": groups.get((is_other, is_exempt), []),
+            "lr": lr if is_other else backbone_lr,
+            "weight_decay": 0.0 if is_exempt else weight_decay,
+        }
+        for is_other in (False, True)
+        for is_exempt in exempt
     ]
-    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(options, fused=True)
 
 
 def build_scheduler(

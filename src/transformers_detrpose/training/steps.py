@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from ..data import to_device
+from ..image_processing_detrpose import DETRPoseImageProcessor
 from ..loading import first_line
 from ..loss_detrpose import average_over_processes, count_matches
 from ..modeling_detrpose import DETRPoseForPoseEstimation
@@ -51,7 +52,11 @@ def batches_by_step(loader: Iterable[Any], batches_per_step: int) -> Iterator[li
         yield batches
 
 
-def prepare_inputs(model: DETRPoseForPoseEstimation, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def prepare_inputs(
+    model: DETRPoseForPoseEstimation,
+    batches: Sequence[dict[str, Any]],
+    image_processor: DETRPoseImageProcessor | None = None,
+) -> list[dict[str, Any]]:
     """Turns the batches of a step into model inputs, such that accumulated gradients equal those of one large batch.
 
     Both normalizers of the losses, the numbers of people and of union matches, are counted over all batches. Matches
@@ -60,6 +65,7 @@ def prepare_inputs(model: DETRPoseForPoseEstimation, batches: Sequence[dict[str,
     Args:
         model: the model to train, unwrapped and in training mode.
         batches: batches from a data loader, on the host, where checking the labels does not wait for a GPU.
+        image_processor: see `data.batches.scale`.
 
     Returns:
         The model's keyword arguments for each batch, on its device.
@@ -69,7 +75,7 @@ def prepare_inputs(model: DETRPoseForPoseEstimation, batches: Sequence[dict[str,
     """
     for batch in batches:
         validate_labels(batch["labels"], model.config, len(batch["pixel_values"]))
-    inputs = [{**to_device(batch, model.device), "inputs_are_valid": True} for batch in batches]
+    inputs = [{**to_device(batch, model.device, image_processor), "inputs_are_valid": True} for batch in batches]
     if len(inputs) > 1:
         counts = sum(_count_matches(model, batch) for batch in inputs)
         divisors = average_over_processes(counts)

@@ -53,7 +53,7 @@ class PoseSmoother:
         """
         keypoints, is_tracked = tracked_keypoints(poses)
         check_time(timestamp, self.time)
-        if self.motion is not None:
+        if self.motion is not None and image_size != self.image_size:
             self.motion = self.motion.scaled(enlargement(self.image_size, image_size))
         self.time, self.image_size = timestamp, image_size
         if is_tracked.any():

@@ -47,11 +47,14 @@ def pytorch(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
 
 def fused(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
     """`model.fuse()`."""
-    return model.fuse().to(setting.device, setting.dtype)
+    # On its device, because that determines how some modules are written.
+    return copy.deepcopy(model).to(setting.device).fuse().to(setting.dtype)
 
 
 def compiled(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
     """`torch.compile` on the fused model."""
+    # Otherwise a second batch size would be compiled for any size, and after eight settings nothing more.
+    torch.compiler.reset()
     return torch.compile(fused(model, setting), fullgraph=True)
 
 
@@ -60,7 +63,8 @@ def cuda_graph(model: DETRPoseForPoseEstimation, setting: Setting) -> Run:
     if setting.device.type != "cuda":
         raise Unavailable("needs a CUDA device")
     eager = fused(model, setting)
-    pixel_values = torch.rand(setting.batch_size, 3, setting.size, setting.size, device=setting.device)
+    shape = (setting.batch_size, 3, setting.size, setting.size)
+    pixel_values = torch.rand(shape, device=setting.device, dtype=setting.dtype)
     # The first runs, in which libraries select algorithms and allocate memory, must not be recorded.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -1,8 +1,10 @@
 """Benchmarks a model in several backends: alone, and from image files to poses."""
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ class Benchmark:
     Args:
         model: the model.
         processor: its image processor, which determines the image size.
-        images: image files; repeated if a batch has more.
+        images: image files; repeated if a batch has more. Without any, the model alone is measured.
         device: device to run on.
         rounds: number of rounds.
         runs: calls of the model per backend and round.
@@ -70,7 +72,11 @@ class Benchmark:
         self.model, self.processor, self.images, self.device = model.eval(), processor, images, device
         self.rounds, self.runs, self.pause, self.threshold = rounds, runs, pause, threshold
         self.size = processor.size["height"]
-        self.reference = model.fuse().to(device)
+
+    @cached_property
+    def reference(self) -> DETRPoseForPoseEstimation:
+        """The fused model in float32, which the poses of all backends are compared with."""
+        return copy.deepcopy(self.model).to(self.device).fuse()
 
     @torch.inference_mode()
     def measure(self, backends: Sequence[str], precision: str, batch_size: int) -> list[dict[str, Any]]:
@@ -97,15 +103,23 @@ class Benchmark:
     def prepare(self, candidate: Candidate):
         """Prepares the model in its backend, and runs everything once."""
         candidate.run = BACKENDS[candidate.backend](self.model, candidate.setting)
-        self.from_files_to_poses(candidate.run, candidate.setting, Laps())
+        if self.images:
+            self.from_files_to_poses(candidate.run, candidate.setting, Laps())
+        else:
+            self.call_model(candidate, runs=1)
 
     def take_turn(self, candidate: Candidate):
         """Measures the model a few times, and the steps from files to poses once."""
         time.sleep(self.pause)
+        candidate.seconds.append(self.call_model(candidate, self.runs))
+        if self.images:
+            self.from_files_to_poses(candidate.run, candidate.setting, candidate.laps)
+
+    def call_model(self, candidate: Candidate, runs: int) -> float:
+        """Returns the mean latency of some calls in seconds."""
         setting = candidate.setting
         pixel_values = torch.rand(setting.batch_size, 3, self.size, self.size).to(self.device, setting.dtype)
-        candidate.seconds.append(time_runs(lambda: candidate.run(pixel_values), self.runs))
-        self.from_files_to_poses(candidate.run, setting, candidate.laps)
+        return time_runs(lambda: candidate.run(pixel_values), runs)
 
     def from_files_to_poses(self, run: Run, setting: Setting, laps: Laps):
         """Predicts the poses in a batch of image files, and times each step."""
@@ -125,14 +139,18 @@ class Benchmark:
 
     def describe(self, candidate: Candidate) -> dict[str, Any]:
         """Returns the row of a candidate that was measured."""
-        setting = candidate.setting
-        model, whole = Timing.of(candidate.seconds), candidate.laps.total()
-        return {
+        setting, model = candidate.setting, Timing.of(candidate.seconds)
+        row = {
             "backend": candidate.backend,
             "precision": setting.precision,
             "batch_size": setting.batch_size,
             "model": model,
             "images_per_second": model.per_second(setting.batch_size),
+        }
+        if not self.images:
+            return row
+        whole = candidate.laps.total()
+        return row | {
             "end_to_end": whole,
             "end_to_end_images_per_second": whole.per_second(setting.batch_size),
             "parts": candidate.laps.timings(),

@@ -1,0 +1,64 @@
+"""The calibration of a model's scores and standard deviations, fitted by `detrpose calibrate`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class DETRPoseCalibration(nn.Module):
+    """Maps scores and standard deviations to what was observed in annotated images.
+
+    The score s of a pose is replaced according to "beta calibration" (Kull, Silva Filho and Flach, AISTATS 2017):
+
+        logit(s') = a log(s) - b log(1 - s) + c, with a, b > 0,
+
+    which keeps the order of scores. Standard deviations are multiplied by a factor for each keypoint k, which depends
+    on the score of the pose as well, because poses with a low score are less accurate:
+
+        σ' = σ exp(f_k + g logit(s)).
+
+    As initialized, it changes nothing.
+
+    Args:
+        config ([`DETRPoseConfig`]): the configuration.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        for name, value in initial_values(config.num_keypoints).items():
+            self.register_buffer(name, value)
+
+    def forward(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the outputs of the model with `logits` (B, Q, C) and `pred_keypoint_std` (B, Q, K, 2) calibrated."""
+        logits, deviations = outputs["logits"], outputs["pred_keypoint_std"]
+        scores = calibrate_logits(logits.float(), self.score_exponents.float(), self.score_bias.float())
+        best = logits.float().amax(dim=-1)
+        factors = deviation_factors(best, self.log_factors.float(), self.log_factor_slope.float())
+        return {**outputs, "logits": scores.to(logits.dtype), "pred_keypoint_std": deviations * factors.unsqueeze(-1)}
+
+
+# `nn.Identity` takes and ignores the configuration.
+CALIBRATIONS = {True: DETRPoseCalibration, False: nn.Identity}
+
+
+def initial_values(num_keypoints: int) -> dict[str, torch.Tensor]:
+    """Returns the buffers of a [`DETRPoseCalibration`] that changes nothing."""
+    return {
+        "score_exponents": torch.ones(2),
+        "score_bias": torch.zeros(()),
+        "log_factors": torch.zeros(num_keypoints),
+        "log_factor_slope": torch.zeros(()),
+    }
+
+
+def calibrate_logits(logits: torch.Tensor, exponents: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Returns calibrated logits of the same shape; `exponents` are (2,), a and b, and `bias` is (), c."""
+    return exponents[0] * F.logsigmoid(logits) - exponents[1] * F.logsigmoid(-logits) + bias
+
+
+def deviation_factors(logits: torch.Tensor, log_factors: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """Returns the factors of standard deviations, (..., K), of poses with logits (...); `log_factors` are (K,)."""
+    return (log_factors + slope * logits.unsqueeze(-1)).exp()

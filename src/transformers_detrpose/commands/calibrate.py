@@ -1,0 +1,164 @@
+"""Calibrates a model: scores become the keypoint similarity to expect, and standard deviations those of real errors.
+
+    detrpose calibrate --model detrpose-l --images val2017 --annotations person_keypoints_val2017.json \\
+        --max-images 1000 --output detrpose-l-calibrated
+
+A few hundred images are enough. They should be similar to those that the model will be used on, and must not be those
+that it was trained on, where its errors are smaller. The weights of the network do not change; what is fitted is stored
+beside them and used wherever the model is, also after an export. The order of scores, and so average precision, stays
+the same. A calibrated model is calibrated anew.
+
+Printed is the expected calibration error of the scores, and the part of the keypoints within the ellipses that should
+contain 50 % and 90 % of them; with `--val-images` and `--val-annotations` on those images, which is the honest way.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from ..configuration_detrpose import GAUSSIAN_RADII
+from ..data import CocoAnnotations, evaluation_dataloader, read_annotations
+from ..evaluation import evaluate_model
+from ..files import check_new_folder, whole_folder
+from ..image_processing_detrpose import DETRPoseImageProcessor
+from ..loading import load_config, load_image_processor, load_model
+from ..modeling_detrpose import DETRPoseForPoseEstimation
+from ..pose_targets import keypoint_sigmas
+from ..training.calibrating import (
+    MatchedPoses,
+    PoseMatcher,
+    calibrated,
+    calibrated_confidence,
+    fit_calibration,
+    fit_radii,
+    measure,
+    uncalibrated_confidence,
+)
+from .command_line import CommandError, add_max_pixels, check_device, count, load_images, run_command
+
+# What is printed of the result of `measure`.
+ROWS = {
+    "pose_error": "calibration error of pose scores",
+    "keypoint_error": "calibration error of keypoint scores",
+    "mean_score": "mean keypoint score",
+    "mean_similarity": "mean keypoint similarity",
+    "auc": "area under curve, similarity > 0.5",
+    "coverage_50": "part within the 50 % ellipses",
+    "coverage_90": "part within the 90 % ellipses",
+}
+
+
+def calibrate(arguments: argparse.Namespace):
+    """Calibrates the model, and prints how well."""
+    if (arguments.val_images is None) != (arguments.val_annotations is None):
+        raise CommandError("--val-images and --val-annotations must be given together")
+    check_new_folder(arguments.output)
+    device = check_device(arguments.device)
+    if (Path(arguments.model) / "model.onnx").is_file():
+        raise CommandError(f"--model {arguments.model} is an exported model: calibrate the model that it was made from")
+    # Without an earlier calibration, which is replaced.
+    config = load_config(arguments.model, use_calibration=False, ellipse_radii=GAUSSIAN_RADII)
+    if not config.use_fdr_heads:
+        raise CommandError(f"--model {arguments.model} has no FDR heads, and so no standard deviations to calibrate")
+    model = load_model(arguments.model, config).eval().to(device)
+    sets = {"images": read(arguments, model, "images", "annotations")}
+    if arguments.val_images:
+        sets["val-images"] = read(arguments, model, "val_images", "val_annotations")
+
+    sigmas = keypoint_sigmas(config).double()
+    poses = {name: match(arguments, model, *data, sigmas) for name, data in sets.items()}
+    fitted = fit_calibration(poses["images"], sigmas)
+    radii = fit_radii(poses["images"], fitted)
+    save(arguments, calibrated(model, fitted, radii))
+    print(f"{arguments.output}: 50 % and 90 % ellipses have radii of {radii[0]:.2f} and {radii[1]:.2f} deviations")
+    for name, part in poses.items():
+        print(f"{len(part.matched_logits)} people found in --{name}")
+        report(part, fitted, radii, sigmas)
+
+
+def read(arguments: argparse.Namespace, model: DETRPoseForPoseEstimation, images: str, file: str) -> tuple:
+    """Returns annotations and their images, given by these two options."""
+    path, folder = getattr(arguments, file), getattr(arguments, images)
+    options = [f"--{name.replace('_', '-')}" for name in (images, file)]
+    annotations = read_annotations(path, model.config.keypoint_schema).first_images(arguments.max_images)
+    if not annotations.images or annotations.instances is None:
+        missing = "images" if not annotations.images else "annotations"
+        raise CommandError(f"{options[1]} {path} has no {missing}")
+    return annotations, load_images(folder, annotations, options[0])
+
+
+def match(
+    arguments: argparse.Namespace,
+    model: DETRPoseForPoseEstimation,
+    annotations: CocoAnnotations,
+    dataset,
+    sigmas: torch.Tensor,
+) -> MatchedPoses:
+    """Predicts the poses in some images and matches them to the people."""
+    processor, matcher = unscaled_processor(arguments.model), PoseMatcher(annotations, sigmas)
+    loader = evaluation_dataloader(dataset, arguments.batch_size, processor, arguments.num_workers)
+    evaluate_model(model.fuse(), processor, loader, matcher)
+    # The loop runs in inference mode, whose tensors cannot be used for fitting; here, `gather` makes others.
+    return matcher.gather()
+
+
+def unscaled_processor(name: str) -> DETRPoseImageProcessor:
+    """Returns the image processor of a calibrated model."""
+    processor = load_image_processor(name)
+    processor.do_scale_deviations = False
+    return processor
+
+
+def save(arguments: argparse.Namespace, model: DETRPoseForPoseEstimation):
+    """Writes the folder of the calibrated model, in the precision of the original."""
+    files = [path for path in (Path(arguments.model) / "README.md",) if path.is_file()]
+    with whole_folder(arguments.output) as folder:
+        model.to(load_config(arguments.model).dtype or torch.float32).save_pretrained(folder)
+        unscaled_processor(arguments.model).save_pretrained(folder)
+        for path in files:
+            (folder / path.name).write_bytes(path.read_bytes())
+
+
+def report(poses: MatchedPoses, fitted: dict[str, torch.Tensor], radii: list[float], sigmas: torch.Tensor):
+    """Prints how well the confidences agree with the annotations, before and after."""
+    before = measure(poses, *uncalibrated_confidence(poses, sigmas), GAUSSIAN_RADII, sigmas)
+    after = measure(poses, *calibrated_confidence(poses, fitted), radii, sigmas)
+    print(f"{'':36}  before   after")
+    for name, text in ROWS.items():
+        print(f"{text:36}  {before[name]:6.3f}  {after[name]:6.3f}")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        prog="detrpose calibrate",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    required = {"required": True, "default": argparse.SUPPRESS}
+    parser.add_argument("--model", **required, help="model folder or Hub id")
+    parser.add_argument("--images", type=Path, **required, metavar="DIR", help="folder of the images to fit to")
+    parser.add_argument("--annotations", type=Path, **required, metavar="FILE", help="their COCO-format JSON file")
+    parser.add_argument("--output", type=Path, **required, metavar="DIR", help="folder to write; must not exist")
+    parser.add_argument("--val-images", type=Path, metavar="DIR", help="folder of other images, to measure on")
+    parser.add_argument("--val-annotations", type=Path, metavar="FILE", help="their COCO-format JSON file")
+    parser.add_argument("--batch-size", type=count, default=16, help="images per batch")
+    parser.add_argument("--num-workers", type=int, default=4, help="data-loading workers")
+    parser.add_argument("--max-images", type=count, help="use only the first images of each file")
+    add_max_pixels(parser)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda, cuda:1 or mps")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    arguments = parse_arguments(argv)
+    transformers_logging.disable_progress_bar()  # of loading weights; this command has its own
+    return run_command("detrpose calibrate", calibrate, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
