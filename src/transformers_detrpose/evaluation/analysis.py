@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from .calibration import LEVELS, Reliability, ellipse_coverage, reliability
 from .keypoint_errors import INVERSION, JITTER, MISS, NAMES, SWAP, classify_keypoints, correct_keypoints, replace_field
 from .keypoint_metrics import UNDEFINED, KeypointMetric, Poses
 from .matching import MatchedPoses, match_poses, matched_similarity, pose_similarity
@@ -19,6 +18,7 @@ from .precision_recall import (
     by_visible_keypoints,
     precision_recall,
 )
+from .reliability import LEVELS, Reliability, ellipse_coverage, reliability
 
 ERRORS = (JITTER, INVERSION, SWAP, MISS)
 # Of the plot of coverage.

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .analysis import Coverage
-from .calibration import Reliability
 from .keypoint_errors import NAMES
 from .precision_recall import PrecisionRecall
+from .reliability import Reliability
 
 _KIND_COLORS = ("#2E9E5B", "#F2C14E", "#4E79A7", "#B07AA1", "#D1495B")
 

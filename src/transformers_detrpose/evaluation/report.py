@@ -13,12 +13,12 @@ import numpy as np
 from ..files import whole_folder
 from ..keypoint_schemas import KeypointSchema
 from .analysis import Analysis, analyze
-from .calibration import LEVELS, Reliability
 from .comparison_pictures import draw_beside_truth
 from .keypoint_errors import NAMES
 from .keypoint_metrics import UNDEFINED, KeypointMetric, Poses
 from .matching import MATCHING_OKS
 from .plots import plot_coverage, plot_kinds, plot_precision_recall, plot_reliability
+from .reliability import LEVELS, Reliability
 
 NUM_WORST = 20
 DRAWN_SCORE = 0.5  # as `detrpose predict` draws by default

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from transformers_detrpose.evaluation.calibration import ellipse_coverage, reliability
+from transformers_detrpose.evaluation.reliability import ellipse_coverage, reliability
 
 
 def test_reliability_by_hand():
