@@ -80,6 +80,8 @@ class KeypointDetectionPipeline(Pipeline):
                 Poses must have a higher score than this, from 0 to 1.
             timeout (`float`, *optional*):
                 Seconds to wait for a URL; no limit if not given.
+
+        Args for videos, which the Hub's inference API does not have:
             tracker (`PoseTracker`, *optional*):
                 The images are the consecutive frames of a video, and poses get the number of their person from this
                 tracker, which goes on where the last call ended: call its `reset` before another video.
