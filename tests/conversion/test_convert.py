@@ -90,6 +90,7 @@ def test_folder_is_complete(converted):
         "configuration_detrpose.py",
         "denoising.py",
         "first_batch.py",
+        "hybrid_encoder.py",
         "image_processing_detrpose.py",
         "images.py",
         "instances.py",
@@ -101,6 +102,7 @@ def test_folder_is_complete(converted):
         "modeling_detrpose.py",
         "pipeline_keypoint_detection.py",
         "pose_targets.py",
+        "position_encoding.py",
     }
     config = DETRPoseConfig.from_pretrained(folder)
     assert config.d_model == 128 and config.keypoint_schema == CROWDPOSE_PERSON

@@ -15,12 +15,11 @@ from transformers.models.hgnet_v2.modeling_hgnet_v2 import (
 )
 
 from ..attention import DETRPoseDeformableAttention, DETRPoseValues
+from ..hybrid_encoder import DETRPoseConvNorm, DETRPoseFusionBlock, DETRPoseRepVggBlock
 from ..modeling_detrpose import (
-    DETRPoseConvNorm,
     DETRPoseDecoder,
     DETRPoseDecoderLayer,
     DETRPoseForPoseEstimation,
-    DETRPoseFusionBlock,
     DETRPoseIntegral,
     DETRPoseMLP,
     DETRPoseModel,
@@ -28,7 +27,6 @@ from ..modeling_detrpose import (
     DETRPosePositionHead,
     DETRPoseQualityHead,
     DETRPoseQueryContent,
-    DETRPoseRepVggBlock,
 )
 from .folding import fold_affine
 from .modules import (
