@@ -1,11 +1,14 @@
-"""The hybrid encoder: attention in the coarsest feature map, then top-down and bottom-up fusion of all maps."""
+"""The hybrid encoder: attention in the coarsest feature map, then top-down and bottom-up fusion of all maps.
+
+Tables map the value of a field of the configuration to the class that it chooses.
+"""
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
 from .attention import DETRPoseSelfAttention
-from .position_encoding import sine_position_encoding
+from .position_encoding import grid_position_encoding, sine_position_encoding
 
 
 class DETRPoseConvNorm(nn.Module):
@@ -54,31 +57,73 @@ class DETRPoseCSPLayer(nn.Module):
         return hidden_state + shortcut
 
 
+class DETRPoseJointCSPLayer(nn.Module):
+    """A 1x1 convolution whose outputs are a shortcut and the input of RepVGG blocks, and the sum of both."""
+
+    def __init__(self, config, in_channels, out_channels):
+        super().__init__()
+        self.conv1 = DETRPoseConvNorm(config, in_channels, 2 * out_channels, 1, activation=config.activation_function)
+        num_blocks = round(3 * config.depth_mult)
+        self.bottlenecks = nn.Sequential(*(DETRPoseRepVggBlock(config, out_channels) for _ in range(num_blocks)))
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        shortcut, hidden_state = self.conv1(hidden_state).chunk(2, dim=1)
+        return shortcut + self.bottlenecks(hidden_state)
+
+
+CSP_LAYERS = {False: DETRPoseCSPLayer, True: DETRPoseJointCSPLayer}
+
+
 class DETRPoseFusionBlock(nn.Module):
-    """Fuses two feature maps into one: the RepNCSPELAN4 block of D-FINE.
+    """Fuses two feature maps into one, by concatenation: the RepNCSPELAN4 block of D-FINE.
 
     Args:
         config: the model's configuration.
         upsample: whether to upsample the first map, which then has half the height and width of the second.
     """
 
+    combined_maps = 2  # channels after combining both maps, relative to those of one
+
     def __init__(self, config, upsample: bool):
         super().__init__()
         channels, width = config.d_model, int(config.hidden_expansion * config.d_model / 2)
-        activation = config.activation_function
+        activation, csp_layer = config.activation_function, CSP_LAYERS[config.use_joint_csp_convolution]
         self.upsample = nn.Upsample(scale_factor=2, mode="nearest") if upsample else nn.Identity()
-        self.conv1 = DETRPoseConvNorm(config, 2 * channels, 2 * channels, 1, activation=activation)
-        self.csp1 = DETRPoseCSPLayer(config, channels, width)
-        self.conv2 = DETRPoseConvNorm(config, width, width, 3, activation=activation)
-        self.csp2 = DETRPoseCSPLayer(config, width, width)
-        self.conv3 = DETRPoseConvNorm(config, width, width, 3, activation=activation)
+        self.conv1 = DETRPoseConvNorm(config, self.combined_maps * channels, 2 * channels, 1, activation=activation)
+        self.csp1 = csp_layer(config, channels, width)
+        self.conv2 = self.trailing_convolution(config, width)
+        self.csp2 = csp_layer(config, width, width)
+        self.conv3 = self.trailing_convolution(config, width)
         self.conv4 = DETRPoseConvNorm(config, 2 * channels + 2 * width, channels, 1, activation=activation)
 
+    @staticmethod
+    def trailing_convolution(config, width: int) -> nn.Module:
+        """Returns the 3x3 convolution after a CSP layer, if the configuration has it."""
+        if not config.use_trailing_convolutions:
+            return nn.Identity()
+        return DETRPoseConvNorm(config, width, width, 3, activation=config.activation_function)
+
+    def combine(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Combines two feature maps of the same size."""
+        return torch.cat((first, second), dim=1)
+
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        halves = self.conv1(torch.cat((self.upsample(first), second), dim=1)).chunk(2, dim=1)
+        halves = self.conv1(self.combine(self.upsample(first), second)).chunk(2, dim=1)
         stage1 = self.conv2(self.csp1(halves[1]))
         stage2 = self.conv3(self.csp2(stage1))
         return self.conv4(torch.cat((*halves, stage1, stage2), dim=1))
+
+
+class DETRPoseSumFusionBlock(DETRPoseFusionBlock):
+    """Fuses two feature maps into one, by their sum."""
+
+    combined_maps = 1
+
+    def combine(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return first + second
+
+
+FUSION_BLOCKS = {"concatenate": DETRPoseFusionBlock, "sum": DETRPoseSumFusionBlock}
 
 
 class DETRPoseDownsample(nn.Module):
@@ -115,24 +160,65 @@ class DETRPoseEncoderLayer(nn.Module):
         return self.final_layer_norm(hidden_states + update), weights
 
 
+class DETRPoseFractionPosition(nn.Module):
+    """Position encoding of a feature map's locations by their fractions of its height and width."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_channels, self.temperature = config.d_model, config.encoder_position_temperature
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """Returns the encoding (height * width, D) of a feature map (B, D, height, width)."""
+        height, width = feature_map.shape[-2:]
+        # Positions count from 1 to the size; they are not pixel centers.
+        x = torch.arange(1, width + 1, device=feature_map.device, dtype=torch.float32) / (width + 1e-6)
+        y = torch.arange(1, height + 1, device=feature_map.device, dtype=torch.float32) / (height + 1e-6)
+        points = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).flatten(0, 1)
+        return sine_position_encoding(points, self.num_channels, self.temperature)
+
+
+class DETRPoseGridPosition(DETRPoseFractionPosition):
+    """Position encoding of a feature map's locations by their rows and columns."""
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """Returns the encoding (height * width, D) of a feature map (B, D, height, width)."""
+        size_hw = feature_map.shape[-2:]
+        return grid_position_encoding(*size_hw, self.num_channels, self.temperature, feature_map.device)
+
+
+POSITIONS = {"fraction": DETRPoseFractionPosition, "grid": DETRPoseGridPosition}
+
+
 class DETRPoseHybridEncoder(nn.Module):
     """Fuses the backbone's feature maps: attention in the coarsest, then top-down and bottom-up fusion."""
 
     def __init__(self, config, in_channels):
         super().__init__()
         self.config = config
-        self.input_projections = nn.ModuleList(
-            DETRPoseConvNorm(config, channels, config.d_model, 1) for channels in in_channels
-        )
+        self.input_projections = nn.ModuleList(self.input_projection(config, channels) for channels in in_channels)
+        self.position = POSITIONS[config.encoder_position_encoding](config)
         self.transformer_layer = DETRPoseEncoderLayer(config)
         steps = range(len(in_channels) - 1)
-        activation = config.activation_function
+        activation = config.activation_function if config.use_lateral_activation else None
+        fusion_block = FUSION_BLOCKS[config.fusion_operation]
         self.lateral_convs = nn.ModuleList(
             DETRPoseConvNorm(config, config.d_model, config.d_model, 1, activation=activation) for _ in steps
         )
-        self.fpn_blocks = nn.ModuleList(DETRPoseFusionBlock(config, upsample=True) for _ in steps)
+        self.fpn_blocks = nn.ModuleList(fusion_block(config, upsample=True) for _ in steps)
         self.downsample_convs = nn.ModuleList(DETRPoseDownsample(config) for _ in steps)
-        self.pan_blocks = nn.ModuleList(DETRPoseFusionBlock(config, upsample=False) for _ in steps)
+        self.pan_blocks = nn.ModuleList(fusion_block(config, upsample=False) for _ in steps)
+
+    @staticmethod
+    def input_projection(config, channels: int) -> nn.Module:
+        """Returns what brings a feature map with these channels to D channels."""
+        if config.use_input_projections:
+            return DETRPoseConvNorm(config, channels, config.d_model, 1)
+        if channels != config.d_model:
+            raise ValueError(
+                f"`use_input_projections` must be True for feature maps of the backbone with {channels} channels, not "
+                f"`d_model` = {config.d_model}, but got False."
+            )
+        return nn.Identity()
 
     def forward(
         self, feature_maps: tuple[torch.Tensor, ...], output_attentions: bool = False
@@ -160,11 +246,7 @@ class DETRPoseHybridEncoder(nn.Module):
     def attend(self, feature_map: torch.Tensor, output_attentions: bool = False):
         """Applies the transformer layer to a feature map, (B, D, height, width)."""
         height, width = feature_map.shape[-2:]
-        # Positions count from 1 to the size; they are not pixel centers.
-        x = torch.arange(1, width + 1, device=feature_map.device, dtype=torch.float32) / (width + 1e-6)
-        y = torch.arange(1, height + 1, device=feature_map.device, dtype=torch.float32) / (height + 1e-6)
-        points = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).flatten(0, 1)
-        position = sine_position_encoding(points, self.config.d_model, self.config.encoder_position_temperature)
+        position = self.position(feature_map)
         tokens = feature_map.flatten(2).transpose(1, 2)
         tokens, weights = self.transformer_layer(tokens, position.to(tokens.dtype), output_attentions)
         return tokens.transpose(1, 2).reshape(-1, self.config.d_model, height, width), weights

@@ -37,6 +37,7 @@ from .first_batch import check_pixel_values, warn_of_unscaled_images
 from .hybrid_encoder import DETRPoseHybridEncoder
 from .loss_detrpose import pose_estimation_loss
 from .model_card import model_card
+from .modeling_ecvit import supports_sdpa
 from .pose_targets import validate_labels
 from .position_encoding import pixel_centers, sine_position_encoding
 
@@ -611,6 +612,9 @@ class DETRPosePreTrainedModel(PreTrainedModel):
     _no_split_modules = [
         # trf-ignore: TRF022
         "HGNetV2Embeddings",
+        "ECViTEmbeddings",
+        "ECViTLayer",
+        "ECViTPyramid",
         "DETRPoseHybridEncoder",
         "DETRPoseQuerySelection",
         "DETRPoseQueryContent",
@@ -630,6 +634,9 @@ class DETRPosePreTrainedModel(PreTrainedModel):
         elif isinstance(module, DETRPoseZeroLinear):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
+        # CODEPATH: "default" is ECPose's, "xavier" DETRPose's.
+        elif isinstance(module, nn.Conv2d) and self.config.convolution_initialization == "default":
+            module.reset_parameters()
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -666,8 +673,9 @@ class DETRPosePreTrainedModel(PreTrainedModel):
         return True
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs):
-        """Selects the attention function, "sdpa" or "eager", except for the backbone, which has no attention."""
-        if isinstance(attn_implementation, str):
+        """Selects the attention function, "sdpa" or "eager", except for backbones without attention."""
+        # CODEPATH: HGNetV2, the backbone of DETRPose, has no attention; ECViT, that of ECPose, has.
+        if isinstance(attn_implementation, str) and not supports_sdpa(self.config.backbone_config):
             attn_implementation = {"": attn_implementation}
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
@@ -735,15 +743,14 @@ class DETRPoseModel(DETRPosePreTrainedModel):
 
     def __init__(self, config: DETRPoseConfig):
         super().__init__(config)
-        # CODEPATH: HGNetV2, the backbone of all released checkpoints, has no attention and rejects the implementation
-        # requested for the whole model, so it uses its default.
+        # CODEPATH: HGNetV2, unlike ECViT, has no attention and rejects the implementation requested for the model.
         # trf-ignore: TRF051
-        if config.backbone_config._attn_implementation == "sdpa":
+        if config.backbone_config._attn_implementation == "sdpa" and not supports_sdpa(config.backbone_config):
             config.backbone_config._attn_implementation = None
         # In the precision of the whole model, whatever precision its own configuration was saved with.
         self.backbone = AutoBackbone.from_config(config.backbone_config, dtype=torch.get_default_dtype())
         replace_affine_blocks(self.backbone)
-        # CODEPATH: False is for training the backbone from random weights; all released checkpoints have True.
+        # CODEPATH: False is for training the backbone from random weights, and for ECPose.
         if config.freeze_backbone_batch_norms:
             freeze_batch_norms(self.backbone)
         self.encoder = DETRPoseHybridEncoder(config, self.backbone.channels)

@@ -1,4 +1,4 @@
-"""Converts official DETRPose checkpoints."""
+"""Converts official DETRPose and ECPose checkpoints."""
 
 import logging
 import math
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import torch
 
-from ..configuration_detrpose import DETRPoseConfig
+from ..configuration_detrpose import DETRPoseConfig, model_name
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 from .checkpoints import check_variant, fill, read_state_dict
-from .names import COMPUTED, OFFICIAL, translate
+from .names import COMPUTED, official_table, translate
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def convert_detrpose(
 
     Args:
         checkpoint: Path of a `.pth` or safetensors file, folder with safetensors files, or Hub id.
-        variant: "n", "s", "m", "l" or "x".
+        variant: Size of the model, a key of `VARIANTS`.
         dataset: Skeleton of the checkpoint, "coco" or "crowdpose".
         weights: Which weights of a `.pth` file, see `read_state_dict`.
 
@@ -32,10 +32,12 @@ def convert_detrpose(
     """
     official = read_state_dict(checkpoint, weights)
     computed = [name for name in official if COMPUTED.match(name)]
-    tensors = translate({name: tensor for name, tensor in official.items() if name not in computed}, OFFICIAL)
+    tensors = translate(
+        {name: tensor for name, tensor in official.items() if name not in computed}, official_table(official)
+    )
     check_variant(tensors, checkpoint, variant, dataset)
     config = DETRPoseConfig.from_variant(variant, skeleton=dataset)
-    _check_scales(official, config, checkpoint)
+    _check_constants(official, config, checkpoint)
 
     model = DETRPoseForPoseEstimation(config)
     not_needed = computed + fill(model, tensors)
@@ -43,16 +45,27 @@ def convert_detrpose(
     return model
 
 
-def _check_scales(official: Mapping[str, torch.Tensor], config: DETRPoseConfig, checkpoint: str):
-    """Raises `ValueError` if the weighting function of a checkpoint is not that of the configuration."""
-    for field in ("reg_scale", "up"):
-        name, expected = f"transformer.{field}", getattr(config, field)
-        values = official[name].flatten().tolist() if name in official else [expected]
-        # 0 cannot be a real value, so it is treated like a missing entry.
-        if len(values) != 1 or not (values[0] == 0 or math.isclose(values[0], expected, rel_tol=1e-6)):
-            raise ValueError(f"{checkpoint}: {name} is {reprlib.repr(values)}, but the variant has {expected}.")
+def _check_constants(official: Mapping[str, torch.Tensor], config: DETRPoseConfig, checkpoint: str):
+    """Raises `ValueError` if the weighting function or the periods of a checkpoint are not the configuration's."""
+    expected = {f"{part}.{field}": [getattr(config, field)] for part in _DECODERS for field in ("reg_scale", "up")}
+    backbone = config.backbone_config
+    if backbone.model_type == "ecvit":
+        number = backbone.hidden_size // backbone.num_attention_heads // 4
+        expected["backbone.backbone.rope_embed.periods"] = [backbone.rope_theta ** (i / number) for i in range(number)]
+    for name, numbers in expected.items():
+        values = official[name].flatten().tolist() if name in official else numbers
+        # Zeros cannot be real values, so they are treated like a missing entry.
+        if values == [0] * len(numbers):
+            continue
+        is_same = all(math.isclose(value, number, rel_tol=1e-6) for value, number in zip(values, numbers, strict=False))
+        if len(values) != len(numbers) or not is_same:
+            accepted = numbers[0] if len(numbers) == 1 else reprlib.repr(numbers)
+            raise ValueError(f"{checkpoint}: {name} is {reprlib.repr(values)}, but the variant has {accepted}.")
+
+
+_DECODERS = ("transformer", "decoder")  # in DETRPose and in ECPose
 
 
 def describe_origin(variant: str, dataset: str) -> str:
     """Returns the sentence of the model card on the origin of converted weights."""
-    return f"Converted from the official DETRPose-{variant.upper()} weights for {dataset}."
+    return f"Converted from the official {model_name(variant)} weights for {dataset}."
