@@ -10,6 +10,10 @@ except ImportError:  # transformers 4
     from transformers.utils.backbone_utils import BackboneConfigMixin
 
 
+# Mean and standard deviation of the RGB images that ECViT was trained on, from 0 to 1 (those of ImageNet).
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
 class ECViTConfig(BackboneConfigMixin, PretrainedConfig):
     """Configuration of ECViT, a compact vision transformer with feature maps at strides of 8, 16 and 32.
 

@@ -139,11 +139,11 @@ class ECViTPyramid(nn.Module):
         self.resizings = nn.ModuleList(
             (nn.Upsample(scale_factor=2, mode="bilinear"), nn.Identity(), nn.AvgPool2d(kernel_size=2))
         )
-        self.projections = nn.ModuleList(self.projection(config, stage) for stage in config.stage_names[1:])
+        self.projectors = nn.ModuleList(self.projector(config, stage) for stage in config.stage_names[1:])
 
     @staticmethod
-    def projection(config: ECViTConfig, stage: str) -> nn.Module:
-        """Returns the projection of a feature map, or nothing in its place."""
+    def projector(config: ECViTConfig, stage: str) -> nn.Module:
+        """Returns the projector of a feature map, or nothing in its place."""
         # CODEPATH: ECPose-S and M project the coarsest feature map only, L and X all three.
         if stage not in config.projected_stages:
             return nn.Identity()
@@ -161,9 +161,7 @@ class ECViTPyramid(nn.Module):
         """
         mean = sum(last_states) / len(last_states)
         patches = patch_map(mean, size_hw)
-        return [
-            projection(resize(patches)) for resize, projection in zip(self.resizings, self.projections, strict=True)
-        ]
+        return [projection(resize(patches)) for resize, projection in zip(self.resizings, self.projectors, strict=True)]
 
 
 def patch_map(tokens: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:

@@ -7,10 +7,17 @@ from collections.abc import Mapping
 
 import torch
 
-from ..configuration_detrpose import DETRPoseConfig, model_name
+from ..configuration_detrpose import DETRPOSE_VARIANTS, DETRPoseConfig, model_name
 from ..modeling_detrpose import DETRPoseForPoseEstimation
-from .checkpoints import check_variant, fill, read_state_dict
-from .names import COMPUTED, official_table, translate
+from .checkpoints import StateDict, check_variant, fill, read_state_dict
+from .names import COMPUTED, is_bare_ecvit, is_dfine, official_table, translate
+from .saving import Origin
+
+ECVIT_PARTS = ("backbone.embeddings.", "backbone.layers.")
+UNKNOWN_LICENSE = (
+    "Their license is that of their source, which is not known here: ECPose weights published before August 2026 came "
+    "out under the Apache License 2.0, later ones are non-commercial."
+)
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +25,7 @@ logger = logging.getLogger(__name__)
 def convert_detrpose(
     checkpoint: str, variant: str, dataset: str = "coco", weights: str = "best"
 ) -> DETRPoseForPoseEstimation:
-    """Returns the model of an official checkpoint.
+    """Returns the model of an official DETRPose or ECPose checkpoint.
 
     Args:
         checkpoint: Path of a `.pth` or safetensors file, folder with safetensors files, or Hub id.
@@ -30,11 +37,42 @@ def convert_detrpose(
         ValueError: if the checkpoint cannot be read; if it is of another variant or dataset; or if a tensor is missing,
             unexpected, of the wrong shape, or has invalid values.
     """
+    return _convert(read_state_dict(checkpoint, weights), checkpoint, variant, dataset)
+
+
+def convert_file(
+    checkpoint: str, variant: str, dataset: str = "coco", weights: str = "best", seed: int = 0
+) -> tuple[DETRPoseForPoseEstimation, Origin]:
+    """Returns the model of an official checkpoint, or a new one with the backbone of an official ECViT checkpoint.
+
+    Args:
+        checkpoint: see `convert_detrpose`; or the ViT alone, from which training starts.
+        variant: Size of the model, a key of `VARIANTS`.
+        dataset: Skeleton of the model, "coco" or "crowdpose".
+        weights: Which weights of a `.pth` file, see `read_state_dict`.
+        seed: Seed of the initial values around the ViT.
+
+    Returns:
+        The model, and where its weights come from.
+
+    Raises:
+        ValueError: as `convert_detrpose`.
+    """
     official = read_state_dict(checkpoint, weights)
+    if not is_bare_ecvit(official):
+        return _convert(official, checkpoint, variant, dataset), describe_origin(variant, dataset, checkpoint)
+    model = _initialize(official, checkpoint, variant, dataset, seed)
+    text = f"The vision transformer comes from {checkpoint}; everything else is untrained. {UNKNOWN_LICENSE}"
+    return model, Origin(text, "unknown")
+
+
+def _convert(official: StateDict, checkpoint: str, variant: str, dataset: str) -> DETRPoseForPoseEstimation:
+    """Returns the model of a complete official checkpoint."""
+    if is_dfine(official):
+        raise ValueError(f"{checkpoint} is a D-FINE detector: use `detrpose convert-dfine`.")
     computed = [name for name in official if COMPUTED.match(name)]
-    tensors = translate(
-        {name: tensor for name, tensor in official.items() if name not in computed}, official_table(official)
-    )
+    needed = {name: tensor for name, tensor in official.items() if name not in computed}
+    tensors = translate(needed, official_table(official))
     check_variant(tensors, checkpoint, variant, dataset)
     config = DETRPoseConfig.from_variant(variant, skeleton=dataset)
     _check_constants(official, config, checkpoint)
@@ -42,6 +80,25 @@ def convert_detrpose(
     model = DETRPoseForPoseEstimation(config)
     not_needed = computed + fill(model, tensors)
     logger.info("%s: %d tensors, of which not needed: %s", checkpoint, len(official), ", ".join(not_needed) or "none")
+    return model
+
+
+def _initialize(
+    official: StateDict, checkpoint: str, variant: str, dataset: str, seed: int
+) -> DETRPoseForPoseEstimation:
+    """Returns a new model with the ViT of a checkpoint."""
+    named = {f"backbone.backbone.{name}": tensor for name, tensor in official.items()}
+    tensors = translate(
+        {name: tensor for name, tensor in named.items() if not COMPUTED.match(name)}, official_table(named)
+    )
+    check_variant(tensors, checkpoint, variant, parts=ECVIT_PARTS)
+    config = DETRPoseConfig.from_variant(variant, skeleton=dataset)
+    _check_constants(named, config, checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = DETRPoseForPoseEstimation(config)
+    fill(model, tensors)
+    logger.info("%s: %d tensors of the backbone; everything else is untrained", checkpoint, len(tensors))
     return model
 
 
@@ -66,6 +123,20 @@ def _check_constants(official: Mapping[str, torch.Tensor], config: DETRPoseConfi
 _DECODERS = ("transformer", "decoder")  # in DETRPose and in ECPose
 
 
-def describe_origin(variant: str, dataset: str) -> str:
-    """Returns the sentence of the model card on the origin of converted weights."""
-    return f"Converted from the official {model_name(variant)} weights for {dataset}."
+def describe_origin(variant: str, dataset: str, checkpoint: str | None = None) -> Origin:
+    """Returns the origin of converted weights.
+
+    Args:
+        variant: Size of the model.
+        dataset: Skeleton of the model.
+        checkpoint: The file, folder or Hub id, of unknown license in the case of ECPose; the published weights if not
+            given.
+    """
+    text = f"Converted from the official {model_name(variant)} weights for {dataset}."
+    if variant in DETRPOSE_VARIANTS:
+        return Origin(text)
+    if checkpoint is not None:
+        return Origin(
+            f"Converted from {checkpoint}, {model_name(variant)} weights for {dataset}. {UNKNOWN_LICENSE}", "unknown"
+        )
+    return Origin(f"{text} They were published as release `edgecrafterv1` under the Apache License 2.0.", "apache-2.0")

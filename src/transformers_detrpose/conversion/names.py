@@ -96,6 +96,17 @@ def is_ecpose(names: Iterable[str]) -> bool:
     return any(name.startswith("backbone.backbone.") for name in names)
 
 
+def is_bare_ecvit(names: Iterable[str]) -> bool:
+    """Returns whether a checkpoint with these names is of ECViT alone."""
+    return {"register_token", "patch_embed.proj.weight"} <= set(names)
+
+
+def is_dfine(names: Iterable[str]) -> bool:
+    """Returns whether a checkpoint with these names is of D-FINE, which says `decoder` as ECPose does."""
+    parts = {name.split(".")[0] for name in names}
+    return {"backbone", "encoder", "decoder"} <= parts and "query_selection" not in parts and not is_ecpose(names)
+
+
 def official_table(names: Iterable[str]) -> list[tuple[str, str]]:
     """Returns the table of an official DETRPose or ECPose checkpoint with these names."""
     names = list(names)
@@ -104,7 +115,7 @@ def official_table(names: Iterable[str]) -> list[tuple[str, str]]:
     # A single projector is that of the coarsest feature map; three are in the order of the maps, finest first.
     is_single = not any(name.startswith("backbone.projector.1.") for name in names)
     number = "2" if is_single else r"\1"
-    return [(r"^backbone\.projector\.(\d)\.", f"backbone.pyramid.projections.{number}."), *_ECPOSE]
+    return [(r"^backbone\.projector\.(\d)\.", f"backbone.pyramid.projectors.{number}."), *_ECPOSE]
 
 
 def rename(name: str, table: list[tuple[str, str]]) -> str:
