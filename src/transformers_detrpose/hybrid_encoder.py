@@ -62,12 +62,13 @@ class DETRPoseJointCSPLayer(nn.Module):
 
     def __init__(self, config, in_channels, out_channels):
         super().__init__()
+        self.out_channels = out_channels
         self.conv1 = DETRPoseConvNorm(config, in_channels, 2 * out_channels, 1, activation=config.activation_function)
         num_blocks = round(3 * config.depth_mult)
         self.bottlenecks = nn.Sequential(*(DETRPoseRepVggBlock(config, out_channels) for _ in range(num_blocks)))
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        shortcut, hidden_state = self.conv1(hidden_state).chunk(2, dim=1)
+        shortcut, hidden_state = self.conv1(hidden_state).split(self.out_channels, dim=1)
         return shortcut + self.bottlenecks(hidden_state)
 
 

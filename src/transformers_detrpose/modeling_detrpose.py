@@ -231,13 +231,13 @@ class DETRPoseQuerySelection(nn.Module):
         logits = self.class_head(hidden_states)
         # A tiny image may have fewer locations than queries.
         num_queries = min(self.config.num_queries, logits.shape[1])
-        indices = logits.amax(dim=-1).topk(num_queries, dim=1).indices.unsqueeze(-1)
+        indices = logits.amax(dim=-1).topk(num_queries, dim=1).indices
 
-        selected = hidden_states.gather(1, indices.expand(-1, -1, hidden_states.shape[-1]))
+        selected = hidden_states.gather(1, indices.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))
         offsets = self.keypoint_head(selected).view(-1, num_queries, self.config.num_keypoints, 2)
-        anchor_logits = torch.logit(anchors)[indices.squeeze(-1)]
+        anchor_logits = torch.logit(anchors)[indices]
         keypoints = torch.sigmoid(offsets + anchor_logits.unsqueeze(2))
-        return logits.gather(1, indices.expand(-1, -1, logits.shape[-1])), keypoints
+        return logits.gather(1, indices.unsqueeze(-1).expand(-1, -1, logits.shape[-1])), keypoints
 
 
 class DETRPoseEmbeddingTable(nn.Embedding):

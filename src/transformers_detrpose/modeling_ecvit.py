@@ -76,7 +76,7 @@ class ECViTEmbeddings(nn.Module):
         for conv in self.convs:
             hidden_state = conv(hidden_state)
         patches = self.projection(hidden_state).flatten(2).transpose(1, 2)
-        return torch.cat((self.register_token.expand(len(patches), -1, -1), patches), dim=1)
+        return torch.cat((self.register_token.expand(patches.shape[0], -1, -1), patches), dim=1)
 
 
 class ECViTAttention(nn.Module):
@@ -97,7 +97,7 @@ class ECViTAttention(nn.Module):
         self, hidden_states: torch.Tensor, encoding: torch.Tensor, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns the attended values (B, N + 1, E), and the weights (B, heads, N + 1, N + 1) or None."""
-        states = self.qkv_proj(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim))
+        states = self.qkv_proj(hidden_states).view(*hidden_states.shape[:-1], 3, self.num_heads, self.head_dim)
         query, key, value = states.permute(2, 0, 3, 1, 4)
         query, key = rotate(query, encoding), rotate(key, encoding)
 
@@ -166,7 +166,7 @@ class ECViTPyramid(nn.Module):
 
 def patch_map(tokens: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
     """Returns the patches among tokens (B, N + 1, E) as a feature map (B, E, height, width)."""
-    return tokens[:, 1:].transpose(1, 2).unflatten(-1, size_hw)
+    return tokens[:, 1:].transpose(1, 2).reshape(-1, tokens.shape[-1], *size_hw)
 
 
 class ECViTPreTrainedModel(PreTrainedModel):

@@ -3,8 +3,8 @@
     detrpose convert --variant l --dataset coco --output detrpose-l
 
 Without --checkpoint, the published weights are downloaded. Nothing is written unless every tensor of the checkpoint is
-used or known to be unnecessary, and every tensor of the model is filled. A checkpoint of ECViT, ECPose's backbone, alone
-becomes an otherwise untrained model, from which training starts.
+used or known to be unnecessary, and every tensor of the model is filled. A checkpoint of ECViT alone, the backbone
+of ECPose, becomes an otherwise untrained model, from which training starts.
 """
 
 import argparse
