@@ -1,13 +1,26 @@
-"""ECViT alone: numbers by hand, sizes, attention functions, precision, gradients, and saving."""
+"""ECViT alone, ECPose with it, and the options of the encoder: numbers by hand, sizes, precision, gradients, saving."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoBackbone, AutoConfig
+from PIL import Image
+from torchvision.ops import FrozenBatchNorm2d
+from transformers import AutoBackbone, AutoConfig, pipeline
 
-from transformers_detrpose import ECViTBackbone, ECViTConfig
+from tiny import make_labels, noisy, tiny_config, tiny_ecpose_config
+from transformers_detrpose import (
+    DETRPoseConfig,
+    DETRPoseForPoseEstimation,
+    DETRPoseImageProcessor,
+    ECViTBackbone,
+    ECViTConfig,
+)
+from transformers_detrpose.loading import load_image_processor
 from transformers_detrpose.modeling_ecvit import ECViTPyramid, rotary_encoding, rotate
+from transformers_detrpose.position_encoding import grid_position_encoding
+from transformers_detrpose.training.recipes import variant_of
 
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 STAGES = ["stage1", "stage2", "stage3"]
@@ -166,3 +179,109 @@ def test_auto_classes():
 def test_impossible_values(fields, message):
     with pytest.raises(ValueError, match=message):
         ECViTConfig(**fields)
+
+
+class TestPoseEstimation:
+    """ECPose: the pose estimator with this backbone."""
+
+    def test_training_step(self, device):
+        """Denoising included; nothing in the backbone is frozen, and every parameter learns."""
+        config = tiny_ecpose_config()
+        model = noisy(DETRPoseForPoseEstimation(config)).to(device).train()
+        assert not any(isinstance(module, FrozenBatchNorm2d) for module in model.modules())
+        norms = [module for module in model.model.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        outputs = model(torch.rand(2, 3, 64, 96, device=device), labels=make_labels(config, [2, 1], device=device))
+        outputs.loss.backward()
+        assert outputs.denoising_outputs is not None and outputs.loss.isfinite()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+        assert all(parameter.grad.any() for parameter in model.model.backbone.parameters())
+        assert len(norms) == 6 and all(norm.num_batches_tracked == 1 for norm in norms)
+
+    def test_attention_function_of_the_backbone(self, tmp_path):
+        DETRPoseForPoseEstimation(tiny_ecpose_config()).save_pretrained(tmp_path)
+        model = DETRPoseForPoseEstimation.from_pretrained(tmp_path, attn_implementation="eager")
+        attention = model.model.backbone.layers[0].self_attn
+        assert attention.config._attn_implementation == "eager"
+        model.set_attn_implementation("sdpa")
+        assert attention.config._attn_implementation == "sdpa"
+
+    @torch.no_grad()
+    def test_saved_and_loaded(self, tmp_path, device):
+        model = noisy(DETRPoseForPoseEstimation(tiny_ecpose_config())).eval()
+        model.save_pretrained(tmp_path)
+        DETRPoseImageProcessor.for_model(model.config).save_pretrained(tmp_path)
+        image = torch.rand(1, 3, 64, 32)
+        loaded = DETRPoseForPoseEstimation.from_pretrained(tmp_path).eval()
+        assert torch.equal(loaded(image).pred_keypoints, model(image).pred_keypoints)
+        half = DETRPoseForPoseEstimation.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+        assert half(image).pred_keypoints.isfinite().all()
+
+        estimator = pipeline("keypoint-detection", model=str(tmp_path), device="cpu")
+        assert estimator.image_processor.do_normalize
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+        assert len(estimator(picture, threshold=0.0)) == 7
+
+    def test_no_graph_break(self):
+        model = DETRPoseForPoseEstimation(tiny_ecpose_config()).eval()
+        compiled, image = torch.compile(model, fullgraph=True, backend="eager"), torch.rand(1, 3, 64, 96)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(image).pred_keypoints, model(image).pred_keypoints)
+
+    def test_channels_without_projection(self):
+        backbone = {**tiny_ecpose_config().backbone_config.to_dict(), "projection_size": 24}
+        message = "`use_input_projections` must be True for feature maps of the backbone with 24 channels"
+        with pytest.raises(ValueError, match=message):
+            DETRPoseForPoseEstimation(tiny_ecpose_config(backbone_config=backbone))
+        model = DETRPoseForPoseEstimation(tiny_ecpose_config(backbone_config=backbone, use_input_projections=True))
+        assert model.eval()(torch.rand(1, 3, 64, 64)).pred_keypoints.shape == (1, 7, 3, 2)
+
+    @pytest.mark.parametrize("variant", ["l", "x", "ecpose-s", "ecpose-m", "ecpose-l", "ecpose-x"])
+    def test_variant_is_found_out(self, variant):
+        assert variant_of(DETRPoseConfig.from_variant(variant)) == variant
+
+    @pytest.mark.parametrize("variant, normalizes", [("s", False), ("ecpose-s", True)])
+    def test_image_processor(self, variant, normalizes):
+        processor = load_image_processor(variant)
+        assert processor.do_normalize == normalizes
+        pixels = processor(images=Image.new("RGB", (8, 8), (255, 0, 51)), return_tensors="pt")["pixel_values"]
+        expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225] if normalizes else [1, 0, 0.2]
+        assert pixels[0, :, 100, 100].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+class TestEncoderOptions:
+    """Each field alone, in a DETRPose model."""
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"fusion_operation": "sum"},
+            {"use_lateral_activation": False},
+            {"use_trailing_convolutions": False},
+            {"use_joint_csp_convolution": True},
+            {"encoder_activation_function": "silu"},
+            {"convolution_initialization": "default"},
+        ],
+        ids=str,
+    )
+    @torch.no_grad()
+    def test_option(self, fields):
+        torch.manual_seed(0)
+        model, image = noisy(DETRPoseForPoseEstimation(tiny_config(**fields))).eval(), torch.rand(1, 3, 64, 96)
+        torch.testing.assert_close(model.fuse()(image).logits, model(image).logits, atol=1e-4, rtol=0)
+        torch.manual_seed(0)
+        other = noisy(DETRPoseForPoseEstimation(tiny_config())).eval()
+        assert not torch.allclose(other(image).logits, model(image).logits, atol=1e-3)
+
+    @pytest.mark.parametrize("field", ["fusion_operation", "encoder_position_encoding", "convolution_initialization"])
+    def test_unknown_choice(self, field):
+        with pytest.raises(ValueError, match=f"`{field}` must be '.*' or '.*', but got 'none'"):
+            DETRPoseConfig(**{field: "none"})
+
+    def test_grid_positions_by_hand(self):
+        """Row 1, column 2 of a 2x3 grid: sines and cosines of row and column, with frequencies 1 and 1/10."""
+        encoding = grid_position_encoding(2, 3, 8, 100.0, torch.device("cpu"))
+        angles = [(math.sin(1), math.sin(0.1), math.cos(1), math.cos(0.1)), (math.sin(2), math.sin(0.2))]
+        expected = [*angles[0], *angles[1], math.cos(2), math.cos(0.2)]
+        assert encoding.shape == (6, 8)
+        assert encoding[5].tolist() == pytest.approx(expected, abs=1e-6)
+        assert encoding[0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import HfApi
 from torch import nn
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2ConvLayer
@@ -37,7 +37,7 @@ from .first_batch import check_pixel_values, warn_of_unscaled_images
 from .hybrid_encoder import DETRPoseHybridEncoder
 from .loss_detrpose import pose_estimation_loss
 from .model_card import model_card
-from .modeling_ecvit import supports_sdpa
+from .modeling_ecvit import make_backbone, supports_sdpa
 from .pose_targets import validate_labels
 from .position_encoding import pixel_centers, sine_position_encoding
 
@@ -748,7 +748,7 @@ class DETRPoseModel(DETRPosePreTrainedModel):
         if config.backbone_config._attn_implementation == "sdpa" and not supports_sdpa(config.backbone_config):
             config.backbone_config._attn_implementation = None
         # In the precision of the whole model, whatever precision its own configuration was saved with.
-        self.backbone = AutoBackbone.from_config(config.backbone_config, dtype=torch.get_default_dtype())
+        self.backbone = make_backbone(config.backbone_config)
         replace_affine_blocks(self.backbone)
         # CODEPATH: False is for training the backbone from random weights, and for ECPose.
         if config.freeze_backbone_batch_norms:

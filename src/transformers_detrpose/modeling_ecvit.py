@@ -285,10 +285,17 @@ class ECViTBackbone(BackboneMixin, ECViTPreTrainedModel):
         return outputs if return_dict else outputs.to_tuple()
 
 
+def is_ecvit(backbone_config) -> bool:
+    """Returns whether a configuration is of ECViT; the class may be another copy, from code saved with a model."""
+    return backbone_config.model_type == ECViTConfig.model_type
+
+
+def make_backbone(backbone_config) -> PreTrainedModel:
+    """Returns a new backbone, of this package or of transformers, in PyTorch's default precision."""
+    make = ECViTBackbone._from_config if is_ecvit(backbone_config) else AutoBackbone.from_config
+    return make(backbone_config, dtype=torch.get_default_dtype())
+
+
 def supports_sdpa(backbone_config) -> bool:
     """Returns whether a backbone has attention that SDPA can compute."""
-    return AutoBackbone._model_mapping[type(backbone_config)]._supports_sdpa
-
-
-# Here and not in registration.py, so that the code saved with a model registers its own classes, too.
-AutoBackbone.register(ECViTConfig, ECViTBackbone, exist_ok=True)
+    return is_ecvit(backbone_config) or AutoBackbone._model_mapping[type(backbone_config)]._supports_sdpa
