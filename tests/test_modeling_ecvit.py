@@ -38,18 +38,19 @@ def tiny_backbone(**fields):
 def test_rotary_encoding_by_hand():
     """Two rows and one column: y is -0.5 and 0.5, x is 0; eight channels have the periods 1 and 10."""
     cosines, sines = rotary_encoding(2, 1, 8, 100.0, torch.device("cpu"))
-    assert cosines[0].tolist() == [1] * 8 and sines[0].tolist() == [0] * 8  # the register
+    assert cosines[0].tolist() == [1] * 8 and not sines[0].any()  # the register
     angles = [math.pi, math.pi / 10, 0, 0]  # of y = 0.5 for both periods, then of x
     for patch, sign in ((1, -1), (2, 1)):
         expected = [sign * angle for angle in angles] * 2
         assert cosines[patch].tolist() == pytest.approx([math.cos(angle) for angle in expected], abs=1e-6)
-        assert sines[patch].tolist() == pytest.approx([math.sin(angle) for angle in expected], abs=1e-6)
+        signed = [-math.sin(angle) for angle in expected[:4]] + [math.sin(angle) for angle in expected[4:]]
+        assert sines[patch].tolist() == pytest.approx(signed, abs=1e-6)
 
 
 def test_rotation_of_pairs():
     """(a, b) with a channel of each half: a quarter turn gives (-b, a)."""
     states = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    quarter_turn = torch.stack((torch.zeros(1, 4), torch.ones(1, 4)))
+    quarter_turn = torch.zeros(1, 4), torch.tensor([[-1.0, -1.0, 1.0, 1.0]])
     assert rotate(states, quarter_turn).tolist() == [[-3.0, -4.0, 1.0, 2.0]]
 
 

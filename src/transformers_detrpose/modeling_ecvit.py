@@ -30,8 +30,11 @@ except ImportError:  # transformers 4
 PATCH_SIZE, LARGEST_STRIDE = 16, 32
 
 
-def rotary_encoding(height: int, width: int, head_dim: int, theta: float, device: torch.device) -> torch.Tensor:
-    """Returns cosines and sines of the rotary position encoding, (2, height * width + 1, head_dim), in float32.
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotary_encoding(height: int, width: int, head_dim: int, theta: float, device: torch.device) -> Rotation:
+    """Returns the factors of the rotary position encoding, see [`rotate`].
 
     The first token, the register, has no position: its angles are zero. A patch has the angles 2π · y / period for all
     head_dim / 4 periods, then those of x, and all of them again, with y and x from -1 to 1.
@@ -42,19 +45,23 @@ def rotary_encoding(height: int, width: int, head_dim: int, theta: float, device
         head_dim: channels of an attention head, divisible by 4.
         theta: the longest period would be theta; the shortest is 1.
         device: device of the result.
+
+    Returns:
+        Cosines, and sines with the sign of the rotation, both (height * width + 1, head_dim) in float32.
     """
     points = 2 * pixel_centers(height, width, device).flip(-1) - 1
     periods = theta ** (4 * torch.arange(head_dim // 4, device=device, dtype=torch.float32) / head_dim)
-    angles = (2 * math.pi * points.unsqueeze(-1) / periods).flatten(1).repeat(1, 2)
-    angles = nn.functional.pad(angles, (0, 0, 1, 0))
-    return torch.stack((angles.cos(), angles.sin()))
+    angles = nn.functional.pad((2 * math.pi * points.unsqueeze(-1) / periods).flatten(1), (0, 0, 1, 0))
+    cosines, sines = angles.cos(), angles.sin()
+    return torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
 
 
-def rotate(states: torch.Tensor, encoding: torch.Tensor) -> torch.Tensor:
-    """Rotates pairs of channels of queries or keys, (B, heads, tokens, head_dim), by their tokens' angles."""
-    cosines, sines = encoding.to(states.dtype)
-    first, second = states.chunk(2, dim=-1)
-    return states * cosines + torch.cat((-second, first), dim=-1) * sines
+def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Rotates queries or keys, (B, heads, tokens, head_dim): each channel of the first half with one of the second."""
+    cosines, sines = (factors.to(states.dtype) for factors in rotation)
+    # `split` is exported as one node, `chunk` as two.
+    first, second = states.split(states.shape[-1] // 2, dim=-1)
+    return states * cosines + torch.cat((second, first), dim=-1) * sines
 
 
 class ECViTEmbeddings(nn.Module):
@@ -94,12 +101,12 @@ class ECViTAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, encoding: torch.Tensor, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, rotation: Rotation, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns the attended values (B, N + 1, E), and the weights (B, heads, N + 1, N + 1) or None."""
         states = self.qkv_proj(hidden_states).view(*hidden_states.shape[:-1], 3, self.num_heads, self.head_dim)
         query, key, value = states.permute(2, 0, 3, 1, 4)
-        query, key = rotate(query, encoding), rotate(key, encoding)
+        query, key = rotate(query, rotation), rotate(key, rotation)
 
         # Only eager attention returns the weights.
         attention = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation)
@@ -122,10 +129,10 @@ class ECViTLayer(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, encoding: torch.Tensor, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, rotation: Rotation, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Refines tokens (B, N + 1, E); `encoding` is (2, N + 1, head_dim), see [`rotary_encoding`]."""
-        attended, weights = self.self_attn(self.self_attn_layer_norm(hidden_states), encoding, output_attentions)
+        """Refines tokens (B, N + 1, E); `rotation` comes from [`rotary_encoding`]."""
+        attended, weights = self.self_attn(self.self_attn_layer_norm(hidden_states), rotation, output_attentions)
         hidden_states = hidden_states + attended
         update = self.fc2(self.activation(self.fc1(self.final_layer_norm(hidden_states))))
         return hidden_states + update, weights
@@ -263,11 +270,12 @@ class ECViTBackbone(BackboneMixin, ECViTPreTrainedModel):
         size_hw = tuple(size // PATCH_SIZE for size in pixel_values.shape[-2:])
         tokens = self.embeddings(pixel_values)
         head_dim = config.hidden_size // config.num_attention_heads
-        encoding = rotary_encoding(*size_hw, head_dim, config.rope_theta, tokens.device)
+        rotation = rotary_encoding(*size_hw, head_dim, config.rope_theta, tokens.device)
+        rotation = tuple(factors.to(tokens.dtype) for factors in rotation)
 
         hidden_states, attentions = (tokens,), ()
         for layer in self.layers:
-            tokens, weights = layer(tokens, encoding, output_attentions)
+            tokens, weights = layer(tokens, rotation, output_attentions)
             hidden_states += (tokens,)
             attentions += (weights,)
         maps = [

@@ -4,6 +4,7 @@ import logging
 import math
 import reprlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
@@ -62,7 +63,7 @@ def convert_file(
     if not is_bare_ecvit(official):
         return _convert(official, checkpoint, variant, dataset), describe_origin(variant, dataset, checkpoint)
     model = _initialize(official, checkpoint, variant, dataset, seed)
-    text = f"The vision transformer comes from {checkpoint}; everything else is untrained. {UNKNOWN_LICENSE}"
+    text = f"The vision transformer comes from {file_name(checkpoint)}; everything else is untrained. {UNKNOWN_LICENSE}"
     return model, Origin(text, "unknown")
 
 
@@ -123,6 +124,11 @@ def _check_constants(official: Mapping[str, torch.Tensor], config: DETRPoseConfi
 _DECODERS = ("transformer", "decoder")  # in DETRPose and in ECPose
 
 
+def file_name(checkpoint: str) -> str:
+    """Returns the name of a file or folder without its path, or the Hub id."""
+    return Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
+
+
 def describe_origin(variant: str, dataset: str, checkpoint: str | None = None) -> Origin:
     """Returns the origin of converted weights.
 
@@ -137,6 +143,7 @@ def describe_origin(variant: str, dataset: str, checkpoint: str | None = None) -
         return Origin(text)
     if checkpoint is not None:
         return Origin(
-            f"Converted from {checkpoint}, {model_name(variant)} weights for {dataset}. {UNKNOWN_LICENSE}", "unknown"
+            f"Converted from {file_name(checkpoint)}, {model_name(variant)} weights for {dataset}. {UNKNOWN_LICENSE}",
+            "unknown",
         )
     return Origin(f"{text} They were published as release `edgecrafterv1` under the Apache License 2.0.", "apache-2.0")

@@ -4,7 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..modeling_ecvit import ECViTAttention, ECViTEmbeddings, ECViTLayer, ECViTPyramid, patch_map
+from ..modeling_ecvit import (
+    ECViTAttention,
+    ECViTEmbeddings,
+    ECViTLayer,
+    ECViTPyramid,
+    Rotation,
+    patch_map,
+    rotate,
+)
 from .folding import make_linear
 
 
@@ -46,20 +54,14 @@ class RowECViTLayer(nn.Module):
         self.fc1, self.activation, self.fc2 = layer.fc1, layer.activation, layer.fc2
 
     def forward(
-        self, hidden_states: torch.Tensor, encoding: torch.Tensor, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, rotation: Rotation, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         _, num_tokens, channels = hidden_states.shape
         rows = hidden_states.reshape(-1, channels)
         states = self.qkv_proj(self.self_attn_layer_norm(rows))
         states = states.view(-1, num_tokens, 3 * self.num_heads, self.head_dim).transpose(1, 2)
         query_key, value = states.split((2 * self.num_heads, self.num_heads), dim=1)
-        cosines, sines = encoding.to(states.dtype)
-        first, second = sines.chunk(2, dim=-1)
-        # `split` is exported as one node, `chunk` as two.
-        swapped = torch.cat(query_key.split(self.head_dim // 2, dim=-1)[::-1], dim=-1)
-        # The sign of the rotation, in the sines, is constant where the size of the image is.
-        rotated = query_key * cosines + swapped * torch.cat((-first, second), dim=-1)
-        query, key = rotated.split(self.num_heads, dim=1)
+        query, key = rotate(query_key, rotation).split(self.num_heads, dim=1)
         weights = torch.matmul(query, key.transpose(-2, -1)).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
         rows = rows + self.o_proj(torch.matmul(weights, value).transpose(1, 2).reshape(-1, channels))
         rows = rows + self.fc2(self.activation(self.fc1(self.final_layer_norm(rows))))
