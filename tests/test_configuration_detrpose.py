@@ -9,12 +9,15 @@ from transformers import AutoConfig, ResNetConfig
 
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, KeypointSchema
 from transformers_detrpose.commands import sizes
-from transformers_detrpose.configuration_detrpose import VARIANTS, hgnet_config
+from transformers_detrpose.configuration_detrpose import VARIANTS, hgnet_config, model_name
 from transformers_detrpose.keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, SCHEMAS
 
 # For COCO: millions of parameters of the fused model; GFLOPs of the official model, as counted by `detrpose sizes`.
 PARAMETERS = {"n": 4.07, "s": 11.51, "m": 20.76, "l": 32.75, "x": 73.34}
+PARAMETERS |= {"ecpose-s": 9.923077, "ecpose-m": 19.756025, "ecpose-l": 34.264601, "ecpose-x": 50.568473}
 GFLOPS = {"n": 8.91, "s": 31.55, "m": 65.16, "l": 103.86, "x": 232.04}
+# Published, in whole numbers.
+ECPOSE_GFLOPS = {"ecpose-s": 30, "ecpose-m": 63, "ecpose-l": 112, "ecpose-x": 172}
 
 
 def hand_schema(num_keypoints):
@@ -83,13 +86,19 @@ def test_model_sizes():
     heading, line, *rows = printed.getvalue().splitlines()
     assert heading.count("|") == line.count("|")
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert [row[:2] for row in cells] == [[f"DETRPose-{variant.upper()}", "coco"] for variant in VARIANTS]
+    assert [row[:2] for row in cells] == [[model_name(variant), "coco"] for variant in VARIANTS]
+    assert cells[0][0] == "DETRPose-N" and cells[-1][0] == "ECPose-X"
     assert {variant: float(row[2]) for variant, row in zip(VARIANTS, cells, strict=True)} == pytest.approx(
         PARAMETERS, rel=0.005
     )
-    assert {variant: float(row[-1]) for variant, row in zip(VARIANTS, cells, strict=True)} == pytest.approx(
-        GFLOPS, rel=0.01
-    )
+    gflops = {variant: float(row[-1]) for variant, row in zip(VARIANTS, cells, strict=True)}
+    assert {variant: gflops[variant] for variant in GFLOPS} == pytest.approx(GFLOPS, rel=0.01)
+    assert {variant: gflops[variant] for variant in ECPOSE_GFLOPS} == pytest.approx(ECPOSE_GFLOPS, rel=0.025)
+
+
+def test_no_sizes_of_models_that_do_not_exist(capsys):
+    assert sizes.main(["--datasets", "crowdpose", "--variants", "n", "ecpose-s"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3  # heading, line, DETRPose-N
 
 
 # ---------------------------------------------------------------- keypoints and classes of one's own

@@ -250,7 +250,7 @@ def test_attention_mask_by_hand():
     assert ["".join("x" if masked else "." for masked in row) for row in mask] == expected
 
 
-@pytest.mark.parametrize("case", reference.CASES)
+@pytest.mark.parametrize("case", (*reference.CASES, *reference.ECPOSE_CASES))
 def test_slots_match_the_reference(case, device):
     case = reference.load_case(case)
     config = DETRPoseConfig.from_variant(case.variant, skeleton=case.dataset)

@@ -78,7 +78,7 @@ def read_reference(name, device="cpu"):
 # Reference numbers of the official implementation
 
 
-@pytest.mark.parametrize("case", reference.CASES)
+@pytest.mark.parametrize("case", (*reference.CASES, *reference.ECPOSE_CASES))
 def test_losses_match_the_reference(case, device):
     config, outputs, labels, queries, denoising_outputs, expected = read_reference(case, device)
     validate_labels(labels, config, batch_size=2)
@@ -90,7 +90,7 @@ def test_losses_match_the_reference(case, device):
     assert {name: value.item() for name, value in loss_dict.items()} == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize("case", reference.CASES)
+@pytest.mark.parametrize("case", (*reference.CASES, *reference.ECPOSE_CASES))
 def test_sum_matches_the_reference(case, device):
     config, outputs, labels, *_, expected = read_reference(case, device)
     loss, loss_dict = pose_estimation_loss(outputs, labels, config)
@@ -98,14 +98,14 @@ def test_sum_matches_the_reference(case, device):
     assert loss.item() == pytest.approx(sum(value.item() for value in loss_dict.values()), rel=1e-6)
 
 
-@pytest.mark.parametrize("case", reference.CASES)
+@pytest.mark.parametrize("case", (*reference.CASES, *reference.ECPOSE_CASES))
 def test_attention_mask_matches_the_reference(case, device):
     config, *_, queries, _, _ = read_reference(case, device)
     mask = denoising_attention_mask(queries.num_slots, queries.num_groups, config.num_queries, device)
     assert torch.equal(mask, queries.attention_mask)
 
 
-@pytest.mark.parametrize("case", reference.CASES)
+@pytest.mark.parametrize("case", (*reference.CASES, *reference.ECPOSE_CASES))
 def test_denoising_leaves_the_losses_of_matching_queries_alone(case, device):
     config, outputs, labels, queries, denoising_outputs, _ = read_reference(case, device)
     _, without = pose_estimation_loss(outputs, labels, config)

@@ -11,9 +11,9 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from test_modeling_detrpose import tiny_config
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForKeypointDetection, pipeline
 
+from tiny import tiny_config, tiny_ecpose_config
 from transformers_detrpose import (
     DETRPoseConfig,
     DETRPoseForPoseEstimation,
@@ -41,6 +41,16 @@ def folder(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     model.save_pretrained(folder)
     DETRPoseImageProcessor(keypoint_schema=model.config.keypoint_schema).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ecpose_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    model = DETRPoseForPoseEstimation(tiny_ecpose_config())
+    model.save_pretrained(folder)
+    DETRPoseImageProcessor.for_model(model.config).save_pretrained(folder)
     return folder
 
 
@@ -158,8 +168,10 @@ print(json.dumps(results))
 """
 
 
-def test_code_travels(folder, tmp_path):
+@pytest.mark.parametrize("family", ["detrpose", "ecpose"])
+def test_code_travels(family, request, tmp_path):
     """Without the package, Python loads the folder with `trust_remote_code` and computes the same outputs."""
+    folder = request.getfixturevalue({"detrpose": "folder", "ecpose": "ecpose_folder"}[family])
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     image.save(tmp_path / "image.png")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
@@ -171,7 +183,7 @@ def test_code_travels(folder, tmp_path):
 
     model = DETRPoseForPoseEstimation.from_pretrained(folder).eval()
     with torch.no_grad():
-        keypoints = model(**DETRPoseImageProcessor()(image, return_tensors="pt")).pred_keypoints
+        keypoints = model(**DETRPoseImageProcessor.from_pretrained(folder)(image, return_tensors="pt")).pred_keypoints
     auto_classes = [name for name in found if name != "pipeline"]
     assert auto_classes == ["AutoModel", *POSE_AUTO_CLASSES]
     for name in auto_classes:

@@ -28,6 +28,18 @@ def tiny_config(num_keypoints=3, **fields):
     return DETRPoseConfig.from_variant("n", skeleton=schema, **fields)
 
 
+def tiny_ecpose_config(num_keypoints=3, **fields):
+    """The same for ECPose."""
+    backbone = {"model_type": "ecvit", "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 3}
+    backbone |= {"num_attention_heads": 2, "projection_size": 32, "out_features": ["stage1", "stage2", "stage3"]}
+    names = tuple(f"keypoint_{index}" for index in range(num_keypoints))
+    schema = fields.pop("keypoint_schema", KeypointSchema(names=names))
+    fields = {"backbone_config": backbone, "d_model": 32, "decoder_layers": 2, "num_queries": 7, **fields}
+    fields = {"lqe_hidden_dim": 8, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "hidden_expansion": 0.5, **fields}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    return DETRPoseConfig.from_variant("ecpose-s", skeleton=schema, **{**heads, **fields})
+
+
 def make_labels(config, counts, seed=0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
     labels = []

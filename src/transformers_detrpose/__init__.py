@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from .configuration_detrpose import DETRPoseConfig
+from .configuration_ecvit import ECViTConfig
 from .image_processing_detrpose import DETRPoseImageProcessor
 from .keypoint_confidence import expected_keypoint_similarity
 from .keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, KeypointSchema
@@ -17,6 +18,7 @@ from .modeling_detrpose import (
     DETRPoseModelOutput,
     DETRPosePreTrainedModel,
 )
+from .modeling_ecvit import ECViTBackbone, ECViTPreTrainedModel
 from .pipeline_keypoint_detection import KeypointDetectionPipeline
 from .registration import register_with_transformers
 
@@ -36,6 +38,9 @@ __all__ = [
     "DETRPoseModel",
     "DETRPoseModelOutput",
     "DETRPosePreTrainedModel",
+    "ECViTBackbone",
+    "ECViTConfig",
+    "ECViTPreTrainedModel",
     "KeypointDetectionPipeline",
     "KeypointSchema",
     "draw_poses",

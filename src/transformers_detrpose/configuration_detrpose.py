@@ -8,6 +8,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .configuration_ecvit import ECViTConfig
 from .keypoint_schemas import KeypointSchema
 
 # Stage plans of HGNetV2: stem channels, then per stage input, middle and output channels, blocks and layers.
@@ -16,6 +17,29 @@ _HGNET_PLANS = {
     "B2": ((3, 24, 32), (32, 96, 384, 768), (32, 64, 128, 256), (96, 384, 768, 1536), (1, 1, 3, 1), 4),
     "B4": ((3, 32, 48), (48, 128, 512, 1024), (48, 96, 192, 384), (128, 512, 1024, 2048), (1, 1, 3, 1), 6),
     "B5": ((3, 32, 64), (64, 128, 512, 1024), (64, 128, 256, 512), (128, 512, 1024, 2048), (1, 2, 5, 2), 6),
+}
+
+# Sizes of ECViT: channels, feed-forward width, heads, projected feature maps and their channels.
+_ECVIT_PLANS = {
+    "ecvit-t": (192, 768, 3, ("stage3",), None),
+    "ecvit-t+": (256, 1024, 4, ("stage3",), None),
+    "ecvit-s": (384, 1536, 6, ("stage1", "stage2", "stage3"), 256),
+    "ecvit-s+": (384, 2304, 6, ("stage1", "stage2", "stage3"), 256),
+}
+
+# What ECPose (arXiv 2603.18739) has otherwise than DETRPose, in all sizes.
+_ECPOSE: dict[str, Any] = {
+    "freeze_backbone_batch_norms": False,
+    "encoder_activation_function": "silu",
+    "encoder_position_encoding": "grid",
+    "encoder_position_temperature": 10000.0,
+    "use_input_projections": False,
+    "use_lateral_activation": False,
+    "fusion_operation": "sum",
+    "use_joint_csp_convolution": True,
+    "use_trailing_convolutions": False,
+    "convolution_initialization": "default",
+    "decoder_layers": 4,
 }
 
 # What differs between the published sizes (paper, table 1); everything else is the default of `DETRPoseConfig`.
@@ -35,7 +59,43 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "m": {"backbone": "B2", "depth_mult": 0.67, "decoder_layers": 4},
     "l": {"backbone": "B4"},
     "x": {"backbone": "B5", "d_model": 384, "encoder_ffn_dim": 2048, "reg_scale": 8.0},
+    "ecpose-s": {
+        **_ECPOSE,
+        "backbone": "ecvit-t",
+        "d_model": 192,
+        "encoder_ffn_dim": 512,
+        "hidden_expansion": 0.34,
+        "depth_mult": 0.67,
+        "decoder_layers": 3,
+        "decoder_ffn_dim": 512,
+    },
+    "ecpose-m": {
+        **_ECPOSE,
+        "backbone": "ecvit-t+",
+        "encoder_ffn_dim": 512,
+        "hidden_expansion": 0.75,
+        "depth_mult": 0.67,
+        "decoder_ffn_dim": 512,
+    },
+    "ecpose-l": {**_ECPOSE, "backbone": "ecvit-s", "hidden_expansion": 0.75},
+    "ecpose-x": {
+        **_ECPOSE,
+        "backbone": "ecvit-s+",
+        "encoder_ffn_dim": 2048,
+        "hidden_expansion": 1.5,
+        "decoder_ffn_dim": 2048,
+    },
 }
+
+# The variants that are trained from D-FINE and published for both skeletons; the others are ECPose's.
+DETRPOSE_VARIANTS = tuple(variant for variant in VARIANTS if not variant.startswith("ecpose-"))
+
+
+def model_name(variant: str) -> str:
+    """Returns the name of a published model, such as "DETRPose-L" or "ECPose-L"."""
+    family, _, size = variant.rpartition("-")
+    return f"{'ECPose' if family else 'DETRPose'}-{size.upper()}"
+
 
 # Radii of the ellipses that contain 50 % and 90 % of a two-dimensional Gaussian, in standard deviations.
 GAUSSIAN_RADII = (math.sqrt(2 * math.log(2)), math.sqrt(2 * math.log(10)))
@@ -85,6 +145,25 @@ def hgnet_config(plan: str, feature_strides=(8, 16, 32)) -> dict[str, Any]:
     }
 
 
+def ecvit_config(plan: str) -> dict[str, Any]:
+    """Returns the configuration of an ECViT as a dictionary; `plan` is a key of `_ECVIT_PLANS`."""
+    channels, width, heads, projected_stages, projection_size = _ECVIT_PLANS[plan]
+    return {
+        "model_type": "ecvit",
+        "hidden_size": channels,
+        "intermediate_size": width,
+        "num_attention_heads": heads,
+        "projected_stages": list(projected_stages),
+        "projection_size": projection_size,
+        "out_features": ["stage1", "stage2", "stage3"],
+    }
+
+
+def backbone_plan(plan: str, feature_strides=(8, 16, 32)) -> dict[str, Any]:
+    """Returns the configuration of a published backbone, see [`hgnet_config`] and [`ecvit_config`]."""
+    return ecvit_config(plan) if plan in _ECVIT_PLANS else hgnet_config(plan, feature_strides)
+
+
 class DETRPoseConfig(PretrainedConfig):
     """Configuration of a DETRPose model: backbone, hybrid encoder, pose decoder, losses and pose denoising.
 
@@ -110,7 +189,20 @@ class DETRPoseConfig(PretrainedConfig):
         encoder_ffn_dim (`int`, defaults to 1024): Feed-forward width of the encoder's transformer layer.
         encoder_attention_heads (`int`, defaults to 8): Heads of the encoder's self-attention.
         encoder_activation_function (`str`, defaults to `"gelu"`): Activation of the encoder's feed-forward part.
+        encoder_position_encoding (`str`, defaults to `"fraction"`): Positions that the encoder's attention encodes:
+            "fraction" (of height and width) or "grid" (rows and columns).
         encoder_position_temperature (`float`, defaults to 20.0): Temperature of the encoder's position encoding.
+        use_input_projections (`bool`, defaults to `True`):
+            Project the backbone's feature maps to D channels; `False` if they have D channels already.
+        use_lateral_activation (`bool`, defaults to `True`): Whether an activation follows the encoder's lateral
+            convolutions.
+        fusion_operation (`str`, defaults to `"concatenate"`): How the encoder's fusion blocks combine two feature maps:
+            "concatenate" or "sum".
+        use_joint_csp_convolution (`bool`, defaults to `False`):
+            Compute both branches of a CSP layer by one convolution instead of two.
+        use_trailing_convolutions (`bool`, defaults to `True`): Whether a 3x3 convolution follows each CSP layer.
+        convolution_initialization (`str`, defaults to `"xavier"`): Initial weights of the encoder's convolutions:
+            "xavier" or "default", PyTorch's.
         hidden_expansion (`float`, defaults to 1.0): Width of the encoder's fusion blocks, relative to D / 2.
         depth_mult (`float`, defaults to 1.0): Depth of the encoder's fusion blocks, relative to 3.
         num_queries (`int`, defaults to 60): Instance queries Q, the maximum number of poses per image.
@@ -192,7 +284,14 @@ class DETRPoseConfig(PretrainedConfig):
         encoder_ffn_dim: int = 1024,
         encoder_attention_heads: int = 8,
         encoder_activation_function: str = "gelu",
+        encoder_position_encoding: str = "fraction",
         encoder_position_temperature: float = 20.0,
+        use_input_projections: bool = True,
+        use_lateral_activation: bool = True,
+        fusion_operation: str = "concatenate",
+        use_joint_csp_convolution: bool = False,
+        use_trailing_convolutions: bool = True,
+        convolution_initialization: str = "xavier",
         hidden_expansion: float = 1.0,
         depth_mult: float = 1.0,
         num_queries: int = 60,
@@ -243,7 +342,14 @@ class DETRPoseConfig(PretrainedConfig):
         self.encoder_ffn_dim = encoder_ffn_dim
         self.encoder_attention_heads = encoder_attention_heads
         self.encoder_activation_function = encoder_activation_function
+        self.encoder_position_encoding = encoder_position_encoding
         self.encoder_position_temperature = encoder_position_temperature
+        self.use_input_projections = use_input_projections
+        self.use_lateral_activation = use_lateral_activation
+        self.fusion_operation = fusion_operation
+        self.use_joint_csp_convolution = use_joint_csp_convolution
+        self.use_trailing_convolutions = use_trailing_convolutions
+        self.convolution_initialization = convolution_initialization
         self.hidden_expansion = hidden_expansion
         self.depth_mult = depth_mult
         self.num_queries = num_queries
@@ -310,7 +416,7 @@ class DETRPoseConfig(PretrainedConfig):
         """Returns the configuration of a published size.
 
         Args:
-            variant: "n", "s", "m", "l" or "x".
+            variant: one of `VARIANTS`: "n", "s", "m", "l" or "x" of DETRPose, or "ecpose-s" to "ecpose-x".
             skeleton: "coco", "crowdpose" or a `KeypointSchema` of your own.
             kwargs: fields of the configuration that override those of the variant.
 
@@ -321,7 +427,7 @@ class DETRPoseConfig(PretrainedConfig):
             raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(map(repr, VARIANTS))}.")
         fields = {**VARIANTS[variant], **kwargs}
         plan = fields.pop("backbone")
-        fields.setdefault("backbone_config", hgnet_config(plan, fields.get("feature_strides", (8, 16, 32))))
+        fields.setdefault("backbone_config", backbone_plan(plan, fields.get("feature_strides", (8, 16, 32))))
         return cls(keypoint_schema=skeleton, **fields)
 
     @classmethod
@@ -382,7 +488,8 @@ class DETRPoseConfig(PretrainedConfig):
         require("use_calibration", self.use_fdr_heads or not self.use_calibration, "False if `use_fdr_heads` is False")
         radii = self.ellipse_radii
         require("ellipse_radii", len(radii) == 2 and 0 < radii[0] < radii[1], "two numbers above 0, in order")
-        require("classification_loss", self.classification_loss in ("ksvf", "focal"), "'ksvf' or 'focal'")
+        for field, choices in _CHOICES.items():
+            require(field, getattr(self, field) in choices, " or ".join(map(repr, choices)))
         labels = sorted(self.id2label)
         require("id2label", labels == list(range(len(labels))) and labels, "names of the labels 0, 1, 2, ... in a row")
         enough_rows = self.num_denoising_labels + 1 >= len(labels)
@@ -394,7 +501,22 @@ class DETRPoseConfig(PretrainedConfig):
 
 
 _ACTIVATIONS = ("activation_function", "encoder_activation_function", "decoder_activation_function")
-_SWITCHES = ("freeze_backbone_batch_norms", "use_fdr_heads", "use_pose_lqe", "use_calibration")
+_SWITCHES = (
+    "freeze_backbone_batch_norms",
+    "use_input_projections",
+    "use_lateral_activation",
+    "use_joint_csp_convolution",
+    "use_trailing_convolutions",
+    "use_fdr_heads",
+    "use_pose_lqe",
+    "use_calibration",
+)
+_CHOICES = {
+    "classification_loss": ("ksvf", "focal"),
+    "convolution_initialization": ("xavier", "default"),
+    "encoder_position_encoding": ("fraction", "grid"),
+    "fusion_operation": ("concatenate", "sum"),
+}
 _INTEGERS = {
     "d_model": 4,
     "encoder_ffn_dim": 1,
@@ -446,6 +568,8 @@ def _backbone_config(backbone_config, feature_strides) -> PretrainedConfig:
         return backbone_config
     fields = dict(backbone_config) if isinstance(backbone_config, dict) else {}
     model_type = fields.pop("model_type", None)
+    if model_type == ECViTConfig.model_type:  # not registered where this file was loaded with a model
+        return ECViTConfig(**fields)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"`backbone_config` must have a `model_type` that transformers knows, but got {backbone_config!r}."
@@ -454,8 +578,10 @@ def _backbone_config(backbone_config, feature_strides) -> PretrainedConfig:
 
 
 def _backbone_strides(backbone_config) -> list[int] | None:
-    """Returns the strides of the feature maps that HGNetV2 returns; `None` for other backbones, which do not say."""
+    """Returns the strides of HGNetV2's or ECViT's feature maps; `None` for other backbones, which do not say."""
     names = backbone_config.out_features
+    if backbone_config.model_type == ECViTConfig.model_type:
+        return [{"stem": 16, "stage1": 8, "stage2": 16, "stage3": 32}[name] for name in names]
     if backbone_config.model_type != "hgnet_v2" or not all(re.fullmatch(r"stage[1-9]", name) for name in names):
         return None
     # The stem has a stride of 4; a stage halves the map or leaves it as it is.

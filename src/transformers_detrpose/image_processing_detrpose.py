@@ -22,6 +22,7 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
 )
 
+from .configuration_ecvit import IMAGE_MEAN, IMAGE_STD, ECViTConfig
 from .images import convert_to_rgb, load_rgb_image, resize_with_pillow
 
 # For `trust_remote_code`, transformers 4 copies only files that this file itself imports.
@@ -69,7 +70,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
         do_rescale (`bool`, defaults to `True`): Multiply by `rescale_factor`.
         rescale_factor (`float`, defaults to 1/255): Factor for rescaling.
         do_normalize (`bool`, defaults to `False`): Subtract `image_mean` and divide by `image_std`, both of which are
-            then required.
+            then required. On for ECPose, see `for_model`.
         do_convert_rgb (`bool`, defaults to `True`): Convert to RGB.
         kwargs: further arguments of transformers' torchvision image processors.
 
@@ -106,6 +107,18 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
         self.keypoint_schema = keypoint_schema
         self.do_scale_deviations = do_scale_deviations
         self._check_settings()
+
+    @classmethod
+    def for_model(cls, config: Any, **settings: Any) -> "DETRPoseImageProcessor":
+        """Returns the image processor of a new model: with its skeleton and, for ECPose, normalization.
+
+        Args:
+            config: the `DETRPoseConfig` of the model.
+            settings: settings to override.
+        """
+        if config.backbone_config.model_type == ECViTConfig.model_type:
+            settings = {"do_normalize": True, "image_mean": IMAGE_MEAN, "image_std": IMAGE_STD, **settings}
+        return cls(**{"keypoint_schema": config.keypoint_schema, **settings})
 
     def _check_settings(self):
         """Raises `ValueError` for the first invalid setting, for example of a preprocessor_config.json."""

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_config(name: str, **changes: Any) -> DETRPoseConfig:
-    """Returns the configuration of a model folder, a Hub id ("owner/name") or a variant ("n", "s", "m", "l", "x").
+    """Returns the configuration of a model folder, a Hub id ("owner/name") or a variant (a key of `VARIANTS`).
 
     Args:
         name: the folder, id or variant.
@@ -135,7 +135,7 @@ def load_image_processor(name: str, **changes: Any) -> DETRPoseImageProcessor:
         ValueError: if there is none.
     """
     if name in VARIANTS:
-        return DETRPoseImageProcessor(keypoint_schema=DETRPoseConfig.from_variant(name).keypoint_schema, **changes)
+        return DETRPoseImageProcessor.for_model(DETRPoseConfig.from_variant(name), **changes)
     _check_name(name)
     try:
         return DETRPoseImageProcessor.from_pretrained(name, **changes)

@@ -2,21 +2,29 @@
 
 from .configuration_detrpose import DETRPoseConfig
 
+_DETRPOSE = """\
+DETRPose predicts the keypoints of every person in an image in one pass, without a person detector, non-maximum
+suppression or grouping ([paper](https://arxiv.org/abs/2506.13027),
+[official code](https://github.com/SebastianJanampa/DETRPose))."""
+
+_ECPOSE = """\
+ECPose predicts the keypoints of every person in an image in one pass, without a person detector, non-maximum
+suppression or grouping: the decoder of DETRPose ([paper](https://arxiv.org/abs/2506.13027)) behind a compact vision
+transformer ([paper](https://arxiv.org/abs/2603.18739))."""
+
 _TEMPLATE = """---
-license: apache-2.0
+license: {license}
 library_name: transformers
 pipeline_tag: keypoint-detection
 tags:
-- detrpose
+- {family}
 - pose-estimation
 - keypoint-detection
 {datasets}---
 
 # {title}
 
-DETRPose predicts the keypoints of every person in an image in one pass, without a person detector, non-maximum
-suppression or grouping ([paper](https://arxiv.org/abs/2506.13027),
-[official code](https://github.com/SebastianJanampa/DETRPose)).
+{introduction}
 
 {origin}
 
@@ -45,6 +53,7 @@ def model_card(
     origin: str,
     datasets: tuple[str, ...] = (),
     metrics: dict[str, float] | None = None,
+    license: str | None = None,
 ) -> str:
     """Returns the model card in Markdown.
 
@@ -54,13 +63,19 @@ def model_card(
         origin: where the weights come from, a sentence or two.
         datasets: Hub ids of the datasets it was trained on.
         metrics: metrics by name, such as `{"COCO val AP": 0.725}`.
+        license: the Hub's name of the license of the weights. If not given, that of the official DETRPose weights, and
+            "unknown" for ECPose, whose weights were published under different licenses.
 
     Returns:
         The text of a `README.md`.
     """
     rows = "".join(f"| {metric} | {value:.4f} |\n" for metric, value in (metrics or {}).items())
+    is_ecpose = config.backbone_config.model_type == "ecvit"
     return _TEMPLATE.format(
-        title=f"DETRPose: {name.rstrip('/').rsplit('/', 1)[-1]}",
+        license=license or ("unknown" if is_ecpose else "apache-2.0"),
+        family="ecpose" if is_ecpose else "detrpose",
+        introduction=_ECPOSE if is_ecpose else _DETRPOSE,
+        title=f"{'ECPose' if is_ecpose else 'DETRPose'}: {name.rstrip('/').rsplit('/', 1)[-1]}",
         name=name,
         origin=origin,
         datasets="".join(["datasets:\n", *(f"- {dataset}\n" for dataset in datasets)]) if datasets else "",

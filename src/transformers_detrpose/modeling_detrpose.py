@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import HfApi
 from torch import nn
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2ConvLayer
@@ -34,9 +34,12 @@ from .calibration import CALIBRATIONS, DETRPoseCalibration, initial_values
 from .configuration_detrpose import DETRPoseConfig
 from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
 from .first_batch import check_pixel_values, warn_of_unscaled_images
+from .hybrid_encoder import DETRPoseHybridEncoder
 from .loss_detrpose import pose_estimation_loss
 from .model_card import model_card
+from .modeling_ecvit import make_backbone, supports_sdpa
 from .pose_targets import validate_labels
+from .position_encoding import pixel_centers, sine_position_encoding
 
 # The largest float16; larger activations would become infinite in half precision.
 MAX_ACTIVATION = 65504.0
@@ -128,31 +131,6 @@ class DETRPoseForPoseEstimationOutput(ModelOutput):
     denoising_outputs: list[dict[str, torch.FloatTensor]] | None = None
 
 
-def sine_position_encoding(points: torch.Tensor, num_channels: int, temperature: float) -> torch.Tensor:
-    """Returns the sine position encoding of points.
-
-    Args:
-        points: (..., 2), x and y as fractions of the image.
-        num_channels: length of an encoding, divisible by 4.
-        temperature: ratio of the longest to the shortest wavelength.
-
-    Returns:
-        (..., num_channels) in float32: the encoding of y, then that of x, each alternating between sine and cosine.
-    """
-    half = num_channels // 2
-    channels = torch.arange(half // 2, device=points.device, dtype=torch.float32)
-    frequencies = 2 * math.pi / temperature ** (2 * channels / half)
-    angles = points.float().flip(-1).unsqueeze(-1) * frequencies
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-3)
-
-
-def pixel_centers(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """Returns the pixel centers of a feature map row by row, (height * width, 2), x and y as fractions of the image."""
-    y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
-    x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
-    return torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).flatten(0, 1)
-
-
 def weighting_function(config: DETRPoseConfig, device: torch.device) -> torch.Tensor:
     """Returns the offset of each distribution bin, (R + 1,), fine around zero and coarse at the ends.
 
@@ -169,168 +147,6 @@ def without_autocast(device: torch.device):
     # Autocast is not available on the meta device, where costs are counted.
     enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
-
-
-class DETRPoseConvNorm(nn.Module):
-    """A convolution without bias, a batch norm and an optional activation."""
-
-    def __init__(self, config, in_channels, out_channels, kernel_size, stride=1, groups=1, activation=None):
-        super().__init__()
-        padding = (kernel_size - 1) // 2
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps)
-        self.activation = nn.Identity() if activation is None else ACT2FN[activation]
-
-    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.norm(self.conv(hidden_state)))
-
-
-class DETRPoseRepVggBlock(nn.Module):
-    """The sum of a 3x3 and a 1x1 convolution."""
-
-    def __init__(self, config, channels):
-        super().__init__()
-        self.conv1 = DETRPoseConvNorm(config, channels, channels, 3)
-        self.conv2 = DETRPoseConvNorm(config, channels, channels, 1)
-        self.activation = ACT2FN[config.activation_function]
-
-    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.conv1(hidden_state) + self.conv2(hidden_state))
-
-
-class DETRPoseCSPLayer(nn.Module):
-    """The sum of two 1x1 branches, one of them followed by RepVGG blocks."""
-
-    def __init__(self, config, in_channels, out_channels):
-        super().__init__()
-        activation = config.activation_function
-        self.conv1 = DETRPoseConvNorm(config, in_channels, out_channels, 1, activation=activation)
-        self.conv2 = DETRPoseConvNorm(config, in_channels, out_channels, 1, activation=activation)
-        num_blocks = round(3 * config.depth_mult)
-        self.bottlenecks = nn.ModuleList(DETRPoseRepVggBlock(config, out_channels) for _ in range(num_blocks))
-
-    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        shortcut = self.conv2(hidden_state)
-        hidden_state = self.conv1(hidden_state)
-        for block in self.bottlenecks:
-            hidden_state = block(hidden_state)
-        return hidden_state + shortcut
-
-
-class DETRPoseFusionBlock(nn.Module):
-    """Fuses two feature maps into one: the RepNCSPELAN4 block of D-FINE.
-
-    Args:
-        config: the model's configuration.
-        upsample: whether to upsample the first map, which then has half the height and width of the second.
-    """
-
-    def __init__(self, config, upsample: bool):
-        super().__init__()
-        channels, width = config.d_model, int(config.hidden_expansion * config.d_model / 2)
-        activation = config.activation_function
-        self.upsample = nn.Upsample(scale_factor=2, mode="nearest") if upsample else nn.Identity()
-        self.conv1 = DETRPoseConvNorm(config, 2 * channels, 2 * channels, 1, activation=activation)
-        self.csp1 = DETRPoseCSPLayer(config, channels, width)
-        self.conv2 = DETRPoseConvNorm(config, width, width, 3, activation=activation)
-        self.csp2 = DETRPoseCSPLayer(config, width, width)
-        self.conv3 = DETRPoseConvNorm(config, width, width, 3, activation=activation)
-        self.conv4 = DETRPoseConvNorm(config, 2 * channels + 2 * width, channels, 1, activation=activation)
-
-    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        halves = self.conv1(torch.cat((self.upsample(first), second), dim=1)).chunk(2, dim=1)
-        stage1 = self.conv2(self.csp1(halves[1]))
-        stage2 = self.conv3(self.csp2(stage1))
-        return self.conv4(torch.cat((*halves, stage1, stage2), dim=1))
-
-
-class DETRPoseDownsample(nn.Module):
-    """Halves a feature map's height and width: a 1x1 convolution, then a depthwise one with stride 2."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.conv1 = DETRPoseConvNorm(config, config.d_model, config.d_model, 1)
-        self.conv2 = DETRPoseConvNorm(config, config.d_model, config.d_model, 3, stride=2, groups=config.d_model)
-
-    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        return self.conv2(self.conv1(hidden_state))
-
-
-class DETRPoseEncoderLayer(nn.Module):
-    """A post-norm transformer layer over the locations of the coarsest feature map."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.self_attn = DETRPoseSelfAttention(config, config.encoder_attention_heads)
-        self.self_attn_layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-        self.activation = ACT2FN[config.encoder_activation_function]
-        self.fc1 = nn.Linear(config.d_model, config.encoder_ffn_dim)
-        self.fc2 = nn.Linear(config.encoder_ffn_dim, config.d_model)
-        self.final_layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-
-    def forward(
-        self, hidden_states: torch.Tensor, position: torch.Tensor, output_attentions: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Refines locations (B, S, D) at positions (S, D); returns them and the weights (B, heads, S, S) or None."""
-        attended, weights = self.self_attn(hidden_states, position, output_attentions=output_attentions)
-        hidden_states = self.self_attn_layer_norm(hidden_states + attended)
-        update = self.fc2(self.activation(self.fc1(hidden_states)))
-        return self.final_layer_norm(hidden_states + update), weights
-
-
-class DETRPoseHybridEncoder(nn.Module):
-    """Fuses the backbone's feature maps: attention in the coarsest, then top-down and bottom-up fusion."""
-
-    def __init__(self, config, in_channels):
-        super().__init__()
-        self.config = config
-        self.input_projections = nn.ModuleList(
-            DETRPoseConvNorm(config, channels, config.d_model, 1) for channels in in_channels
-        )
-        self.transformer_layer = DETRPoseEncoderLayer(config)
-        steps = range(len(in_channels) - 1)
-        activation = config.activation_function
-        self.lateral_convs = nn.ModuleList(
-            DETRPoseConvNorm(config, config.d_model, config.d_model, 1, activation=activation) for _ in steps
-        )
-        self.fpn_blocks = nn.ModuleList(DETRPoseFusionBlock(config, upsample=True) for _ in steps)
-        self.downsample_convs = nn.ModuleList(DETRPoseDownsample(config) for _ in steps)
-        self.pan_blocks = nn.ModuleList(DETRPoseFusionBlock(config, upsample=False) for _ in steps)
-
-    def forward(
-        self, feature_maps: tuple[torch.Tensor, ...], output_attentions: bool = False
-    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """Fuses the feature maps.
-
-        Args:
-            feature_maps: of the backbone, finest first, each (B, channels, height, width).
-            output_attentions: whether to return the weights of the self-attention.
-
-        Returns:
-            The fused maps, finest first, each (B, D, height, width), and the weights or None.
-        """
-        maps = [projection(x) for projection, x in zip(self.input_projections, feature_maps, strict=True)]
-        maps[-1], weights = self.attend(maps[-1], output_attentions)
-
-        for step, (lateral_conv, block) in enumerate(zip(self.lateral_convs, self.fpn_blocks, strict=True)):
-            fine, coarse = -2 - step, -1 - step
-            maps[coarse] = lateral_conv(maps[coarse])
-            maps[fine] = block(maps[coarse], maps[fine])
-        for step, (downsample, block) in enumerate(zip(self.downsample_convs, self.pan_blocks, strict=True)):
-            maps[step + 1] = block(downsample(maps[step]), maps[step + 1])
-        return maps, weights
-
-    def attend(self, feature_map: torch.Tensor, output_attentions: bool = False):
-        """Applies the transformer layer to a feature map, (B, D, height, width)."""
-        height, width = feature_map.shape[-2:]
-        # Positions count from 1 to the size; they are not pixel centers.
-        x = torch.arange(1, width + 1, device=feature_map.device, dtype=torch.float32) / (width + 1e-6)
-        y = torch.arange(1, height + 1, device=feature_map.device, dtype=torch.float32) / (height + 1e-6)
-        points = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).flatten(0, 1)
-        position = sine_position_encoding(points, self.config.d_model, self.config.encoder_position_temperature)
-        tokens = feature_map.flatten(2).transpose(1, 2)
-        tokens, weights = self.transformer_layer(tokens, position.to(tokens.dtype), output_attentions)
-        return tokens.transpose(1, 2).reshape(-1, self.config.d_model, height, width), weights
 
 
 # Layers with their own initialization. Each is a class because, for models outside its package, transformers 5 calls
@@ -415,13 +231,13 @@ class DETRPoseQuerySelection(nn.Module):
         logits = self.class_head(hidden_states)
         # A tiny image may have fewer locations than queries.
         num_queries = min(self.config.num_queries, logits.shape[1])
-        indices = logits.amax(dim=-1).topk(num_queries, dim=1).indices.unsqueeze(-1)
+        indices = logits.amax(dim=-1).topk(num_queries, dim=1).indices
 
-        selected = hidden_states.gather(1, indices.expand(-1, -1, hidden_states.shape[-1]))
+        selected = hidden_states.gather(1, indices.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))
         offsets = self.keypoint_head(selected).view(-1, num_queries, self.config.num_keypoints, 2)
-        anchor_logits = torch.logit(anchors)[indices.squeeze(-1)]
+        anchor_logits = torch.logit(anchors)[indices]
         keypoints = torch.sigmoid(offsets + anchor_logits.unsqueeze(2))
-        return logits.gather(1, indices.expand(-1, -1, logits.shape[-1])), keypoints
+        return logits.gather(1, indices.unsqueeze(-1).expand(-1, -1, logits.shape[-1])), keypoints
 
 
 class DETRPoseEmbeddingTable(nn.Embedding):
@@ -796,6 +612,9 @@ class DETRPosePreTrainedModel(PreTrainedModel):
     _no_split_modules = [
         # trf-ignore: TRF022
         "HGNetV2Embeddings",
+        "ECViTEmbeddings",
+        "ECViTLayer",
+        "ECViTPyramid",
         "DETRPoseHybridEncoder",
         "DETRPoseQuerySelection",
         "DETRPoseQueryContent",
@@ -815,6 +634,9 @@ class DETRPosePreTrainedModel(PreTrainedModel):
         elif isinstance(module, DETRPoseZeroLinear):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
+        # CODEPATH: "default" is ECPose's, "xavier" DETRPose's.
+        elif isinstance(module, nn.Conv2d) and self.config.convolution_initialization == "default":
+            module.reset_parameters()
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -851,8 +673,9 @@ class DETRPosePreTrainedModel(PreTrainedModel):
         return True
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs):
-        """Selects the attention function, "sdpa" or "eager", except for the backbone, which has no attention."""
-        if isinstance(attn_implementation, str):
+        """Selects the attention function, "sdpa" or "eager", except for backbones without attention."""
+        # CODEPATH: HGNetV2, the backbone of DETRPose, has no attention; ECViT, that of ECPose, has.
+        if isinstance(attn_implementation, str) and not supports_sdpa(self.config.backbone_config):
             attn_implementation = {"": attn_implementation}
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
@@ -920,15 +743,14 @@ class DETRPoseModel(DETRPosePreTrainedModel):
 
     def __init__(self, config: DETRPoseConfig):
         super().__init__(config)
-        # CODEPATH: HGNetV2, the backbone of all released checkpoints, has no attention and rejects the implementation
-        # requested for the whole model, so it uses its default.
+        # CODEPATH: HGNetV2, unlike ECViT, has no attention and rejects the implementation requested for the model.
         # trf-ignore: TRF051
-        if config.backbone_config._attn_implementation == "sdpa":
+        if config.backbone_config._attn_implementation == "sdpa" and not supports_sdpa(config.backbone_config):
             config.backbone_config._attn_implementation = None
         # In the precision of the whole model, whatever precision its own configuration was saved with.
-        self.backbone = AutoBackbone.from_config(config.backbone_config, dtype=torch.get_default_dtype())
+        self.backbone = make_backbone(config.backbone_config)
         replace_affine_blocks(self.backbone)
-        # CODEPATH: False is for training the backbone from random weights; all released checkpoints have True.
+        # CODEPATH: False is for training the backbone from random weights, and for ECPose.
         if config.freeze_backbone_batch_norms:
             freeze_batch_norms(self.backbone)
         self.encoder = DETRPoseHybridEncoder(config, self.backbone.channels)

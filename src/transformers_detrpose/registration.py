@@ -5,14 +5,18 @@ import logging
 import transformers
 
 from .configuration_detrpose import DETRPoseConfig
+from .configuration_ecvit import ECViTConfig
 from .image_processing_detrpose import DETRPoseImageProcessor
 from .modeling_detrpose import DETRPoseForPoseEstimation, DETRPoseModel
+from .modeling_ecvit import ECViTBackbone
 from .pipeline_keypoint_detection import register_pipeline
 
 
 def register_with_transformers():
     """Registers the classes of this package with transformers; repeated calls change nothing."""
     transformers.AutoConfig.register(DETRPoseConfig.model_type, DETRPoseConfig, exist_ok=True)
+    transformers.AutoConfig.register(ECViTConfig.model_type, ECViTConfig, exist_ok=True)
+    transformers.AutoBackbone.register(ECViTConfig, ECViTBackbone, exist_ok=True)
     transformers.AutoModel.register(DETRPoseConfig, DETRPoseModel, exist_ok=True)
     transformers.AutoModelForKeypointDetection.register(DETRPoseConfig, DETRPoseForPoseEstimation, exist_ok=True)
     if hasattr(transformers, "AutoModelForPoseEstimation"):  # transformers 5
@@ -25,6 +29,8 @@ def register_with_transformers():
 
     # Saved folders contain the code, so that `trust_remote_code=True` loads them where this package is not installed.
     DETRPoseConfig.register_for_auto_class()
+    ECViTConfig.register_for_auto_class()
+    ECViTBackbone.register_for_auto_class("AutoBackbone")
     DETRPoseModel.register_for_auto_class("AutoModel")
     DETRPoseForPoseEstimation.register_for_auto_class("AutoModelForKeypointDetection")
     DETRPoseImageProcessor.register_for_auto_class("AutoImageProcessor")

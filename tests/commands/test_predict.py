@@ -376,10 +376,11 @@ class TestWithoutModel:
 
 def official_coco_n():
     """Returns a checkpoint of DETRPose-N for COCO in the official layout: that for CrowdPose with other shapes."""
-    tensors = reference.load_case("detrpose-n-crowdpose").state_dict()
+    case = reference.load_case("detrpose-n-crowdpose")
+    tensors = case.state_dict()
     expected = published_tensors("n", "coco")
     for name, tensor in tensors.items():
-        ours = reference.our_names(name)[0]
+        ours = case.our_names(name)[0]
         if ours in expected and "in_proj" not in name and tensor.shape != expected[ours].shape:
             tensors[name] = torch.from_numpy(reference.make_tensor(name, list(expected[ours].shape)))
     return tensors

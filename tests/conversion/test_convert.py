@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import reference
 from official_layouts import (
     CASE,
     CROWDPOSE_N,
@@ -49,7 +48,7 @@ def test_every_tensor_arrives(official, converted):
     for name, tensor in official.items():
         if COMPUTED.match(name) or COUNTER.search(name):
             continue
-        parts = [f"model.{part}" for part in reference.our_names(name)]
+        parts = [f"model.{part}" for part in CASE.our_names(name)]
         if "in_proj" in name:
             assert [part.split(".")[-2] for part in parts] == ["q_proj", "k_proj", "v_proj"]
         assert torch.equal(torch.cat([tensors[part] for part in parts]), tensor), name
@@ -88,8 +87,10 @@ def test_folder_is_complete(converted):
         "batch_norm.py",
         "calibration.py",
         "configuration_detrpose.py",
+        "configuration_ecvit.py",
         "denoising.py",
         "first_batch.py",
+        "hybrid_encoder.py",
         "image_processing_detrpose.py",
         "images.py",
         "instances.py",
@@ -99,8 +100,10 @@ def test_folder_is_complete(converted):
         "loss_detrpose.py",
         "model_card.py",
         "modeling_detrpose.py",
+        "modeling_ecvit.py",
         "pipeline_keypoint_detection.py",
         "pose_targets.py",
+        "position_encoding.py",
     }
     config = DETRPoseConfig.from_pretrained(folder)
     assert config.d_model == 128 and config.keypoint_schema == CROWDPOSE_PERSON

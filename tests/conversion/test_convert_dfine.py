@@ -7,7 +7,7 @@ from transformers import DFineConfig, DFineForObjectDetection
 
 import reference
 from official_layouts import CASE, LAYOUTS, OUR_MARKER, assert_same, save_safetensors
-from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, modeling_detrpose
+from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, hybrid_encoder
 from transformers_detrpose.commands import convert_dfine
 from transformers_detrpose.conversion.names import COUNTER
 from transformers_detrpose.keypoint_schemas import CROWDPOSE_PERSON
@@ -117,7 +117,7 @@ def assert_same_feature_maps(detector, model, monkeypatch):
     expected = detector(image).encoder_last_hidden_state
     position = attention_inputs["q_proj"] - attention_inputs["v_proj"]
     assert position.abs().max() > 0.5
-    monkeypatch.setattr(modeling_detrpose, "sine_position_encoding", lambda *args: position[0])
+    monkeypatch.setattr(hybrid_encoder, "sine_position_encoding", lambda *args: position[0])
     for lateral_conv in model.encoder.lateral_convs:
         lateral_conv.activation = torch.nn.Identity()
 

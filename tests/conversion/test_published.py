@@ -41,6 +41,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serve_weights() as server:
+        monkeypatch.setattr(published, "ECPOSE_RELEASE", f"{server.url}/edgecrafter")
         monkeypatch.setattr(published, "hf_hub_url", partial(hf_hub_url, endpoint=server.url))
         monkeypatch.setattr(published, "RELEASE", f"{server.url}/release")
         yield server
@@ -89,6 +90,23 @@ def test_the_release_comes_second(case, file, server, converted, tmp_path):
     assert convert.main(["--variant", variant, "--dataset", dataset, "--output", str(output)]) == 0
     assert_same_weights(DETRPoseForPoseEstimation.from_pretrained(output), converted(case))
     assert gets(server) == [f"/release/{file}"]
+
+
+def test_ecpose_comes_from_its_release(server, converted, tmp_path):
+    """From the release of known license, and not from the Hub."""
+    server.files = {"/edgecrafter/ecpose_s.pth": pth_of("ecpose-s-coco")}
+    output = tmp_path / "model"
+    assert convert.main(["--variant", "ecpose-s", "--output", str(output)]) == 0
+    assert_same_weights(DETRPoseForPoseEstimation.from_pretrained(output), converted("ecpose-s-coco"))
+    assert "license: apache-2.0" in (output / "README.md").read_text(encoding="utf-8")
+    assert published.published_folder("ecpose-s").name == "ecpose-s-coco"
+
+
+def test_no_ecpose_for_crowdpose(server, tmp_path, capsys):
+    command = ["--variant", "ecpose-l", "--dataset", "crowdpose", "--output", str(tmp_path / "model")]
+    assert convert.main(command) == 1
+    assert "no ECPose-L for crowdpose is published" in capsys.readouterr().err
+    assert not server.requests
 
 
 @pytest.mark.parametrize("damage", ["cut off", "page", "other variant"])

@@ -9,7 +9,7 @@ pytest.importorskip("onnxslim")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from transformers_detrpose.deployment.simplify import freeze_reshapes, join_padding, simplify  # noqa: E402
+from transformers_detrpose.deployment.simplify import freeze_reshapes, join_padding, share_constants, simplify  # noqa: E402
 
 
 def make_graph(*shapes: list[int]):
@@ -62,6 +62,18 @@ def test_pooling_pads_what_is_never_negative(node, floor, width, is_joined):
     before = onnxruntime.InferenceSession(model.SerializeToString()).run(None, pixels)[0]
     join_padding(model)
     assert (model.graph.node[2].input[0] == "bounded") == is_joined
+    after = onnxruntime.InferenceSession(model.SerializeToString()).run(None, pixels)[0]
+    np.testing.assert_array_equal(after, before)
+
+
+def test_equal_constants_are_shared():
+    """The same shape twice, and another one: two constants are left, and the reshaped values stay."""
+    model = make_graph([6, -1], [4, -1], [6, -1])
+    pixels = {"pixel_values": np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)}
+    before = onnxruntime.InferenceSession(model.SerializeToString()).run(None, pixels)[0]
+    share_constants(model)
+    assert [node.input[1] for node in model.graph.node] == ["shape0", "shape1", "shape0"]
+    assert [constant.name for constant in model.graph.initializer] == ["shape0", "shape1"]
     after = onnxruntime.InferenceSession(model.SerializeToString()).run(None, pixels)[0]
     np.testing.assert_array_equal(after, before)
 

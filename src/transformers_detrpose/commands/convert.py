@@ -1,15 +1,16 @@
-"""Converts an official DETRPose checkpoint into a folder that `from_pretrained` loads.
+"""Converts an official DETRPose or ECPose checkpoint into a folder that `from_pretrained` loads.
 
     detrpose convert --variant l --dataset coco --output detrpose-l
 
 Without --checkpoint, the published weights are downloaded. Nothing is written unless every tensor of the checkpoint is
-used or known to be unnecessary, and every tensor of the model is filled.
+used or known to be unnecessary, and every tensor of the model is filled. A checkpoint of ECViT alone, the backbone
+of ECPose, becomes an otherwise untrained model, from which training starts.
 """
 
 import argparse
 
 from ..configuration_detrpose import VARIANTS
-from ..conversion.detrpose import convert_detrpose, describe_origin
+from ..conversion.detrpose import convert_file, describe_origin
 from ..conversion.published import download_model
 from ..conversion.saving import save_converted
 from ..files import check_new_folder
@@ -23,12 +24,12 @@ def convert(arguments: argparse.Namespace):
     variant, dataset = arguments.variant, arguments.dataset
     if arguments.checkpoint is None:
         try:
-            model = download_model(variant, dataset)
+            model, origin = download_model(variant, dataset), describe_origin(variant, dataset)
         except OSError as error:
             raise CommandError(f"{error}; give --checkpoint FILE") from error
     else:
-        model = convert_detrpose(arguments.checkpoint, variant, dataset, arguments.weights)
-    save_converted(model, arguments.output, describe_origin(variant, dataset), arguments.push_to_hub)
+        model, origin = convert_file(arguments.checkpoint, variant, dataset, arguments.weights, arguments.seed)
+    save_converted(model, arguments.output, origin, arguments.push_to_hub)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -50,6 +51,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         choices=["best", "averaged", "last"],
         help="weights of a .pth file to use: averaged (EMA), last, or best, which is averaged if present",
     )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of what an ECViT checkpoint does not contain")
     parser.add_argument("--push-to-hub", metavar="ID", help="Hub repository to upload the folder to")
     return parser.parse_args(argv)
 

@@ -8,9 +8,9 @@ were initialized from D-FINE trained on Objects365.
 
 import argparse
 
-from ..configuration_detrpose import VARIANTS
+from ..configuration_detrpose import DETRPOSE_VARIANTS
 from ..conversion.dfine import convert_dfine
-from ..conversion.saving import save_converted
+from ..conversion.saving import Origin, save_converted
 from ..files import check_new_folder
 from ..keypoint_schemas import SCHEMAS
 from .command_line import run_command, show_log
@@ -21,7 +21,7 @@ def convert(arguments: argparse.Namespace):
     check_new_folder(arguments.output)
     model = convert_dfine(arguments.checkpoint, arguments.variant, arguments.dataset, arguments.weights, arguments.seed)
     origin = f"Backbone and encoder come from D-FINE ({arguments.checkpoint}); the pose decoder is untrained."
-    save_converted(model, arguments.output, origin, arguments.push_to_hub)
+    save_converted(model, arguments.output, Origin(origin), arguments.push_to_hub)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -31,7 +31,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--variant", required=True, choices=list(VARIANTS), help="size of both models")
+    parser.add_argument("--variant", required=True, choices=DETRPOSE_VARIANTS, help="size of both models")
     parser.add_argument("--checkpoint", required=True, help=".pth or safetensors file, folder or Hub id of D-FINE")
     parser.add_argument("--output", required=True, help="folder to write; must not exist or be empty")
     parser.add_argument("--dataset", default="coco", choices=list(SCHEMAS), help="skeleton of the new model")

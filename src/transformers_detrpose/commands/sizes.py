@@ -3,8 +3,8 @@
     detrpose sizes
 
 Parameters are those of the fused model; operations are those of its convolutions and matrix products for one image (a
-multiplication and an addition count as two). The last column is what PyTorch's FLOP counter finds in the official
-model. No weights are needed.
+multiplication and an addition count as two). The last column is what operation counters find in the official model.
+No weights are needed.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import argparse
 import torch
 from tqdm import tqdm
 
-from ..configuration_detrpose import VARIANTS, DETRPoseConfig
+from ..configuration_detrpose import DETRPOSE_VARIANTS, VARIANTS, DETRPoseConfig, model_name
 from ..deployment.benchmarking.costs import count_costs
 from ..keypoint_schemas import SCHEMAS
 from ..modeling_detrpose import DETRPoseForPoseEstimation
@@ -22,14 +22,19 @@ from .command_line import count, run_command
 def print_sizes(args: argparse.Namespace):
     """Prints the table in Markdown."""
     rows = []
-    models = [(variant, dataset) for dataset in args.datasets for variant in args.variants]
+    models = [
+        (variant, dataset)
+        for dataset in args.datasets
+        for variant in args.variants
+        if dataset == "coco" or variant in DETRPOSE_VARIANTS  # there is no ECPose for another skeleton
+    ]
     for variant, dataset in tqdm(models, desc="models", leave=False):
         # The meta device computes shapes but no values, which takes neither memory nor time.
         with torch.device("meta"):
             model = DETRPoseForPoseEstimation(DETRPoseConfig.from_variant(variant, skeleton=dataset)).fuse()
         parameters, operations, official_operations = count_costs(model, args.size)
         figures = (parameters / 1e6, operations / 1e9, official_operations / 1e9)
-        rows.append("| ".join([f"| DETRPose-{variant.upper()} | {dataset} ", *(f"{x:.2f} " for x in figures)]) + "|")
+        rows.append("| ".join([f"| {model_name(variant)} | {dataset} ", *(f"{x:.2f} " for x in figures)]) + "|")
     print("| model | skeleton | parameters (M) | GFLOPs | GFLOPs, official model |\n|---|---|---|---|---|")
     print("\n".join(rows))
 

@@ -7,7 +7,7 @@ import torch
 from ..configuration_detrpose import DETRPoseConfig
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 from .checkpoints import check_variant, fill, read_state_dict
-from .names import OFFICIAL_DFINE, TRANSFORMERS_DFINE, translate
+from .names import OFFICIAL_DFINE, TRANSFORMERS_DFINE, is_ecpose, translate
 
 PARTS = ("backbone.", "encoder.")  # shared by the detector and the pose estimator
 
@@ -32,6 +32,8 @@ def convert_dfine(
             encoder is missing, unexpected, or of the wrong shape.
     """
     detector = read_state_dict(checkpoint, weights)
+    if is_ecpose(detector):
+        raise ValueError(f"{checkpoint} is an ECPose model, not a D-FINE detector: use `detrpose convert`.")
     from_transformers = any(".embedder." in name for name in detector)
     translated = translate(detector, TRANSFORMERS_DFINE if from_transformers else OFFICIAL_DFINE)
     tensors = {name: tensor for name, tensor in translated.items() if name.startswith(PARTS)}

@@ -4,6 +4,7 @@ A table is a list of (pattern, replacement), applied in order; a name may match 
 """
 
 import re
+from collections.abc import Iterable
 
 import torch
 
@@ -54,7 +55,20 @@ _TRANSFORMER = [
     (r"^(decoder\.layers\.\d+)\.norm2\.", r"\1.final_layer_norm."),
 ]
 
+_ECVIT = [
+    (r"^backbone\.backbone\.register_token$", "backbone.embeddings.register_token"),
+    (r"^backbone\.backbone\.patch_embed\.convs\.", "backbone.embeddings.convs."),
+    (r"^backbone\.backbone\.patch_embed\.proj\.", "backbone.embeddings.projection."),
+    (r"^backbone\.backbone\.blocks\.(\d+)\.norm1\.", r"backbone.layers.\1.self_attn_layer_norm."),
+    (r"^backbone\.backbone\.blocks\.(\d+)\.attn\.qkv\.", r"backbone.layers.\1.self_attn.qkv_proj."),
+    (r"^backbone\.backbone\.blocks\.(\d+)\.attn\.proj\.", r"backbone.layers.\1.self_attn.o_proj."),
+    (r"^backbone\.backbone\.blocks\.(\d+)\.norm2\.", r"backbone.layers.\1.final_layer_norm."),
+    (r"^backbone\.backbone\.blocks\.(\d+)\.mlp\.fc(\d)\.", r"backbone.layers.\1.fc\2."),
+]
+
 OFFICIAL = _BACKBONE + _ENCODER + _TRANSFORMER
+# ECPose calls `decoder` what DETRPose calls `transformer`.
+_ECPOSE = [*_ECVIT, *_ENCODER, (r"^decoder\.", "transformer."), *_TRANSFORMER]
 OFFICIAL_DFINE = _BACKBONE + _ENCODER
 
 # D-FINE of transformers 4 and 5; 5.x renamed the parts of the encoder's transformer layer.
@@ -71,8 +85,37 @@ TRANSFORMERS_DFINE = [
 ]
 
 # Official tensors that this package computes: anchors and their mask, frequencies, scales.
-COMPUTED = re.compile(r"^transformer\.(up|reg_scale|anchors|valid_mask|decoder\.dim_t)$")
+COMPUTED = re.compile(
+    r"^(transformer|decoder)\.(up|reg_scale|anchors|valid_mask|decoder\.dim_t)$|^backbone\.backbone\.rope_embed\.periods$"
+)
 COUNTER = re.compile(r"\.num_batches_tracked$")
+
+
+def is_ecpose(names: Iterable[str]) -> bool:
+    """Returns whether a checkpoint with these official names is of ECPose; D-FINE's have the same first words."""
+    return any(name.startswith("backbone.backbone.") for name in names)
+
+
+def is_bare_ecvit(names: Iterable[str]) -> bool:
+    """Returns whether a checkpoint with these names is of ECViT alone."""
+    return {"register_token", "patch_embed.proj.weight"} <= set(names)
+
+
+def is_dfine(names: Iterable[str]) -> bool:
+    """Returns whether a checkpoint with these names is of D-FINE, which says `decoder` as ECPose does."""
+    parts = {name.split(".")[0] for name in names}
+    return {"backbone", "encoder", "decoder"} <= parts and "query_selection" not in parts and not is_ecpose(names)
+
+
+def official_table(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns the table of an official DETRPose or ECPose checkpoint with these names."""
+    names = list(names)
+    if not is_ecpose(names):
+        return OFFICIAL
+    # A single projector is that of the coarsest feature map; three are in the order of the maps, finest first.
+    is_single = not any(name.startswith("backbone.projector.1.") for name in names)
+    number = "2" if is_single else r"\1"
+    return [(r"^backbone\.projector\.(\d)\.", f"backbone.pyramid.projectors.{number}."), *_ECPOSE]
 
 
 def rename(name: str, table: list[tuple[str, str]]) -> str:

@@ -11,12 +11,14 @@ from urllib.request import Request, urlopen
 from huggingface_hub import constants, hf_hub_url
 from tqdm import tqdm
 
+from ..configuration_detrpose import DETRPOSE_VARIANTS, model_name
 from ..loading import first_line
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 from .detrpose import convert_detrpose, describe_origin
 from .saving import save_converted
 
 HUB_ID = "SebasJanampa/DETRPose_{variant}_{dataset}"
+ECPOSE_RELEASE = "https://github.com/capsule2077/edgecrafter/releases/download/edgecrafterv1"
 RELEASE = "https://github.com/SebastianJanampa/DETRPose/releases/download/model_weights"
 # Seconds within which a source must respond, and seconds without data after which a download has failed.
 PATIENCE, STALL = 5.0, 30.0
@@ -27,13 +29,13 @@ def published_folder(variant: str = "n", dataset: str = "coco") -> Path:
     """Returns the folder of a published model in the Hugging Face cache, downloading it on first use.
 
     Args:
-        variant: "n", "s", "m", "l" or "x".
+        variant: Size of the model, a key of `VARIANTS`.
         dataset: "coco" or "crowdpose".
 
     Raises:
         OSError: if the model is not in the cache and `download_model` fails, or if the cache is not writable.
     """
-    folder = Path(constants.HF_ASSETS_CACHE) / "transformers-detrpose" / f"detrpose-{variant}-{dataset}"
+    folder = Path(constants.HF_ASSETS_CACHE) / "transformers-detrpose" / f"{model_name(variant).lower()}-{dataset}"
     if not folder.is_dir():
         save_converted(download_model(variant, dataset), folder, describe_origin(variant, dataset), replace=True)
     return folder
@@ -47,11 +49,11 @@ def download_model(variant: str, dataset: str) -> DETRPoseForPoseEstimation:
     respected.
 
     Args:
-        variant: "n", "s", "m", "l" or "x".
-        dataset: "coco" or "crowdpose".
+        variant: Size of the model, a key of `VARIANTS`.
+        dataset: "coco" or "crowdpose"; only "coco" for ECPose.
 
     Raises:
-        OSError: if neither source provides the weights; the message says why.
+        OSError: if no source provides the weights; the message says why.
     """
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set, which forbids downloading the published weights")
@@ -74,7 +76,14 @@ def download_model(variant: str, dataset: str) -> DETRPoseForPoseEstimation:
 
 
 def published_urls(variant: str, dataset: str) -> list[str]:
-    """Returns the URLs of the weights of a published model, the preferred one first."""
+    """Returns the URLs of the weights of a published model, the preferred one first.
+
+    Those of ECPose come from the release alone, whose license is known.
+    """
+    if variant not in DETRPOSE_VARIANTS:
+        if dataset != "coco":
+            raise OSError(f"no {model_name(variant)} for {dataset} is published")
+        return [f"{ECPOSE_RELEASE}/{variant.replace('-', '_')}.pth"]
     repo_id = HUB_ID.format(variant=variant.upper(), dataset=dataset.upper())
     suffix = "" if dataset == "coco" else f"_{dataset}"
     return [hf_hub_url(repo_id, "model.safetensors"), f"{RELEASE}/detrpose_hgnetv2_{variant}{suffix}.pth"]

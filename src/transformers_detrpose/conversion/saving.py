@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import NamedTuple
 
 from huggingface_hub import create_repo, upload_folder
 
@@ -14,10 +15,22 @@ from ..modeling_detrpose import DETRPoseForPoseEstimation
 logger = logging.getLogger(__name__)
 
 
+class Origin(NamedTuple):
+    """Where weights come from, for the model card.
+
+    Args:
+        text: A sentence or two.
+        license: The Hub's name of their license; the default of [`model_card`] if not given.
+    """
+
+    text: str
+    license: str | None = None
+
+
 def save_converted(
     model: DETRPoseForPoseEstimation,
     output: str | os.PathLike,
-    origin: str,
+    origin: Origin,
     repo_id: str | None = None,
     replace: bool = False,
 ):
@@ -26,7 +39,7 @@ def save_converted(
     Args:
         model: The converted model.
         output: Folder to write, whole or not at all.
-        origin: A sentence for the model card on the origin of the weights.
+        origin: Where the weights come from.
         repo_id: Hub repository to upload the folder to; created if it does not exist.
         replace: Whether to replace an existing folder.
 
@@ -36,8 +49,8 @@ def save_converted(
     """
     with whole_folder(output, replace) as folder:
         model.save_pretrained(folder)
-        DETRPoseImageProcessor(keypoint_schema=model.config.keypoint_schema).save_pretrained(folder)
-        card = model_card(model.config, repo_id or str(output), origin)
+        DETRPoseImageProcessor.for_model(model.config).save_pretrained(folder)
+        card = model_card(model.config, repo_id or str(output), origin.text, license=origin.license)
         (folder / "README.md").write_text(card, encoding="utf-8")
     logger.info("wrote %s", output)
     if repo_id is None:

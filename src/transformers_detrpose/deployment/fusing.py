@@ -15,12 +15,18 @@ from transformers.models.hgnet_v2.modeling_hgnet_v2 import (
 )
 
 from ..attention import DETRPoseDeformableAttention, DETRPoseValues
-from ..modeling_detrpose import (
+from ..hybrid_encoder import (
     DETRPoseConvNorm,
+    DETRPoseEncoderLayer,
+    DETRPoseFusionBlock,
+    DETRPoseHybridEncoder,
+    DETRPoseRepVggBlock,
+    DETRPoseSumFusionBlock,
+)
+from ..modeling_detrpose import (
     DETRPoseDecoder,
     DETRPoseDecoderLayer,
     DETRPoseForPoseEstimation,
-    DETRPoseFusionBlock,
     DETRPoseIntegral,
     DETRPoseMLP,
     DETRPoseModel,
@@ -28,8 +34,8 @@ from ..modeling_detrpose import (
     DETRPosePositionHead,
     DETRPoseQualityHead,
     DETRPoseQueryContent,
-    DETRPoseRepVggBlock,
 )
+from ..modeling_ecvit import ECViTEmbeddings, ECViTLayer, ECViTPyramid
 from .folding import fold_affine
 from .modules import (
     ConstantIntegral,
@@ -39,13 +45,17 @@ from .modules import (
     PairwiseMaximum,
     PhasePositionHead,
     RowDecoderLayer,
+    RowEncoderLayer,
+    RowHybridEncoder,
     RowMLP,
     SplitFusionBlock,
     TableAttention,
+    WholeFusionBlock,
     softmax,
     written_out_softmax,
 )
 from .sampling import gather, look_up
+from .vit_modules import PaddedEmbeddings, ProjectedPyramid, RowECViTLayer
 
 TARGETS = ("pytorch", "onnxruntime", "tensorrt")
 Builder = Callable[[nn.Module], nn.Module]
@@ -130,12 +140,19 @@ def replacements(target: str, model: DETRPoseForPoseEstimation) -> dict[type, Bu
         "tensorrt": {DETRPoseValues: partial(table, read=gather), DETRPoseDeformableAttention: by_table}
         | {DETRPoseQualityHead: GatheringQualityHead},
     }
-    only_pytorch = {HGNetV2Embeddings: pool_by_maxima} if target == "pytorch" else {}
+    exported = {
+        ECViTEmbeddings: PaddedEmbeddings,
+        ECViTLayer: RowECViTLayer,
+        DETRPoseEncoderLayer: RowEncoderLayer,
+        DETRPoseHybridEncoder: RowHybridEncoder,
+    }
+    by_runtime = {HGNetV2Embeddings: pool_by_maxima} if target == "pytorch" else exported
     return {
         HGNetV2ConvLayer: fold_backbone_layer,
         DETRPoseConvNorm: fold_conv_norm,
         DETRPoseRepVggBlock: fold_rep_vgg_block,
         DETRPoseFusionBlock: SplitFusionBlock,
+        DETRPoseSumFusionBlock: WholeFusionBlock,
         DETRPoseQueryContent: drop_denoising,
         DETRPoseMLP: RowMLP,
         DETRPosePositionHead: PhasePositionHead,
@@ -145,7 +162,8 @@ def replacements(target: str, model: DETRPoseForPoseEstimation) -> dict[type, Bu
         DETRPoseOffsetDecoder: keep_last_heads,
         nn.ReLU: in_place,
         nn.SiLU: in_place,
-        **only_pytorch,
+        ECViTPyramid: ProjectedPyramid,
+        **by_runtime,
         **sampling[target],
     }
 

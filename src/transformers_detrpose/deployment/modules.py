@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..hybrid_encoder import DETRPoseHybridEncoder
 from ..modeling_detrpose import MAX_ACTIVATION, DETRPoseIntegral, DETRPoseQualityHead
 from .folding import Constant, join_linears, make_linear, split_pointwise_conv
 from .sampling import FeatureTable, bilinear_gather, sample_maps
@@ -60,6 +61,21 @@ class SplitFusionBlock(nn.Module):
         stage1 = self.conv2(self.csp1(halves[1]))
         stage2 = self.conv3(self.csp2(stage1))
         return self.conv4(torch.cat((*halves, stage1, stage2), dim=1))
+
+
+class WholeFusionBlock(nn.Module):
+    """A fusion block by sum that concatenates the output of its first convolution as a whole, not its two halves."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.upsample, self.conv1, self.conv4 = block.upsample, block.conv1, block.conv4
+        self.csp1, self.conv2, self.csp2, self.conv3 = block.csp1, block.conv2, block.csp2, block.conv3
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        halves = self.conv1(self.upsample(first) + second)
+        stage1 = self.conv2(self.csp1(halves[:, halves.shape[1] // 2 :]))
+        stage2 = self.conv3(self.csp2(stage1))
+        return self.conv4(torch.cat((halves, stage1, stage2), dim=1))
 
 
 class RowMLP(nn.Module):
@@ -135,6 +151,61 @@ class JointSelfAttention(nn.Module):
         weights = self.softmax(scores).to(query.dtype)
         attended = torch.matmul(weights, value).transpose(2, 3).movedim(2, self.axis)
         return self.o_proj(attended.reshape(tokens.shape)), weights
+
+
+class RowHybridEncoder(DETRPoseHybridEncoder):
+    """The hybrid encoder for export, which moves channels last before it flattens locations: two nodes less.
+
+    Args:
+        encoder: the trained module, with its parts replaced.
+    """
+
+    def __init__(self, encoder: DETRPoseHybridEncoder):
+        nn.Module.__init__(self)
+        for name, part in encoder.named_children():
+            setattr(self, name, part)
+
+    def attend(self, feature_map: torch.Tensor, output_attentions: bool = False):
+        channels, height, width = feature_map.shape[1:]
+        tokens = feature_map.permute(0, 2, 3, 1).reshape(-1, height * width, channels)
+        position = self.position(feature_map).to(tokens.dtype)
+        tokens, weights = self.transformer_layer(tokens, position, output_attentions)
+        return tokens.reshape(-1, height, width, channels).permute(0, 3, 1, 2), weights
+
+
+class RowEncoderLayer(nn.Module):
+    """The encoder's transformer layer for export: flattened locations, and one projection for queries, keys and values.
+
+    The projected positions, added to queries and keys, are constant where the size of the image is.
+
+    Args:
+        layer: the trained layer.
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        attention = layer.self_attn
+        self.head_dim, self.num_heads = attention.head_dim, attention.q_proj.out_features // attention.head_dim
+        scale = attention.scaling
+        query = make_linear(attention.q_proj.weight * scale, attention.q_proj.bias * scale)
+        self.qkv_proj = join_linears(query, attention.k_proj, attention.v_proj)
+        self.o_proj = attention.o_proj
+        self.self_attn_layer_norm, self.final_layer_norm = layer.self_attn_layer_norm, layer.final_layer_norm
+        self.fc1, self.activation, self.fc2 = layer.fc1, layer.activation, layer.fc2
+
+    def forward(
+        self, hidden_states: torch.Tensor, position: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        _, length, channels = hidden_states.shape
+        rows, heads = hidden_states.reshape(-1, channels), (-1, length, 3 * self.num_heads, self.head_dim)
+        located = F.pad(F.linear(position, self.qkv_proj.weight[: 2 * channels]), (0, channels))
+        states = (self.qkv_proj(rows).view(heads) + located.view(heads[1:])).transpose(1, 2)
+        query, key, value = states.split(self.num_heads, dim=1)
+        weights = softmax(torch.matmul(query, key.transpose(-2, -1))).to(value.dtype)
+        attended = torch.matmul(weights, value).transpose(1, 2).reshape(-1, channels)
+        rows = self.self_attn_layer_norm(rows + self.o_proj(attended))
+        rows = self.final_layer_norm(rows + self.fc2(self.activation(self.fc1(rows))))
+        return rows.view(-1, length, channels), weights
 
 
 class JointDeformableAttention(nn.Module):

@@ -125,11 +125,12 @@ FINE_TUNING = Recipe(epochs=50, backbone_lr=1e-4, batch_size=8, warmup_share=0.1
 
 
 def variant_of(config: DETRPoseConfig) -> str | None:
-    """Returns the published size ("n", "s", "m", "l" or "x") that a configuration matches, or `None`."""
+    """Returns the published size, a key of `VARIANTS`, that a configuration matches, or `None`."""
 
     def shape(config: DETRPoseConfig) -> tuple:
         backbone = config.backbone_config.to_dict()
-        return config.d_model, config.decoder_layers, config.depth_mult, backbone.get("stage_mid_channels")
+        plan = [backbone.get(field) for field in ("stage_mid_channels", "hidden_size", "intermediate_size")]
+        return config.d_model, config.decoder_layers, config.depth_mult, plan
 
     shapes = {variant: shape(DETRPoseConfig.from_variant(variant)) for variant in VARIANTS}
     return next((variant for variant in VARIANTS if shapes[variant] == shape(config)), None)
