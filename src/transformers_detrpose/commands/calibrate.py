@@ -25,7 +25,6 @@ from ..files import check_new_folder, whole_folder
 from ..image_processing_detrpose import DETRPoseImageProcessor
 from ..loading import load_config, load_image_processor, load_model
 from ..modeling_detrpose import DETRPoseForPoseEstimation
-from ..pose_targets import keypoint_sigmas
 from ..training.calibrating import (
     MatchedPoses,
     PoseMatcher,
@@ -67,7 +66,7 @@ def calibrate(arguments: argparse.Namespace):
     if arguments.val_images:
         sets["val-images"] = read(arguments, model, "val_images", "val_annotations")
 
-    sigmas = keypoint_sigmas(config).double()
+    sigmas = torch.tensor(config.keypoint_schema.sigmas).double()
     poses = {name: match(arguments, model, *data, sigmas) for name, data in sets.items()}
     fitted = fit_calibration(poses["images"], sigmas)
     radii = fit_radii(poses["images"], fitted)

@@ -109,7 +109,7 @@ def evaluate(arguments: argparse.Namespace):
 def report(arguments: argparse.Namespace, metric: KeypointMetric, predictions: Mapping[int, Mapping[str, Any]]):
     """Writes the requested files, and prints the table."""
     if arguments.results:
-        write_coco_results(arguments.results, predictions)
+        write_coco_results(arguments.results, predictions, metric.keypoint_schema)
         print(f"poses in {len(predictions)} images written to {arguments.results}")
     if metric.has_annotations:
         scores = metric.score(predictions)

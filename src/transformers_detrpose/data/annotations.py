@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any
 
 from ..instances import LARGEST_COORDINATE, DataError, Instances, Problems, is_id, parse_instances
-from ..keypoint_schemas import KeypointSchema
+from ..keypoint_schemas import KeypointSchema, unite_schemas
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class CocoAnnotations:
 def read_annotations(
     annotations: str | os.PathLike | Mapping[str, Any] | CocoAnnotations,
     schema: KeypointSchema | dict | str | None = None,
+    share_keypoints: bool = True,
 ) -> CocoAnnotations:
     """Reads and validates annotations in COCO format.
 
@@ -62,9 +63,14 @@ def read_annotations(
     without keypoints are left out if other categories have keypoints. Missing and empty boxes and areas are accepted;
     see `Instances.completed` for their substitutes.
 
+    Categories may have different keypoints. The schema is then their union, and an annotation holds the keypoints of
+    its category.
+
     Args:
         annotations: a path, the content of a file, or a result of this function, which is not validated again.
         schema: the keypoints of the model, or a known name; read from `categories` if not given.
+        share_keypoints: whether keypoints of the same name in several categories are one keypoint, if the schema is
+            read from `categories`; see `unite_schemas`.
 
     Raises:
         OSError: if the file cannot be opened.
@@ -76,27 +82,31 @@ def read_annotations(
         if schema is None:
             return annotations
         _check_order(annotations.source, "the file", annotations.schema, schema)
+        _check_classes(annotations, schema)
         return replace(annotations, schema=schema)
 
     content, source = _load(annotations)
     images, categories = _entries(content, "images", source), _entries(content, "categories", source)
     people = _entries(content, "annotations", source) if "annotations" in content else None
-    names, schema = _read_categories(categories, schema, source)
+    names, schema = _read_categories(categories, schema, source, share_keypoints)
     problems = Problems(source)
     index_of = _index_images(images, problems)
     instances = None
     if people is not None:
         others = {category["id"] for category in categories} - set(names)
-        instances = _read_instances(people, index_of, set(names), others, schema.num_keypoints, problems)
+        instances = _read_instances(people, index_of, set(names), others, schema, problems)
     problems.raise_any()
     return CocoAnnotations(source, schema, names, list(images), instances)
 
 
-def read_coco_categories(annotation_file: str | os.PathLike) -> tuple[KeypointSchema, dict[int, str]]:
+def read_coco_categories(
+    annotation_file: str | os.PathLike, share_keypoints: bool = True
+) -> tuple[KeypointSchema, dict[int, str]]:
     """Reads the schema and the category names from the `categories` of a COCO keypoint file.
 
     Args:
-        annotation_file: a COCO-format JSON file; every category in it must have the same keypoints.
+        annotation_file: a COCO-format JSON file.
+        share_keypoints: see `read_annotations`.
 
     Returns:
         The schema, and `id2label`, which maps each category id of the file, and every smaller id that the file does not
@@ -104,10 +114,10 @@ def read_coco_categories(annotation_file: str | os.PathLike) -> tuple[KeypointSc
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if the file is not a COCO file, has no categories with keypoints, or their keypoints differ.
+        ValueError: if the file is not a COCO file, or has no categories with keypoints.
     """
     content, source = _load(annotation_file)
-    names, schema = _read_categories(_entries(content, "categories", source), None, source)
+    names, schema = _read_categories(_entries(content, "categories", source), None, source, share_keypoints)
     return schema, CocoAnnotations(source, schema, names, [], None).id2label
 
 
@@ -133,30 +143,37 @@ def _entries(content: Any, key: str, source: str) -> Sequence[Mapping[str, Any]]
 
 
 def _read_categories(
-    categories: Sequence[Mapping[str, Any]], schema: KeypointSchema | None, source: str
+    categories: Sequence[Mapping[str, Any]], schema: KeypointSchema | None, source: str, share_keypoints: bool
 ) -> tuple[dict[int, str], KeypointSchema]:
     """Returns the names of the categories with keypoints (of all, if none lists its keypoints), and the schema."""
     _check_categories(categories, source)
     posed = [category for category in categories if category.get("keypoints")]
-    names = {category["id"]: category["name"] for category in posed or categories}
+    known = None if schema is None else schema.classes
+    others = [category for category in categories if known is None or category["id"] in known]
+    names = {category["id"]: category["name"] for category in posed or others}
     try:
         found = {category["id"]: KeypointSchema.from_coco_category(category) for category in posed}
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source}: {error}") from error
     if schema is not None:
         for category_id, own in found.items():
-            _check_order(source, f"category {names[category_id]!r}", own, schema)
+            what = f"category {names[category_id]!r}"
+            if known is not None and category_id not in known:
+                raise DataError(
+                    f"{source}: {what} has the id {category_id}, but `schema` has the classes {list(known)}."
+                )
+            _check_order(source, what, own, schema.of_class(category_id).schema)
         return names, schema
     if not found:
         raise DataError(
             f"{source}: no entry of `categories` has `keypoints`: add their names, or pass `schema` in Python."
         )
-    if len(set(found.values())) > 1:
-        raise DataError(
-            f"{source}: categories {reprlib.repr(sorted(names.values()))} have different keypoints; one model predicts "
-            "one skeleton, so use one file per skeleton."
-        )
-    return names, next(iter(found.values()))
+    if len(set(found.values())) == 1:
+        return names, next(iter(found.values()))
+    try:
+        return names, unite_schemas(found, names, share_keypoints)
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
 
 
 def _check_categories(categories: Sequence[Mapping[str, Any]], source: str):
@@ -173,6 +190,19 @@ def _check_categories(categories: Sequence[Mapping[str, Any]], source: str):
         if not isinstance(category.get("name"), str) or not category["name"]:
             problems.add(where, "`name`", "a text", category.get("name"))
     problems.raise_any()
+
+
+def _check_classes(annotations: CocoAnnotations, schema: KeypointSchema):
+    """Raises `DataError` if classes have other keypoints in a schema than in annotations that were read without it."""
+    if annotations.instances is None:
+        return
+    for label in annotations.categories:
+        found, wanted = (each.of_class(label).indices for each in (annotations.schema, schema))
+        if found != wanted:
+            raise DataError(
+                f"{annotations.source}: category {annotations.categories[label]!r} was read with the keypoints {found} "
+                f"of the file, but has {wanted} in `schema`: read the file with this schema."
+            )
 
 
 def _check_order(source: str, what: str, found: KeypointSchema, schema: KeypointSchema):
@@ -231,7 +261,7 @@ def _read_instances(
     index_of: dict[int, int],
     categories: set[int],
     others: set[int],
-    num_keypoints: int,
+    schema: KeypointSchema,
     problems: Problems,
 ) -> Instances:
     """Reads the annotations of the given categories, and leaves out those of others."""
@@ -251,7 +281,7 @@ def _read_instances(
             kept.append(annotation)
             names.append(name)
             image_index.append(index_of[image_id])
-    return parse_instances(kept, names, num_keypoints, problems, categories, image_index)
+    return parse_instances(kept, names, schema.num_keypoints, problems, categories, image_index, schema.classes)
 
 
 def _is_left_out(annotation: Mapping[str, Any], categories: set[int]) -> bool:
