@@ -35,9 +35,16 @@ from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DET
 from transformers_detrpose.commands.command_line import CommandError, run_command
 from transformers_detrpose.commands.train_arguments import parse_arguments
 from transformers_detrpose.configuration_detrpose import GAUSSIAN_RADII
-from transformers_detrpose.data import CocoPoseDataset, check_dataset, evaluation_dataloader, train_dataloader
+from transformers_detrpose.data import (
+    CocoPoseDataset,
+    check_dataset,
+    evaluation_dataloader,
+    read_annotations,
+    train_dataloader,
+)
 from transformers_detrpose.data.augmentation import UNCHANGED, seed_for
 from transformers_detrpose.evaluation import METRICS, KeypointMetric, evaluate_model
+from transformers_detrpose.evaluation.keypoint_metrics import Poses
 from transformers_detrpose.files import check_new_folder
 from transformers_detrpose.loading import first_line, load_config, load_image_processor, load_model
 from transformers_detrpose.training import (
@@ -70,8 +77,9 @@ logger = logging.getLogger("transformers_detrpose.train")
 def get_datasets(args: argparse.Namespace, accelerator: Accelerator) -> tuple[CocoPoseDataset, CocoPoseDataset]:
     """Returns the training and validation datasets, both checked."""
     # The published models were trained on images with people only.
-    train_dataset = CocoPoseDataset(args.train_images, args.train_annotations, only_with_people=bool(args.recipe))
-    val_dataset = CocoPoseDataset(args.val_images, args.val_annotations)
+    annotations = read_annotations(args.train_annotations, share_keypoints=args.share_keypoints)
+    train_dataset = CocoPoseDataset(args.train_images, annotations, only_with_people=bool(args.recipe))
+    val_dataset = CocoPoseDataset(args.val_images, args.val_annotations, train_dataset.schema)
     for dataset in (train_dataset, val_dataset):
         on_first_process(accelerator, lambda dataset=dataset: check(dataset, args))
     if args.recipe:
@@ -328,7 +336,7 @@ def evaluate_and_save(training: Training):
     model, processor, checkpoints = training.average.module.eval(), training.image_processor, training.checkpoints
     loader = training.watch.watched(loaded(training.val_loader), progress)
     poses = evaluate_model(model, processor, loader, training.metric, accelerator.is_main_process)
-    scores = on_first_process(accelerator, lambda: training.metric.score(poses))
+    scores = on_first_process(accelerator, lambda: score(training.metric, poses))
     progress.count_epoch()
     backbone_lr, *_, lr = training.scheduler.get_last_lr()
     rates = {"lr": lr, "backbone_lr": backbone_lr, "skipped_steps": progress.skipped}
@@ -343,6 +351,12 @@ def evaluate_and_save(training: Training):
         progress.best_ap = scores["AP"]
         checkpoints.save_weights("best", processor, origin, scores)
     checkpoints.save_state()
+
+
+def score(metric: KeypointMetric, poses: dict[int, Poses]) -> dict[str, float]:
+    """Returns the scores of the metric and, if there are several classes, the average precision of each."""
+    of_classes = {f"AP {name}": scores["AP"] for name, scores in metric.score_classes(poses).items()}
+    return {**metric.score(poses), **of_classes}
 
 
 def check_output(folder: Path):

@@ -104,7 +104,7 @@ def analyze(metric: KeypointMetric, predictions: Mapping[int, Poses], progress: 
     """
     scores = metric.score(predictions)
     matches = match_poses(metric, predictions)
-    sigmas = metric.keypoint_schema.sigmas
+    sigmas, is_own = metric.keypoint_schema.by_label(matches.labels)
     kinds = classify_keypoints(matches, metric.keypoint_schema)
     curves = precision_recall(metric, predictions)
     groups = {
@@ -119,7 +119,7 @@ def analyze(metric: KeypointMetric, predictions: Mapping[int, Poses], progress: 
     has_scores = matches.keypoint_scores is not None
     return Analysis(
         scores=scores,
-        rescored=metric.score(rescore(matches.keypoint_scores.mean(axis=1))) if has_scores else None,
+        rescored=metric.score(rescore(_mean_scores(matches, is_own))) if has_scores else None,
         ideal=metric.score(rescore(matches.ideal_scores)),
         pose_reliability=reliability(matches.scores[is_judged], pose_similarity(matches, sigmas)[is_judged]),
         keypoint_reliability=reliability(matches.keypoint_scores[known], similarity[known]) if has_scores else None,
@@ -132,6 +132,13 @@ def analyze(metric: KeypointMetric, predictions: Mapping[int, Poses], progress: 
         matches=matches,
         image_costs=rank_images(sorted(predictions), matches, sigmas),
     )
+
+
+def _mean_scores(matches: MatchedPoses, is_own: np.ndarray | None) -> np.ndarray:
+    """Returns the mean score (n,) of the keypoints that the class of each pose has."""
+    if is_own is None:
+        return matches.keypoint_scores.mean(axis=1)
+    return (matches.keypoint_scores * is_own).sum(axis=1) / is_own.sum(axis=1)
 
 
 def find_coverage(matches: MatchedPoses, known: np.ndarray, names: tuple[str, ...]) -> Coverage | None:
