@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
+from ..video.poses import own_mean
 from .keypoint_errors import INVERSION, JITTER, MISS, NAMES, SWAP, classify_keypoints, correct_keypoints, replace_field
 from .keypoint_metrics import UNDEFINED, KeypointMetric, Poses
 from .matching import MatchedPoses, match_poses, matched_similarity, pose_similarity
@@ -119,7 +120,7 @@ def analyze(metric: KeypointMetric, predictions: Mapping[int, Poses], progress: 
     has_scores = matches.keypoint_scores is not None
     return Analysis(
         scores=scores,
-        rescored=metric.score(rescore(_mean_scores(matches, is_own))) if has_scores else None,
+        rescored=metric.score(rescore(own_mean(matches.keypoint_scores, is_own))) if has_scores else None,
         ideal=metric.score(rescore(matches.ideal_scores)),
         pose_reliability=reliability(matches.scores[is_judged], pose_similarity(matches, sigmas)[is_judged]),
         keypoint_reliability=reliability(matches.keypoint_scores[known], similarity[known]) if has_scores else None,
@@ -132,13 +133,6 @@ def analyze(metric: KeypointMetric, predictions: Mapping[int, Poses], progress: 
         matches=matches,
         image_costs=rank_images(sorted(predictions), matches, sigmas),
     )
-
-
-def _mean_scores(matches: MatchedPoses, is_own: np.ndarray | None) -> np.ndarray:
-    """Returns the mean score (n,) of the keypoints that the class of each pose has."""
-    if is_own is None:
-        return matches.keypoint_scores.mean(axis=1)
-    return (matches.keypoint_scores * is_own).sum(axis=1) / is_own.sum(axis=1)
 
 
 def find_coverage(matches: MatchedPoses, known: np.ndarray, names: tuple[str, ...]) -> Coverage | None:

@@ -57,6 +57,11 @@ def squared_length(offsets: np.ndarray) -> np.ndarray:
     return np.square(offsets[..., 0]) + np.square(offsets[..., 1])
 
 
+def own_mean(values: np.ndarray, is_own: np.ndarray | None) -> np.ndarray:
+    """Returns the mean (...) of values (..., K) over the keypoints (..., K) that a class has; all of them if `None`."""
+    return values.mean(axis=-1) if is_own is None else (values * is_own).sum(axis=-1) / is_own.sum(axis=-1)
+
+
 def pairwise_similarity(
     first: np.ndarray, second: np.ndarray, areas: np.ndarray, sigmas: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
@@ -66,7 +71,7 @@ def pairwise_similarity(
         first: (n, K, 2), x, y in pixels.
         second: (m, K, 2), x, y in pixels.
         areas: (n,), areas of the first poses in square pixels.
-        sigmas: (K,), fall-off of each keypoint.
+        sigmas: (K,) or, of the first poses, (n, K), fall-off of each keypoint.
         weights: (n, K), weights of the keypoints in the mean, equal by default.
 
     Returns:
