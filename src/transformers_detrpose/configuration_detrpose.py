@@ -8,7 +8,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-from .configuration_ecvit import ECViTConfig
+from .configuration_ecvit import ECViTConfig, is_ecvit
 from .keypoint_schemas import KeypointSchema
 
 # Stage plans of HGNetV2: stem channels, then per stage input, middle and output channels, blocks and layers.
@@ -580,7 +580,7 @@ def _backbone_config(backbone_config, feature_strides) -> PretrainedConfig:
 def _backbone_strides(backbone_config) -> list[int] | None:
     """Returns the strides of HGNetV2's or ECViT's feature maps; `None` for other backbones, which do not say."""
     names = backbone_config.out_features
-    if backbone_config.model_type == ECViTConfig.model_type:
+    if is_ecvit(backbone_config):
         return [{"stem": 16, "stage1": 8, "stage2": 16, "stage3": 32}[name] for name in names]
     if backbone_config.model_type != "hgnet_v2" or not all(re.fullmatch(r"stage[1-9]", name) for name in names):
         return None

@@ -133,3 +133,8 @@ _INTEGERS = (
     "num_averaged_layers",
 )
 _NUMBERS = ("rope_theta", "layer_norm_eps", "batch_norm_eps", "initializer_range")
+
+
+def is_ecvit(backbone_config: PretrainedConfig) -> bool:
+    """Returns whether a configuration is of ECViT; the class may be another copy, from code saved with a model."""
+    return backbone_config.model_type == ECViTConfig.model_type

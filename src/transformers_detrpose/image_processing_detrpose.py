@@ -22,7 +22,7 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
 )
 
-from .configuration_ecvit import IMAGE_MEAN, IMAGE_STD, ECViTConfig
+from .configuration_ecvit import IMAGE_MEAN, IMAGE_STD, is_ecvit
 from .images import convert_to_rgb, load_rgb_image, resize_with_pillow
 
 # For `trust_remote_code`, transformers 4 copies only files that this file itself imports.
@@ -116,7 +116,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             config: the `DETRPoseConfig` of the model.
             settings: settings to override.
         """
-        if config.backbone_config.model_type == ECViTConfig.model_type:
+        if is_ecvit(config.backbone_config):
             settings = {"do_normalize": True, "image_mean": IMAGE_MEAN, "image_std": IMAGE_STD, **settings}
         return cls(**{"keypoint_schema": config.keypoint_schema, **settings})
 
