@@ -5,6 +5,7 @@ import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers.image_utils import (
 )
 
 from .configuration_ecvit import IMAGE_MEAN, IMAGE_STD, is_ecvit
+from .field_checks import require_field
 from .images import convert_to_rgb, load_rgb_image, resize_with_pillow
 
 # For `trust_remote_code`, transformers 4 copies only files that this file itself imports.
@@ -122,10 +124,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
 
     def _check_settings(self):
         """Raises `ValueError` for the first invalid setting, for example of a preprocessor_config.json."""
-
-        def require(field: str, condition: bool, accepted: str):
-            if not condition:
-                raise ValueError(f"`{field}` must be {accepted}, but got {getattr(self, field)!r}.")
+        require = partial(require_field, self)
 
         def is_number(value: Any) -> bool:
             return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
