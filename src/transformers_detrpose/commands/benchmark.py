@@ -40,10 +40,9 @@ from ..deployment.benchmarking.report_page import format_page
 from ..deployment.benchmarking.reporting import format_report, plot, title, to_json
 from ..files import check_outputs, whole_file
 from ..images import load_rgb_image
-from ..loading import load_config, load_image_processor, load_model, model_files
+from ..loading import SAMPLE_PICTURE, load_config, load_image_processor, load_model, model_files
 from .command_line import CommandError, add_max_pixels, check_device, count, number, run_command
 
-PICTURE = Path(__file__).parents[1] / "demonstration_model" / "picture.jpg"
 BACKEND_OPTIONS = ("model", "backends", "runs", "pause", "images", "output")
 REPORT_OPTIONS = ("models", "time_limit")
 PRECISIONS = ("float32", "float16", "bfloat16")
@@ -172,7 +171,7 @@ def add_backend_arguments(group: argparse._ArgumentGroup):
     )
     group.add_argument("--runs", type=count, default=3, help="timed calls per round, after two warm-up calls")
     group.add_argument("--pause", type=number(0), default=0.2, help="seconds before each measurement")
-    group.add_argument("--images", type=Path, nargs="+", default=[PICTURE], metavar="FILE", help="image files")
+    group.add_argument("--images", type=Path, nargs="+", default=[SAMPLE_PICTURE], metavar="FILE", help="image files")
     group.add_argument("--output", type=Path, metavar="DIR", help="folder for benchmark.json and benchmark.png")
 
 

@@ -16,6 +16,8 @@ from ..evaluation.coco_results import coco_records
 from ..files import whole_file
 from ..video import smooth_tracks
 from ..video.poses import Poses
+from ..video_files.reading import Frame, Source, UnreadableVideo, Video, describe, is_live, open_video
+from ..video_files.writing import VideoWriter
 from .batches import batched
 from .following import Follower
 from .image_files import DECIMALS
@@ -24,8 +26,6 @@ from .paths import lines_path, tracks_path, written_path
 from .stages import Stages
 from .track_files import write_tracks
 from .video_drawing import VideoDrawer
-from .video_sources import Frame, Source, UnreadableVideo, Video, describe, is_live, open_video
-from .video_writer import VideoWriter
 
 # How many items wait between two stages. Each is a frame or a batch of frames, so that few keep memory small.
 DECODED_FRAMES, PREPARED_BATCHES, PREDICTED_FRAMES, DRAWN_FRAMES = 4, 1, 8, 2
