@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from ..pose_arrays import keypoint_similarity
 from .keypoint_metrics import KeypointMetric, Poses
 
 # Below the least OKS of average precision, to judge poses that are wrong but show somebody; Ronchi and Perona's value.
@@ -122,21 +123,6 @@ def match_poses(metric: KeypointMetric, predictions: Mapping[int, Poses]) -> Mat
         ideal_scores=ideal_scores,
         people=people,
     )
-
-
-def keypoint_similarity(errors: np.ndarray, areas: np.ndarray, sigmas) -> np.ndarray:
-    """Returns COCO's keypoint similarity, exp(-d² / (2 · area · (2σ)²)).
-
-    Args:
-        errors: (..., K, 2), dx, dy in pixels.
-        areas: (...), in square pixels.
-        sigmas: (K,), falloff of each keypoint.
-
-    Returns:
-        (..., K), from 0 to 1.
-    """
-    variances = np.asarray(areas)[..., None] * (2 * np.asarray(sigmas)) ** 2
-    return np.exp(-np.square(errors).sum(axis=-1) / (2 * variances))
 
 
 def matched_similarity(matches: MatchedPoses, sigmas) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,8 @@ from PIL import Image
 from ..configuration_detrpose import VARIANTS
 from ..conversion.published import published_folder
 from ..loading import DEMONSTRATION_MODEL, first_line, load_image_processor, load_pose_estimator
+from ..pose_arrays import Poses
 from ..video import remove_duplicates
-from ..video.poses import Poses
 from ..visualization import draw_poses
 
 logger = logging.getLogger(__name__)

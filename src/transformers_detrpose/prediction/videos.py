@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from ..evaluation.coco_results import coco_records
 from ..files import whole_file
+from ..pose_arrays import Poses
 from ..video import smooth_tracks
-from ..video.poses import Poses
 from ..video_files.reading import Frame, Source, UnreadableVideo, Video, describe, is_live, open_video
 from ..video_files.writing import VideoWriter
 from .batches import batched

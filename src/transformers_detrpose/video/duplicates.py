@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from ..keypoint_schemas import KeypointSchema
-from .poses import Poses, check_range, keypoint_array, pairwise_similarity, pose_areas, select, to_array
+from ..pose_arrays import Poses, keypoint_array, pairwise_similarity, pose_areas, select, to_array
+from .poses import check_range
 
 
 def remove_duplicates(

@@ -7,20 +7,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from ..keypoint_schemas import KeypointSchema
+from ..pose_arrays import Poses, keypoint_array, pairwise_similarity, pose_areas, squared_length, to_array
 from .duplicates import find_distinct
 from .motion import Motion
-from .poses import (
-    Poses,
-    check_range,
-    check_time,
-    deviation_array,
-    enlargement,
-    keypoint_array,
-    pairwise_similarity,
-    pose_areas,
-    squared_length,
-    to_array,
-)
+from .poses import check_range, check_time, deviation_array, enlargement
 
 UNTRACKED = -1
 ACCELERATION = 3.0  # see `Motion.predicted`
