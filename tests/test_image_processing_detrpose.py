@@ -681,10 +681,15 @@ def test_json_of_the_processor_is_json():
         ({"size": {"height": 64.5, "width": 64}}, "whole numbers of pixels"),
         ({"image_std": [1, 0, 1]}, "numbers above 0"),
         ({"image_mean": [0.5, math.nan, 0.5]}, "numbers, one for each channel"),
+        (
+            {"do_normalize": True, "image_std": 0.5, "image_mean": None},
+            "one or three numbers if `do_normalize` is True",
+        ),
+        ({"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 2}, "one or three numbers"),
     ],
 )
 def test_impossible_settings(setting, accepted, tmp_path):
-    (field,) = setting
+    field = list(setting)[-1]
     with pytest.raises(ValueError, match=f"`{field}` must be .*{accepted}.*, but got "):
         DETRPoseImageProcessor(**setting)
     DETRPoseImageProcessor().save_pretrained(tmp_path)

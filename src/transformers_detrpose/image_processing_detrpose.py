@@ -140,6 +140,8 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             values = getattr(self, field)
             values = values if isinstance(values, (list, tuple)) else [] if values is None else [values]
             require(field, all(map(is_number, values)), "numbers, one for each channel")
+            is_complete = len(values) in (1, 3) or not self.do_normalize
+            require(field, is_complete, "one or three numbers if `do_normalize` is True")
             require(field, field == "image_mean" or all(value > 0 for value in values), "numbers above 0")
 
     @property
