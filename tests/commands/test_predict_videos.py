@@ -344,8 +344,12 @@ class TestErrors:
             (["a.mp4"], ["--tracks-format", "mot"], "--tracks-format needs --track"),
             (["0"], ["--track", "--smooth", "offline"], "--smooth offline reads a file twice, but camera 0 is none"),
             (["rtsp://u:p@h/x"], ["--track", "--smooth", "offline"], "but stream rtsp://h/x is none: use online"),
-            (["http://host/a.jpg"], [], "is an image: by URL, only videos and streams are read"),
-            (["http://"], [], "http:// is not the URL of a video or stream"),
+            (
+                ["http://user:secret@host/a.jpg?token=secret#secret"],
+                [],
+                "error: http://host/a.jpg is an image: by URL, only videos and streams are read",
+            ),
+            (["http://?secret"], [], "error: http:// is not the URL of a video or stream"),
             (["0", "camera0.mp4"], [], "the result for camera0.mp4 would overwrite"),
         ],
     )
@@ -355,5 +359,5 @@ class TestErrors:
         assert command(*inputs, options=options) == 1
         printed = capsys.readouterr().err
         assert printed.count("\n") == 1 and printed.startswith("detrpose predict: error: ")
-        assert message in printed
+        assert message in printed and "secret" not in printed
         assert not out.exists()
