@@ -37,7 +37,16 @@ from ..image_processing_detrpose import DETRPoseImageProcessor
 from ..loading import load_config, load_image_processor, load_model
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 from ..pose_targets import keypoint_sigmas
-from .command_line import CommandError, add_max_pixels, check_device, count, load_images, run_command
+from .command_line import (
+    CommandError,
+    add_device,
+    add_max_pixels,
+    add_num_workers,
+    check_device,
+    count,
+    load_images,
+    run_command,
+)
 
 # What is printed of the result of `measure`.
 ROWS = {
@@ -145,11 +154,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="folder of other images, to measure on")
     parser.add_argument("--val-annotations", type=Path, metavar="FILE", help="their COCO-format JSON file")
     parser.add_argument("--batch-size", type=count, default=16, help="images per batch")
-    parser.add_argument("--num-workers", type=int, default=4, help="data-loading workers")
+    add_num_workers(parser)
     parser.add_argument("--max-images", type=count, help="use only the first images of each file")
     add_max_pixels(parser)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda, cuda:1 or mps")
+    add_device(parser)
     return parser.parse_args(argv)
 
 
