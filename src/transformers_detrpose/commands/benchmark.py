@@ -41,7 +41,7 @@ from ..deployment.benchmarking.reporting import format_report, plot, title, to_j
 from ..files import check_outputs, whole_file
 from ..images import load_rgb_image
 from ..loading import SAMPLE_PICTURE, load_config, load_image_processor, load_model, model_files
-from .command_line import CommandError, add_max_pixels, check_device, count, number, run_command
+from .command_line import CommandError, add_device, add_max_pixels, check_device, count, number, run_command
 
 BACKEND_OPTIONS = ("model", "backends", "runs", "pause", "images", "output")
 REPORT_OPTIONS = ("models", "time_limit")
@@ -142,8 +142,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Benchmarks a model, alone and from image files to poses, or reports on the machine.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda or cuda:1")
+    add_device(parser)
     parser.add_argument("--threads", type=count, help="CPU threads; PyTorch's default if not given")
     parser.add_argument("--size", type=count, help="height and width in pixels; the model's own if not given")
     text = "precisions; if not given, float32, and for a report on a GPU also float16"

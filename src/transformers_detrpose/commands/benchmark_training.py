@@ -24,7 +24,7 @@ from ..deployment.benchmarking.measuring import Timing, describe_machine, format
 from ..files import check_outputs, whole_file
 from ..loading import load_config, load_model, model_files
 from ..training.benchmarking import TrainingStep, make_batch, measure_loader, measure_steps
-from .command_line import CommandError, add_set, count, number, run_command
+from .command_line import CommandError, add_num_workers, add_set, count, number, run_command
 
 
 def loader_images_per_second(args: argparse.Namespace) -> float:
@@ -106,7 +106,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cpu", action="store_true", help="do not use the GPU")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of images, to measure the data loader")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO-format JSON file")
-    parser.add_argument("--num-workers", type=whole, default=4, help="processes that load images")
+    add_num_workers(parser)
     parser.add_argument("--seed", type=whole, default=0, help="random seed of weights, images and people")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the numbers to")
     args = parser.parse_args(argv)

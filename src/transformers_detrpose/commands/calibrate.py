@@ -20,23 +20,33 @@ from transformers.utils import logging as transformers_logging
 
 from ..configuration_detrpose import GAUSSIAN_RADII
 from ..data import CocoAnnotations, evaluation_dataloader, read_annotations
-from ..evaluation import evaluate_model
-from ..files import check_new_folder, whole_folder
-from ..image_processing_detrpose import DETRPoseImageProcessor
-from ..loading import load_config, load_image_processor, load_model
-from ..modeling_detrpose import DETRPoseForPoseEstimation
-from ..pose_targets import keypoint_sigmas
-from ..training.calibrating import (
-    MatchedPoses,
-    PoseMatcher,
+from ..evaluation import CocoKeypoints, evaluate_model
+from ..evaluation.calibrating import (
+    Observations,
     calibrated,
     calibrated_confidence,
     fit_calibration,
     fit_radii,
     measure,
+    observe,
     uncalibrated_confidence,
 )
-from .command_line import CommandError, add_max_pixels, check_device, count, load_images, run_command
+from ..evaluation.matching import match_poses
+from ..files import check_new_folder, whole_folder
+from ..image_processing_detrpose import DETRPoseImageProcessor
+from ..loading import load_config, load_image_processor, load_model
+from ..modeling_detrpose import DETRPoseForPoseEstimation
+from ..pose_targets import keypoint_sigmas
+from .command_line import (
+    CommandError,
+    add_device,
+    add_max_pixels,
+    add_num_workers,
+    check_device,
+    count,
+    load_images,
+    run_command,
+)
 
 # What is printed of the result of `measure`.
 ROWS = {
@@ -95,13 +105,12 @@ def match(
     annotations: CocoAnnotations,
     dataset,
     sigmas: torch.Tensor,
-) -> MatchedPoses:
+) -> Observations:
     """Predicts the poses in some images and matches them to the people."""
-    processor, matcher = unscaled_processor(arguments.model), PoseMatcher(annotations, sigmas)
+    processor = unscaled_processor(arguments.model)
+    metric = CocoKeypoints(annotations, model.config.keypoint_schema, max_poses=model.config.num_queries)
     loader = evaluation_dataloader(dataset, arguments.batch_size, processor, arguments.num_workers)
-    evaluate_model(model.fuse(), processor, loader, matcher)
-    # The loop runs in inference mode, whose tensors cannot be used for fitting; here, `gather` makes others.
-    return matcher.gather()
+    return observe(match_poses(metric, evaluate_model(model.fuse(), processor, loader, metric)), sigmas)
 
 
 def unscaled_processor(name: str) -> DETRPoseImageProcessor:
@@ -121,7 +130,7 @@ def save(arguments: argparse.Namespace, model: DETRPoseForPoseEstimation):
             (folder / path.name).write_bytes(path.read_bytes())
 
 
-def report(poses: MatchedPoses, fitted: dict[str, torch.Tensor], radii: list[float], sigmas: torch.Tensor):
+def report(poses: Observations, fitted: dict[str, torch.Tensor], radii: list[float], sigmas: torch.Tensor):
     """Prints how well the confidences agree with the annotations, before and after."""
     before = measure(poses, *uncalibrated_confidence(poses, sigmas), GAUSSIAN_RADII, sigmas)
     after = measure(poses, *calibrated_confidence(poses, fitted), radii, sigmas)
@@ -145,11 +154,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="folder of other images, to measure on")
     parser.add_argument("--val-annotations", type=Path, metavar="FILE", help="their COCO-format JSON file")
     parser.add_argument("--batch-size", type=count, default=16, help="images per batch")
-    parser.add_argument("--num-workers", type=int, default=4, help="data-loading workers")
+    add_num_workers(parser)
     parser.add_argument("--max-images", type=count, help="use only the first images of each file")
     add_max_pixels(parser)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda, cuda:1 or mps")
+    add_device(parser)
     return parser.parse_args(argv)
 
 

@@ -146,6 +146,17 @@ def add_max_pixels(parser: argparse.ArgumentParser):
     )
 
 
+def add_device(parser: argparse.ArgumentParser):
+    """Adds `--device`, by default a GPU if there is one; see `check_device`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda, cuda:1 or mps")
+
+
+def add_num_workers(parser: argparse._ActionsContainer, help: str = "processes that load images"):
+    """Adds `--num-workers`, the number of a data loader's processes."""
+    parser.add_argument("--num-workers", type=number(0, kind=int), default=4, help=help)
+
+
 def check_device(name: str) -> torch.device:
     """Returns a device, after checking that PyTorch can use it.
 

@@ -32,7 +32,7 @@ from ..data import CocoAnnotations, evaluation_dataloader, read_annotations
 from ..evaluation import METRICS, KeypointMetric, evaluate_model, write_coco_results
 from ..files import check_new_folder, check_outputs, whole_file
 from ..loading import load_image_processor, load_pose_estimator, model_files
-from .command_line import CommandError, add_max_pixels, count, load_images, run_command
+from .command_line import CommandError, add_max_pixels, add_num_workers, count, load_images, run_command
 
 
 def load_metric(arguments: argparse.Namespace, annotations: CocoAnnotations, config) -> KeypointMetric:
@@ -148,7 +148,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--report", type=Path, metavar="DIR", help="folder to create for a page about the errors, with pictures"
     )
     parser.add_argument("--batch-size", type=count, default=16, help="images per batch and process")
-    parser.add_argument("--num-workers", type=int, default=4, help="data-loading workers per process")
+    add_num_workers(parser, "processes that load images, for each that evaluates")
     add_max_pixels(parser)
     parser.add_argument("--max-images", type=count, help="evaluate only the first images of the file")
     parser.add_argument(

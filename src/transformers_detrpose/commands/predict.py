@@ -61,6 +61,7 @@ from ..prediction.videos import VideoOptions, predict_videos  # noqa: E402
 from ..video_files.reading import Source, describe  # noqa: E402
 from .command_line import (  # noqa: E402
     CommandError,
+    add_device,
     add_max_pixels,
     check_device,
     count,
@@ -206,8 +207,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         help="formats to export tracks in, besides the JSON lines",
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda, cuda:1 or mps")
+    add_device(parser)
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="precision of the model"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..evaluation import METRICS
 from ..training import FINE_TUNING, RECIPES
-from .command_line import add_max_pixels, add_set, count, number
+from .command_line import add_max_pixels, add_num_workers, add_set, count, number
 
 RESUME_HELP = """go on from the state in --output, with the same options; learning rates may change. On a CPU the result
     is exactly that of a training that never stopped; on a GPU, which sums some gradients in any order, nearly"""
@@ -71,7 +71,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_set(parser)
     parser.add_argument("--seed", type=whole, default=0, help="of weights, order, augmentation and noise")
-    parser.add_argument("--num-workers", type=whole, default=4, help="processes that load images, for each that trains")
+    add_num_workers(parser, "processes that load images, for each that trains")
     parser.add_argument("--eval-batch-size", type=count, default=16, help="images per process in evaluation")
     parser.add_argument("--eval-epochs", type=count, default=1, help="epochs between evaluations, and saved states")
     parser.add_argument("--gradient-accumulation-steps", type=count, default=1, help=ACCUMULATION_HELP)

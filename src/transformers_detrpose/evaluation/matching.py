@@ -101,6 +101,7 @@ def match_poses(metric: KeypointMetric, predictions: Mapping[int, Poses]) -> Mat
     with redirect_stdout(io.StringIO()):
         evaluator = metric.make_evaluator(predictions, library=(COCO, COCOeval))
         evaluator.params.iouThrs = np.array([MATCHING_OKS])
+        evaluator.params.maxDets = [metric.max_poses]
         evaluator.params.areaRng, evaluator.params.areaRngLbl = [ANY_AREA], ["all"]
         evaluator.evaluate()
     image_ids, fields = _concatenate(predictions, metric.keypoint_schema.num_keypoints)
@@ -133,10 +134,18 @@ def matched_similarity(matches: MatchedPoses, sigmas) -> tuple[np.ndarray, np.nd
     similarity = np.zeros(matches.keypoints.shape[:2])
     known = np.zeros(similarity.shape, dtype=bool)
     people, index = matches.people, matches.person[matches.is_matched]
-    errors = matches.keypoints[matches.is_matched] - people.keypoints[index]
+    errors = matched_errors(matches)[matches.is_matched]
     similarity[matches.is_matched] = keypoint_similarity(errors, people.areas[index], sigmas)
     known[matches.is_matched] = people.visibility[index] > 0
     return np.where(known, similarity, 0.0), known
+
+
+def matched_errors(matches: MatchedPoses) -> np.ndarray:
+    """Returns dx, dy (n, K, 2) in pixels from the labeled to the predicted keypoints; 0 for poses not matched."""
+    index = matches.person[matches.is_matched]
+    errors = np.zeros(matches.keypoints.shape)
+    errors[matches.is_matched] = matches.keypoints[matches.is_matched] - matches.people.keypoints[index]
+    return errors
 
 
 def pose_similarity(matches: MatchedPoses, sigmas) -> np.ndarray:
