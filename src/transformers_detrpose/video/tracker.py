@@ -133,7 +133,7 @@ class PoseTracker:
         self.motion = self.motion.predicted(elapsed, ACCELERATION)
 
         usable = np.isfinite(keypoints).all(axis=(1, 2)) & np.isfinite(scores)
-        noise = np.square(deviation_array(poses, keypoints)).mean(axis=-1)
+        noise = squared_length(deviation_array(poses, keypoints)) / 2
         match = np.full(len(keypoints), UNTRACKED)  # index of the track of each pose
         for chosen in (usable & (scores >= self.threshold), usable & (scores < self.threshold)):
             free = np.ones(len(self.ids), dtype=bool)
@@ -195,6 +195,8 @@ class PoseTracker:
             The indices of these poses; their tracks are the last ones.
         """
         chosen = np.flatnonzero(chosen)
+        if not len(chosen):
+            return chosen
         areas, sigmas = pose_areas(keypoints[chosen]), np.array(self.schema.sigmas)
         known = pairwise_similarity(keypoints[chosen], keypoints[tracked], areas, sigmas)
         known *= labels[chosen][:, None] == labels[tracked]
@@ -213,6 +215,8 @@ class PoseTracker:
 
     def _keep(self, mask: np.ndarray):
         """Drops the other tracks."""
+        if mask.all():
+            return
         self.motion = self.motion[mask]
         self.ids, self.serials, self.labels = self.ids[mask], self.serials[mask], self.labels[mask]
         self.seen, self.evidence = self.seen[mask], self.evidence[mask]
