@@ -99,6 +99,9 @@ def fuse(model: DETRPoseForPoseEstimation, target: str = "pytorch") -> FusedDETR
     projections of the same input into one, all in float32; modules that only training needs are removed. The copy has
     the model's dtype and device. Keep the model: the copy cannot be trained or saved.
 
+    Logits of ECPose-L with the random weights of its reference case, which amplify the rounding errors of float32, differ
+    by up to 1.3e-4, whether folded in float32 or float64; each of the two differs nearly as much from float64.
+
     Args:
         model: the trained model, which is not modified.
         target: runtime of the copy. "pytorch" is optimized for the device that the model is on now. The others are for
