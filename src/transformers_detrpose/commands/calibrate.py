@@ -19,7 +19,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from ..configuration_detrpose import GAUSSIAN_RADII
-from ..data import CocoAnnotations, evaluation_dataloader, read_annotations
+from ..data import CocoAnnotations, CocoPoseDataset, evaluation_dataloader, read_annotations
 from ..evaluation import evaluate_model
 from ..files import check_new_folder, whole_folder
 from ..image_processing_detrpose import DETRPoseImageProcessor
@@ -36,7 +36,17 @@ from ..training.calibrating import (
     measure,
     uncalibrated_confidence,
 )
-from .command_line import CommandError, add_max_pixels, check_device, count, load_images, run_command
+from .command_line import (
+    CommandError,
+    add_max_pixels,
+    add_schema,
+    add_split,
+    check_device,
+    count,
+    locate_images,
+    run_command,
+    schema_of_model,
+)
 
 # What is printed of the result of `measure`.
 ROWS = {
@@ -52,41 +62,44 @@ ROWS = {
 
 def calibrate(arguments: argparse.Namespace):
     """Calibrates the model, and prints how well."""
-    if (arguments.val_images is None) != (arguments.val_annotations is None):
+    if arguments.val_images and not arguments.val_annotations:
         raise CommandError("--val-images and --val-annotations must be given together")
     check_new_folder(arguments.output)
     device = check_device(arguments.device)
     if (Path(arguments.model) / "model.onnx").is_file():
         raise CommandError(f"--model {arguments.model} is an exported model: calibrate the model that it was made from")
     # Without an earlier calibration, which is replaced.
-    config = load_config(arguments.model, use_calibration=False, ellipse_radii=GAUSSIAN_RADII)
+    schema = schema_of_model(load_config(arguments.model), arguments.schema)
+    changes = {"keypoint_schema": schema.to_dict(), "use_calibration": False, "ellipse_radii": GAUSSIAN_RADII}
+    config = load_config(arguments.model, **changes)
     if not config.use_fdr_heads:
         raise CommandError(f"--model {arguments.model} has no FDR heads, and so no standard deviations to calibrate")
     model = load_model(arguments.model, config).eval().to(device)
-    sets = {"images": read(arguments, model, "images", "annotations")}
-    if arguments.val_images:
-        sets["val-images"] = read(arguments, model, "val_images", "val_annotations")
+    sets = {"annotations": read(arguments, model)}
+    if arguments.val_annotations:
+        sets["val-annotations"] = read(arguments, model, "val_")
 
     sigmas = keypoint_sigmas(config).double()
     poses = {name: match(arguments, model, *data, sigmas) for name, data in sets.items()}
-    fitted = fit_calibration(poses["images"], sigmas)
-    radii = fit_radii(poses["images"], fitted)
+    fitted = fit_calibration(poses["annotations"], sigmas)
+    radii = fit_radii(poses["annotations"], fitted)
     save(arguments, calibrated(model, fitted, radii))
     print(f"{arguments.output}: 50 % and 90 % ellipses have radii of {radii[0]:.2f} and {radii[1]:.2f} deviations")
     for name, part in poses.items():
-        print(f"{len(part.matched_logits)} people found in --{name}")
+        print(f"{len(part.matched_logits)} people found in the images of --{name}")
         report(part, fitted, radii, sigmas)
 
 
-def read(arguments: argparse.Namespace, model: DETRPoseForPoseEstimation, images: str, file: str) -> tuple:
-    """Returns annotations and their images, given by these two options."""
-    path, folder = getattr(arguments, file), getattr(arguments, images)
-    options = [f"--{name.replace('_', '-')}" for name in (images, file)]
-    annotations = read_annotations(path, model.config.keypoint_schema).first_images(arguments.max_images)
+def read(arguments: argparse.Namespace, model: DETRPoseForPoseEstimation, prefix: str = "") -> tuple:
+    """Returns annotations and their images, given by the options with this prefix."""
+    path, folder, split = (getattr(arguments, prefix + name) for name in ("annotations", "images", "split"))
+    option = "--" + prefix.replace("_", "-")
+    annotations = read_annotations(path, model.config.keypoint_schema, split).first_images(arguments.max_images)
     if not annotations.images or annotations.instances is None:
         missing = "images" if not annotations.images else "annotations"
-        raise CommandError(f"{options[1]} {path} has no {missing}")
-    return annotations, load_images(folder, annotations, options[0])
+        raise CommandError(f"{option}annotations {path} has no {missing}")
+    annotations = locate_images(folder, annotations, f"{option}images")
+    return annotations, CocoPoseDataset(None, annotations)
 
 
 def match(
@@ -139,11 +152,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     required = {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--model", **required, help="model folder or Hub id")
-    parser.add_argument("--images", type=Path, **required, metavar="DIR", help="folder of the images to fit to")
-    parser.add_argument("--annotations", type=Path, **required, metavar="FILE", help="their COCO-format JSON file")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images to fit to; not for YOLO")
+    parser.add_argument(
+        "--annotations", type=Path, **required, metavar="FILE", help="their COCO-format JSON file, or data.yaml of YOLO"
+    )
     parser.add_argument("--output", type=Path, **required, metavar="DIR", help="folder to write; must not exist")
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="folder of other images, to measure on")
-    parser.add_argument("--val-annotations", type=Path, metavar="FILE", help="their COCO-format JSON file")
+    parser.add_argument("--val-annotations", type=Path, metavar="FILE", help="their annotations, as --annotations")
+    add_split(parser, "val")
+    add_split(parser, "test", "--val-split", "--val-annotations")
+    add_schema(parser, "the model's, also in the calibrated model")
     parser.add_argument("--batch-size", type=count, default=16, help="images per batch")
     parser.add_argument("--num-workers", type=int, default=4, help="data-loading workers")
     parser.add_argument("--max-images", type=count, help="use only the first images of each file")

@@ -68,7 +68,7 @@ class CocoAnnotations:
         """
         if image_folder is None:
             if self.image_folder is None:
-                raise DataError(f"{self.source}: the folder of its images must be given, too.")
+                raise DataError(f"{self.source}: in COCO's format, the folder of the images must be given, too.")
             return self
         if self.image_folder is not None:
             raise DataError(
