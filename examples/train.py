@@ -48,6 +48,7 @@ from transformers_detrpose.data import (
 )
 from transformers_detrpose.data.augmentation import UNCHANGED, seed_for
 from transformers_detrpose.evaluation import METRICS, KeypointMetric, evaluate_model
+from transformers_detrpose.evaluation.keypoint_metrics import Poses
 from transformers_detrpose.files import check_new_folder
 from transformers_detrpose.loading import first_line, load_config, load_image_processor, load_model
 from transformers_detrpose.training import (
@@ -80,8 +81,8 @@ logger = logging.getLogger("transformers_detrpose.train")
 def get_annotations(args: argparse.Namespace) -> tuple[CocoAnnotations, CocoAnnotations]:
     """Returns the training and validation annotations."""
     schema = read_schema(args.schema)
-    train_annotations = read_annotations(args.train_annotations, schema, split="train")
-    val_annotations = read_annotations(args.val_annotations, schema, split="val")
+    train_annotations = read_annotations(args.train_annotations, schema, "train", args.share_keypoints)
+    val_annotations = read_annotations(args.val_annotations, schema, "val", args.share_keypoints)
     return train_annotations.located(args.train_images), val_annotations.located(args.val_images)
 
 
@@ -350,7 +351,7 @@ def evaluate_and_save(training: Training):
     model, processor, checkpoints = training.average.module.eval(), training.image_processor, training.checkpoints
     loader = training.watch.watched(loaded(training.val_loader), progress)
     poses = evaluate_model(model, processor, loader, training.metric, accelerator.is_main_process)
-    scores = on_first_process(accelerator, lambda: training.metric.score(poses))
+    scores = on_first_process(accelerator, lambda: score(training.metric, poses))
     progress.count_epoch()
     backbone_lr, *_, lr = training.scheduler.get_last_lr()
     rates = {"lr": lr, "backbone_lr": backbone_lr, "skipped_steps": progress.skipped}
@@ -365,6 +366,12 @@ def evaluate_and_save(training: Training):
         progress.best_ap = scores["AP"]
         checkpoints.save_weights("best", processor, origin, scores)
     checkpoints.save_state()
+
+
+def score(metric: KeypointMetric, poses: dict[int, Poses]) -> dict[str, float]:
+    """Returns the scores of the metric and, if there are several classes, the average precision of each."""
+    of_classes = {f"AP {name}": scores["AP"] for name, scores in metric.score_classes(poses).items()}
+    return {**metric.score(poses), **of_classes}
 
 
 def check_output(folder: Path):

@@ -270,8 +270,9 @@ class TestReadCocoCategories:
 
     def test_categories_of_the_same_name_with_different_keypoints(self, read):
         categories = [{"id": 0, "name": "cat", "keypoints": ["a"]}, {"id": 1, "name": "cat", "keypoints": ["b"]}]
-        with pytest.raises(ValueError, match="have different keypoints"):
-            read({"categories": categories})
+        schema, id2label = read({"categories": categories})
+        assert (schema.names, id2label) == (("a", "b"), {0: "cat", 1: "cat"})
+        assert [schema.of_class(label).indices for label in (0, 1)] == [(0,), (1,)]
 
     @pytest.mark.parametrize(
         "content, message",
@@ -292,11 +293,11 @@ class TestReadCocoCategories:
             (
                 {
                     "categories": [
-                        {"id": 1, "name": "dog", "keypoints": ["a"]},
-                        {"id": 2, "name": "cat", "keypoints": ["a", "b"]},
+                        {"id": 1, "name": "dog", "keypoints": ["l_ear"]},
+                        {"id": 2, "name": "cat", "keypoints": ["l_ear", "r_ear"]},
                     ]
                 },
-                r"categories \['cat', 'dog'\] have different keypoints",
+                r"classes \['dog', 'cat'\] cannot share keypoints of the same name, as .* partners for \['l_ear'\]",
             ),
             ("", "not a JSON file"),
             ("{'categories': []}", "not a JSON file"),

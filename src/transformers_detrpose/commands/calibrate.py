@@ -37,7 +37,6 @@ from ..image_processing_detrpose import DETRPoseImageProcessor
 from ..keypoint_schemas import KeypointSchema
 from ..loading import load_config, load_image_processor, load_model
 from ..modeling_detrpose import DETRPoseForPoseEstimation
-from ..pose_targets import keypoint_sigmas
 from .command_line import (
     CommandError,
     add_device,
@@ -83,7 +82,7 @@ def calibrate(arguments: argparse.Namespace):
     if arguments.val_annotations:
         sets["val-annotations"] = read(arguments, model, "val_")
 
-    sigmas = keypoint_sigmas(config).double()
+    sigmas = torch.tensor(config.keypoint_schema.sigmas).double()
     poses = {name: match(arguments, model, *data, sigmas) for name, data in sets.items()}
     fitted = fit_calibration(poses["annotations"], sigmas)
     radii = fit_radii(poses["annotations"], fitted)

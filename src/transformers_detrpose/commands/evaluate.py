@@ -13,7 +13,8 @@ and crowding, the errors in each keypoint and what they cost, and the worst imag
 
 Average precision and recall are averaged over OKS thresholds of 0.50 to 0.95, or are at 0.50 (AP50) or 0.75 (AP75). APM
 and APL are for people of 32² to 96² pixels and of more; AP_easy, AP_medium and AP_hard are for CrowdPose's images by
-crowd index. EXIF rotation is applied, and images must have the size given in the file.
+crowd index. If the file has several categories with keypoints, the first row is the mean over them, and each has a row
+of its own. EXIF rotation is applied, and images must have the size given in the file.
 """
 
 import argparse
@@ -65,12 +66,18 @@ def load_metric(
     return metric
 
 
-def format_table(scores: Mapping[str, float]) -> str:
-    """Returns a table of scores in percent; "-" without ground truth."""
-    columns = [(name, f"{100 * score:.1f}" if score >= 0 else "-") for name, score in scores.items()]
+def format_table(scores: Mapping[str, float], classes: Mapping[str, Mapping[str, float]] | None = None) -> str:
+    """Returns a table of scores in percent, and of those of each class, if there are any; "-" without ground truth."""
     widths = [max(len(name), 5) for name in scores]
-    rows = zip(*columns, strict=True)
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    rows = [list(scores)]
+    for found in (scores, *(classes or {}).values()):
+        rows.append([f"{100 * found[name]:.1f}" if found[name] >= 0 else "-" for name in scores])
+    lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    if classes:
+        titles = ["", "all", *classes]
+        width = max(map(len, titles))
+        lines = [f"{title.ljust(width)}  {line}" for title, line in zip(titles, lines, strict=True)]
+    return "\n".join(lines)
 
 
 def check_paths(arguments: argparse.Namespace):
@@ -130,15 +137,16 @@ def report(
 ):
     """Writes the requested files, and prints the table."""
     if arguments.results:
-        write_coco_results(arguments.results, predictions)
+        write_coco_results(arguments.results, predictions, metric.keypoint_schema)
         print(f"poses in {len(predictions)} images written to {arguments.results}")
     if metric.has_annotations:
-        scores = metric.score(predictions)
+        scores, classes = metric.score(predictions), metric.score_classes(predictions)
         print(f"{arguments.model} on {len(predictions)} images of {arguments.annotations}, in percent:")
-        print(format_table(scores))
+        print(format_table(scores, classes))
         if arguments.scores:
+            content = {**scores, "classes": classes} if classes else scores
             with whole_file(arguments.scores) as path:
-                path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+                path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if arguments.report:
         warnings.filterwarnings("ignore", message="OpenCV .* is not installed")
         from ..evaluation.report import write_report  # drawing takes long to import

@@ -69,6 +69,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=count, default=640, help="height and width of the images in pixels")
     parser.add_argument("--max-grad-norm", type=number(0), default=0.1, help="gradients are clipped to it; 0: never")
     parser.add_argument("--ema-decay", type=number(0, 1), default=0.9999, help="decay of the averaged weights per step")
+    parser.add_argument(
+        "--share-keypoints",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="take keypoints of the same name in categories with different keypoints for one",
+    )
     parser.add_argument("--no-augment", action="store_true", help="only resize the training images")
     parser.add_argument(
         "--unfreeze-backbone-norms", action="store_true", help="train the backbone's norms, as random weights need"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..instances import LARGEST_COORDINATE, DataError, Instances, Problems, is_id, parse_instances
-from ..keypoint_schemas import KeypointSchema
+from ..keypoint_schemas import KeypointSchema, unite_schemas
 from .schema_files import completed_schema
 from .tool_exports import find_file_names, tidy_annotations, tidy_categories, tidy_images
 from .yolo_files import YOLO_SUFFIXES, read_yolo, read_yolo_file
@@ -101,6 +101,7 @@ def read_annotations(
     annotations: str | os.PathLike | Mapping[str, Any] | CocoAnnotations,
     schema: KeypointSchema | Mapping[str, Any] | str | None = None,
     split: str = "val",
+    share_keypoints: bool = True,
 ) -> CocoAnnotations:
     """Reads and validates annotations in COCO's format, or the `data.yaml` of a YOLO pose dataset (see `read_yolo`).
 
@@ -112,11 +113,16 @@ def read_annotations(
     see `Instances.completed` for their substitutes. What annotation tools write otherwise is read as well, and noted in
     the log; see `tool_exports`.
 
+    Categories may have different keypoints. The schema is then their union, and an annotation holds the keypoints of
+    its category.
+
     Args:
         annotations: a path, the content of a COCO file, or a result of this function, which is not validated again.
         schema: the keypoints of the model, or a known name; read from `categories` if not given. A dictionary with some
             fields of a schema, such as a result of `read_schema`, takes the others from `categories`.
         split: images to read of a YOLO dataset: "train", "val" or "test".
+        share_keypoints: whether keypoints of the same name in several categories are one keypoint, if the schema is
+            read from `categories`; see `unite_schemas`.
 
     Raises:
         OSError: if the file cannot be opened.
@@ -127,11 +133,11 @@ def read_annotations(
         return _with_schema(annotations, schema)
     if _is_yolo(annotations):
         yolo = read_yolo(annotations, split)
-        result = _read_content(yolo.content, yolo.source, schema)
+        result = _read_content(yolo.content, yolo.source, schema, share_keypoints)
         if result.instances is not None:
             result.instances.names[:] = yolo.names
         return replace(result, image_folder=yolo.folder, has_image_sizes=True)
-    return _read_content(*_load(annotations), schema)
+    return _read_content(*_load(annotations), schema, share_keypoints)
 
 
 def _is_yolo(annotations: Any) -> bool:
@@ -145,44 +151,50 @@ def _with_schema(annotations: CocoAnnotations, schema) -> CocoAnnotations:
     is_partial = isinstance(schema, Mapping)
     schema = completed_schema(schema, annotations.schema) if is_partial else KeypointSchema.of(schema)
     _check_order(annotations.source, "the file", annotations.schema, schema)
+    _check_classes(annotations, schema)
     return replace(annotations, schema=schema)
 
 
-def _read_content(content: Any, source: str, schema) -> CocoAnnotations:
+def _read_content(content: Any, source: str, schema, share_keypoints: bool) -> CocoAnnotations:
     """Reads the content of a COCO file."""
     images = tidy_images(_entries(content, "images", source), source)
     categories = tidy_categories(_entries(content, "categories", source), source)
     people = _entries(content, "annotations", source) if "annotations" in content else None
     if isinstance(schema, Mapping):
-        schema = _completed(schema, categories, source)
-    names, schema = _read_categories(categories, None if schema is None else KeypointSchema.of(schema), source)
+        schema = _completed(schema, categories, source, share_keypoints)
+    schema = None if schema is None else KeypointSchema.of(schema)
+    names, schema = _read_categories(categories, schema, source, share_keypoints)
     problems = Problems(source)
     index_of = _index_images(images, problems)
     instances = None
     if people is not None:
         people = tidy_annotations(people, categories, schema.num_keypoints, source)
         others = {category["id"] for category in categories} - set(names)
-        instances = _read_instances(people, index_of, set(names), others, schema.num_keypoints, problems)
+        instances = _read_instances(people, index_of, set(names), others, schema, problems)
     problems.raise_any()
     return CocoAnnotations(source, schema, names, images, instances)
 
 
-def _completed(given: Mapping[str, Any], categories: Sequence[Mapping[str, Any]], source: str) -> KeypointSchema:
+def _completed(
+    given: Mapping[str, Any], categories: Sequence[Mapping[str, Any]], source: str, share_keypoints: bool
+) -> KeypointSchema:
     """Returns a schema of the given fields and, for others, of those in `categories`."""
     has_keypoints = any(category.get("keypoints") for category in categories)
-    own = _read_categories(categories, None, source)[1] if has_keypoints else None
+    own = _read_categories(categories, None, source, share_keypoints)[1] if has_keypoints else None
     try:
         return completed_schema(given, own)
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
 
 
-def read_coco_categories(annotation_file: str | os.PathLike) -> tuple[KeypointSchema, dict[int, str]]:
+def read_coco_categories(
+    annotation_file: str | os.PathLike, share_keypoints: bool = True
+) -> tuple[KeypointSchema, dict[int, str]]:
     """Reads the schema and the category names from the `categories` of a COCO keypoint file.
 
     Args:
-        annotation_file: a COCO-format JSON file, or the `data.yaml` of a YOLO dataset; every category in it must have
-            the same keypoints.
+        annotation_file: a COCO-format JSON file, or the `data.yaml` of a YOLO dataset.
+        share_keypoints: see `read_annotations`.
 
     Returns:
         The schema, and `id2label`, which maps each category id of the file, and every smaller id that the file does not
@@ -190,14 +202,14 @@ def read_coco_categories(annotation_file: str | os.PathLike) -> tuple[KeypointSc
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if the file is not a COCO file, has no categories with keypoints, or their keypoints differ.
+        ValueError: if the file is not a COCO file, or has no categories with keypoints.
     """
     if _is_yolo(annotation_file):
         content, source = {"categories": read_yolo_file(annotation_file).categories}, os.fspath(annotation_file)
     else:
         content, source = _load(annotation_file)
     categories = tidy_categories(_entries(content, "categories", source), source)
-    names, schema = _read_categories(categories, None, source)
+    names, schema = _read_categories(categories, None, source, share_keypoints)
     return schema, CocoAnnotations(source, schema, names, [], None).id2label
 
 
@@ -223,30 +235,37 @@ def _entries(content: Any, key: str, source: str) -> Sequence[Mapping[str, Any]]
 
 
 def _read_categories(
-    categories: Sequence[Mapping[str, Any]], schema: KeypointSchema | None, source: str
+    categories: Sequence[Mapping[str, Any]], schema: KeypointSchema | None, source: str, share_keypoints: bool
 ) -> tuple[dict[int, str], KeypointSchema]:
     """Returns the names of the categories with keypoints (of all, if none lists its keypoints), and the schema."""
     _check_categories(categories, source)
     posed = [category for category in categories if category.get("keypoints")]
-    names = {category["id"]: category["name"] for category in posed or categories}
+    known = None if schema is None else schema.classes
+    others = [category for category in categories if known is None or category["id"] in known]
+    names = {category["id"]: category["name"] for category in posed or others}
     try:
         found = {category["id"]: KeypointSchema.from_coco_category(category) for category in posed}
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source}: {error}") from error
     if schema is not None:
         for category_id, own in found.items():
-            _check_order(source, f"category {names[category_id]!r}", own, schema)
+            what = f"category {names[category_id]!r}"
+            if known is not None and category_id not in known:
+                raise DataError(
+                    f"{source}: {what} has the id {category_id}, but `schema` has the classes {list(known)}."
+                )
+            _check_order(source, what, own, schema.of_class(category_id).schema)
         return names, schema
     if not found:
         raise DataError(
             f"{source}: no entry of `categories` has `keypoints`: add their names, or give a schema that has them."
         )
-    if len({own.names for own in found.values()}) > 1:
-        raise DataError(
-            f"{source}: categories {reprlib.repr(sorted(names.values()))} have different keypoints; one model predicts "
-            "one skeleton, so use one file per skeleton."
-        )
-    return names, _with_all_edges(list(found.values()), source)
+    if len({own.names for own in found.values()}) == 1:
+        return names, _with_all_edges(list(found.values()), source)
+    try:
+        return names, unite_schemas(found, names, share_keypoints)
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
 
 
 def _with_all_edges(schemas: Sequence[KeypointSchema], source: str) -> KeypointSchema:
@@ -276,6 +295,19 @@ def _check_categories(categories: Sequence[Mapping[str, Any]], source: str):
         if not isinstance(category.get("name"), str) or not category["name"]:
             problems.add(where, "`name`", "a text", category.get("name"))
     problems.raise_any()
+
+
+def _check_classes(annotations: CocoAnnotations, schema: KeypointSchema):
+    """Raises `DataError` if classes have other keypoints in a schema than in annotations that were read without it."""
+    if annotations.instances is None:
+        return
+    for label in annotations.categories:
+        found, wanted = (each.of_class(label).indices for each in (annotations.schema, schema))
+        if found != wanted:
+            raise DataError(
+                f"{annotations.source}: category {annotations.categories[label]!r} was read with the keypoints {found} "
+                f"of the file, but has {wanted} in `schema`: read the file with this schema."
+            )
 
 
 def _check_order(source: str, what: str, found: KeypointSchema, schema: KeypointSchema):
@@ -334,7 +366,7 @@ def _read_instances(
     index_of: dict[int, int],
     categories: set[int],
     others: set[int],
-    num_keypoints: int,
+    schema: KeypointSchema,
     problems: Problems,
 ) -> Instances:
     """Reads the annotations of the given categories, and leaves out those of others."""
@@ -354,7 +386,7 @@ def _read_instances(
             kept.append(annotation)
             names.append(name)
             image_index.append(index_of[image_id])
-    return parse_instances(kept, names, num_keypoints, problems, categories, image_index)
+    return parse_instances(kept, names, schema.num_keypoints, problems, categories, image_index, schema.classes)
 
 
 def _is_left_out(annotation: Mapping[str, Any], categories: set[int]) -> bool:

@@ -220,7 +220,7 @@ class HubPoseDataset(PoseDataset):
             id2label=id2label,
             image_ids=ids if are_usable else list(range(len(rows))),
             sizes_hw=[_size_hw(row) for row in rows],
-            instances=_read_rows([row[people_column] for row in rows], schema.num_keypoints, set(id2label)),
+            instances=_read_rows([row[people_column] for row in rows], schema, set(id2label)),
             transform=transform,
             only_with_people=only_with_people,
         )
@@ -245,7 +245,7 @@ def _size_hw(image: Mapping[str, Any]) -> tuple[int, int] | None:
     return (int(height), int(width)) if height and width else None
 
 
-def _read_rows(rows: list, num_keypoints: int, categories: set[int]) -> Instances:
+def _read_rows(rows: list, schema: KeypointSchema, categories: set[int]) -> Instances:
     """Reads the column of people, or raises `DataError`."""
     people, names, image_index = [], [], []
     for index, row in enumerate(rows):
@@ -254,7 +254,7 @@ def _read_rows(rows: list, num_keypoints: int, categories: set[int]) -> Instance
             names.append(f"person {person.get('id', number)} of row {index}")
             image_index.append(index)
     problems = Problems("dataset")
-    instances = parse_instances(people, names, num_keypoints, problems, categories, image_index)
+    instances = parse_instances(people, names, schema.num_keypoints, problems, categories, image_index, schema.classes)
     problems.raise_any()
     return instances
 
