@@ -82,7 +82,7 @@ def get_annotations(args: argparse.Namespace) -> tuple[CocoAnnotations, CocoAnno
     """Returns the training and validation annotations."""
     schema = read_schema(args.schema)
     train_annotations = read_annotations(args.train_annotations, schema, "train", args.share_keypoints)
-    val_annotations = read_annotations(args.val_annotations, schema, "val", args.share_keypoints)
+    val_annotations = read_annotations(args.val_annotations, train_annotations.schema, "val")
     return train_annotations.located(args.train_images), val_annotations.located(args.val_images)
 
 

@@ -82,15 +82,14 @@ def calibrate(arguments: argparse.Namespace):
     if arguments.val_annotations:
         sets["val-annotations"] = read(arguments, model, "val_")
 
-    sigmas = torch.tensor(config.keypoint_schema.sigmas).double()
-    poses = {name: match(arguments, model, *data, sigmas) for name, data in sets.items()}
-    fitted = fit_calibration(poses["annotations"], sigmas)
+    poses = {name: match(arguments, model, *data) for name, data in sets.items()}
+    fitted = fit_calibration(poses["annotations"])
     radii = fit_radii(poses["annotations"], fitted)
     save(arguments, calibrated(model, fitted, radii))
     print(f"{arguments.output}: 50 % and 90 % ellipses have radii of {radii[0]:.2f} and {radii[1]:.2f} deviations")
     for name, part in poses.items():
         print(f"{len(part.matched_logits)} people found in the images of --{name}")
-        report(part, fitted, radii, sigmas)
+        report(part, fitted, radii)
 
 
 def read(arguments: argparse.Namespace, model: DETRPoseForPoseEstimation, prefix: str = "") -> tuple:
@@ -109,14 +108,14 @@ def match(
     arguments: argparse.Namespace,
     model: DETRPoseForPoseEstimation,
     annotations: CocoAnnotations,
-    dataset,
-    sigmas: torch.Tensor,
+    dataset: CocoPoseDataset,
 ) -> Observations:
     """Predicts the poses in some images and matches them to the people."""
-    processor = unscaled_processor(arguments.model, model.config.keypoint_schema)
-    metric = CocoKeypoints(annotations, model.config.keypoint_schema, max_poses=model.config.num_queries)
+    schema = model.config.keypoint_schema
+    processor = unscaled_processor(arguments.model, schema)
+    metric = CocoKeypoints(annotations, schema, max_poses=model.config.num_queries)
     loader = evaluation_dataloader(dataset, arguments.batch_size, processor, arguments.num_workers)
-    return observe(match_poses(metric, evaluate_model(model.fuse(), processor, loader, metric)), sigmas)
+    return observe(match_poses(metric, evaluate_model(model.fuse(), processor, loader, metric)), schema)
 
 
 def unscaled_processor(name: str, schema: KeypointSchema) -> DETRPoseImageProcessor:
@@ -137,10 +136,10 @@ def save(arguments: argparse.Namespace, model: DETRPoseForPoseEstimation):
             (folder / path.name).write_bytes(path.read_bytes())
 
 
-def report(poses: Observations, fitted: dict[str, torch.Tensor], radii: list[float], sigmas: torch.Tensor):
+def report(poses: Observations, fitted: dict[str, torch.Tensor], radii: list[float]):
     """Prints how well the confidences agree with the annotations, before and after."""
-    before = measure(poses, *uncalibrated_confidence(poses, sigmas), GAUSSIAN_RADII, sigmas)
-    after = measure(poses, *calibrated_confidence(poses, fitted), radii, sigmas)
+    before = measure(poses, *uncalibrated_confidence(poses), GAUSSIAN_RADII)
+    after = measure(poses, *calibrated_confidence(poses, fitted), radii)
     print(f"{'':36}  before   after")
     for name, text in ROWS.items():
         print(f"{text:36}  {before[name]:6.3f}  {after[name]:6.3f}")
