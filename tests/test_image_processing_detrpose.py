@@ -779,14 +779,14 @@ def test_poses_of_classes_one_by_one():
     together = processor.post_process_keypoint_detection(outputs, 0.01, [(80, 60), (300, 200)])
     lengths = {1: 17, 2: 6, 4: 1}
     assert {pose["label"].item() for pose in found[0] + found[1]} == set(lengths)
+    dogs = [pose for pose in found[0] + found[1] if pose["label"] == three_kinds.DOG]
+    assert supervision.KeyPoints.from_transformers(dogs).xy.shape == (len(dogs), 6, 2)
     for poses, image in zip(found, together, strict=True):
         for pose, keypoints, scores in zip(poses, image["keypoints"], image["keypoint_scores"], strict=True):
             own = three_kinds.SCHEMA.of_class(pose["label"].item()).indices
             assert pose["labels"].tolist() == list(own) and len(own) == lengths[pose["label"].item()]
             assert torch.equal(pose["keypoints"], keypoints[list(own)])
             assert torch.equal(pose["scores"], scores[list(own)]) and pose["keypoint_std"].shape == (len(own), 2)
-        dogs = [pose for pose in poses if pose["label"] == three_kinds.DOG]
-        assert supervision.KeyPoints.from_transformers(dogs).xy.shape == (len(dogs), 6, 2)
 
 
 def test_annotations_of_classes():

@@ -417,7 +417,7 @@ class TestInterface:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"annotations": [person(TRIANGLE[:2], id=7)]}, r"annotation 7 of image 1.*9 finite numbers.*\(6 values"),
+            ({"annotations": [person(TRIANGLE[:1], id=7)]}, r"annotation 7 of image 1.*9 finite numbers.*\(3 values"),
             ({"annotations": [person(TRIANGLE, bbox=[1, 2, 3], id=7)]}, "annotation 7 of image 1: `bbox`.*3 values"),
             ({"images": [{"file_name": "1.png"}]}, "image number 0: `id` must be an integer, but got None"),
             (
@@ -525,7 +525,5 @@ class TestDifferentKeypoints:
         content["categories"] = [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}]
         metric = CocoKeypoints(content, SCHEMA)
         compute(metric, poses(TRIANGLE))
-        assert {name: scores["AP"] for name, scores in metric.score_classes(metric.gather()).items()} == {
-            "cat 1": 1,
-            "cat 2": -1,
-        }
+        scores = {name: scores["AP"] for name, scores in metric.score_classes(metric.gather()).items()}
+        assert scores == pytest.approx({"cat 1": 1, "cat 2": -1})

@@ -210,7 +210,7 @@ def test_fewer_identity_switches_than_bytetrack_in_crossings():
 
 def test_only_keypoints_of_the_class_are_compared():
     """The ankles of legless people are anywhere, and their tracks go on; with all keypoints they would end."""
-    legless = KeypointSchema(names=COCO_PERSON.names[:11], sigmas=COCO_PERSON.sigmas[:11])
+    legless = KeypointSchema(COCO_PERSON.names[:11], (), COCO_PERSON.flip_pairs[:5], COCO_PERSON.sigmas[:11])
     schema = unite_schemas({0: COCO_PERSON, 1: legless}, {0: "person", 1: "legless"})
     rng = np.random.default_rng(0)
 
