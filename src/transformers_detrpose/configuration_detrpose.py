@@ -179,7 +179,8 @@ class DETRPoseConfig(PretrainedConfig):
             Freeze the statistics and affine parameters of the backbone's batch norms. Training from random weights
             requires `False`.
         keypoint_schema (`KeypointSchema`, `dict` or `str`, *optional*):
-            The skeleton, or the name of a known one ("coco", "crowdpose"); COCO's if not given.
+            The skeleton, or the name of a known one ("coco", "crowdpose"); COCO's if not given. Its `classes` say which
+            keypoints each class has, if they differ.
         id2label (`dict[int, str]`, *optional*):
             Names of the labels; `{0: "N/A", 1: "person"}` if neither it nor `num_labels` is given.
         feature_strides (`list[int]`, defaults to `[8, 16, 32]`):
@@ -491,6 +492,8 @@ class DETRPoseConfig(PretrainedConfig):
             require(field, getattr(self, field) in choices, " or ".join(map(repr, choices)))
         labels = sorted(self.id2label)
         require("id2label", labels == list(range(len(labels))) and labels, "names of the labels 0, 1, 2, ... in a row")
+        unknown = [label for label in self.keypoint_schema.classes or () if label not in labels]
+        require("id2label", not unknown, f"the names of all classes of `keypoint_schema`, also of {unknown}")
         enough_rows = self.num_denoising_labels + 1 >= len(labels)
         require("num_denoising_labels", enough_rows, f"at least the number of labels ({len(labels)}) minus one")
         num_channels = len(getattr(self.backbone_config, "out_features", None) or strides)

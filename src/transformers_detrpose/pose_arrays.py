@@ -55,13 +55,18 @@ def squared_length(offsets: np.ndarray) -> np.ndarray:
     return np.square(offsets[..., 0]) + np.square(offsets[..., 1])
 
 
+def own_mean(values: np.ndarray, is_own: np.ndarray | None) -> np.ndarray:
+    """Returns the mean (...) of values (..., K) over the keypoints (..., K) that a class has; all of them if `None`."""
+    return values.mean(axis=-1) if is_own is None else (values * is_own).sum(axis=-1) / is_own.sum(axis=-1)
+
+
 def keypoint_similarity(errors: np.ndarray, areas: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:
     """Returns COCO's keypoint similarity, exp(-d² / (2 · area · (2σ)²)).
 
     Args:
         errors: (..., K, 2), dx, dy in pixels.
         areas: (...), in square pixels.
-        sigmas: (K,), fall-off of each keypoint.
+        sigmas: (K,) or (..., K), fall-off of each keypoint.
 
     Returns:
         (..., K), from 0 to 1.
@@ -79,13 +84,13 @@ def pairwise_similarity(
         first: (n, K, 2), x, y in pixels.
         second: (m, K, 2), x, y in pixels.
         areas: (n,), areas of the first poses in square pixels.
-        sigmas: (K,), fall-off of each keypoint.
+        sigmas: (K,) or, of the first poses, (n, K), fall-off of each keypoint.
         weights: (n, K), weights of the keypoints in the mean, equal by default.
 
     Returns:
         (n, m), from 0 to 1.
     """
-    similarity = keypoint_similarity(first[:, None] - second[None], areas[:, None], sigmas)
+    similarity = keypoint_similarity(first[:, None] - second[None], areas[:, None], np.asarray(sigmas)[..., None, :])
     if weights is None:
         return similarity.mean(axis=-1)
     return (similarity * weights[:, None]).sum(axis=-1) / np.maximum(weights.sum(axis=-1), 1e-9)[:, None]

@@ -19,7 +19,7 @@ from transformers_detrpose.evaluation.calibrating import (
     uncalibrated_confidence,
 )
 from transformers_detrpose.evaluation.matching import match_poses
-from transformers_detrpose.keypoint_schemas import KeypointSchema
+from transformers_detrpose.keypoint_schemas import KeypointSchema, unite_schemas
 
 SIGMAS = torch.tensor([0.03, 0.05, 0.1, 0.05], dtype=torch.float64)
 BOX = torch.tensor([0.0, 0.0, 100.0, 200.0], dtype=torch.float64)
@@ -54,12 +54,14 @@ def draw_poses(count, seed, outliers=0.0):
         errors=errors,
         similarities=similarities,
         is_labelled=is_labelled,
+        sigmas=SIGMAS.expand(count, 4),
+        is_own=torch.ones(count, 4, dtype=bool),
     )
 
 
 @pytest.fixture(scope="module")
 def fitted():
-    return fit_calibration(draw_poses(4000, seed=0), SIGMAS)
+    return fit_calibration(draw_poses(4000, seed=0))
 
 
 class TestFit:
@@ -84,9 +86,9 @@ class TestFit:
     def test_other_poses(self, outliers):
         """Also if errors are not Gaussian: a tenth of them ten times as large."""
         poses = draw_poses(4000, seed=1, outliers=outliers)
-        fitted = fit_calibration(poses, SIGMAS)
+        fitted = fit_calibration(poses)
         others = draw_poses(4000, seed=2, outliers=outliers)
-        result = measure(others, *calibrated_confidence(others, fitted), fit_radii(poses, fitted), SIGMAS)
+        result = measure(others, *calibrated_confidence(others, fitted), fit_radii(poses, fitted))
         assert result["keypoint_error"] < 0.05 and result["pose_error"] < 0.05
         assert result["coverage_50"] == pytest.approx(0.5, abs=0.05)
         assert result["coverage_90"] == pytest.approx(0.9, abs=0.05)
@@ -94,7 +96,7 @@ class TestFit:
 
     def test_too_few_poses(self):
         with pytest.raises(ValueError, match="only 20 poses match a person, but a calibration needs 50"):
-            fit_calibration(draw_poses(20, seed=0), SIGMAS)
+            fit_calibration(draw_poses(20, seed=0))
 
 
 def test_measures_without_calibration():
@@ -109,7 +111,7 @@ def test_measures_without_calibration():
         similarities=torch.ones(100, 4),
         is_labelled=torch.ones(100, 4, dtype=bool),
     )
-    result = measure(poses, *uncalibrated_confidence(poses, SIGMAS), (1.0, 2.0), SIGMAS)
+    result = measure(poses, *uncalibrated_confidence(poses), (1.0, 2.0))
     assert result["pose_error"] == pytest.approx(0.25)
     assert result["mean_score"] == pytest.approx(0.5, abs=1e-3)
     assert result["keypoint_error"] == pytest.approx(0.5, abs=1e-3)
@@ -138,7 +140,7 @@ class TestObserve:
             "keypoint_std": torch.ones(len(poses), 3, 2),
         }
         metric.update([7], [predictions])
-        return observe(match_poses(metric, metric.gather()), torch.full((3,), 0.1, dtype=torch.float64))
+        return observe(match_poses(metric, metric.gather()), schema)
 
     def test_matches(self):
         in_crowd = ((320.0, 320), (350, 390), (330, 330))
@@ -170,6 +172,28 @@ class TestObserve:
     def test_more_poses_than_the_metric_scores(self):
         matched = self.observe([self.moved(0)], [self.shifted(200)] * 24 + [self.shifted(1)], [1] * 25)
         assert len(matched.logits) == 25 and len(matched.matched_logits) == 1
+
+    def test_classes_have_keypoints_and_sigmas_of_their_own(self):
+        ape = {**self.PERSON, "category_id": 0, "keypoints": [20, 20, 2, 40, 60, 2], "bbox": [10, 10, 40, 60]}
+        schemas = {0: KeypointSchema(("c", "a"), sigmas=(0.3, 0.2)), 1: KeypointSchema(("a", "b"), sigmas=(0.1, 0.4))}
+        schema = unite_schemas(schemas, {0: "ape", 1: "person"})
+        categories = [{"id": label, "name": str(label), **own.to_coco()} for label, own in schemas.items()]
+        content = {"images": [{"id": 7}], "categories": categories, "annotations": [ape]}
+        metric = CocoKeypoints(content, schema)
+        pose = dict.fromkeys(schema.names, (500.0, 500.0)) | {"c": (21.0, 20.0), "a": (40.0, 60.0)}
+        predictions = {
+            "scores": torch.tensor([0.9]),
+            "labels": torch.tensor([0]),
+            "keypoints": torch.tensor([list(pose.values())]),
+            "keypoint_std": torch.ones(1, 3, 2),
+        }
+        metric.update([7], [predictions])
+        observed = observe(match_poses(metric, metric.gather()), schema)
+        own = [schema.names.index(name) for name in ("c", "a")]
+        assert observed.is_own.sum() == 2 and observed.is_own[0, own].all()
+        assert observed.sigmas[0, own].tolist() == [0.3, 0.2]
+        assert observed.boxes.tolist() == [[21, 20, 40, 60]]
+        assert observed.similarities[0, own].tolist() == pytest.approx([math.exp(-1 / (2 * 1000 * 0.6**2)), 1])
 
     def moved(self, x, **fields):
         return self.PERSON | {"keypoints": [10 + x, 10, 2, 30 + x, 60, 1, 0, 0, 0], **fields}

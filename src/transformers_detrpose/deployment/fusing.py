@@ -99,8 +99,8 @@ def fuse(model: DETRPoseForPoseEstimation, target: str = "pytorch") -> FusedDETR
     projections of the same input into one, all in float32; modules that only training needs are removed. The copy has
     the model's dtype and device. Keep the model: the copy cannot be trained or saved.
 
-    Logits of ECPose-L with the random weights of its reference case, which amplify the rounding errors of float32, differ
-    by up to 1.3e-4, whether folded in float32 or float64; each of the two differs nearly as much from float64.
+    Weights can amplify the rounding errors of float32: with the random ones of its reference case, logits of ECPose-L
+    differ by up to 1.3e-4, no less if folded in float64; either model differs nearly as much from itself in float64.
 
     Args:
         model: the trained model, which is not modified.

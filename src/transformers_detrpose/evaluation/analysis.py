@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
+from ..pose_arrays import own_mean
 from .keypoint_errors import INVERSION, JITTER, MISS, NAMES, SWAP, classify_keypoints, correct_keypoints, replace_field
 from .keypoint_metrics import UNDEFINED, KeypointMetric, Poses
 from .matching import MatchedPoses, match_poses, matched_errors, matched_similarity, pose_similarity
@@ -104,7 +105,7 @@ def analyze(metric: KeypointMetric, predictions: Mapping[int, Poses], progress: 
     """
     scores = metric.score(predictions)
     matches = match_poses(metric, predictions)
-    sigmas = metric.keypoint_schema.sigmas
+    sigmas, is_own = metric.keypoint_schema.by_label(matches.labels)
     kinds = classify_keypoints(matches, metric.keypoint_schema)
     curves = precision_recall(metric, predictions)
     groups = {
@@ -119,7 +120,7 @@ def analyze(metric: KeypointMetric, predictions: Mapping[int, Poses], progress: 
     has_scores = matches.keypoint_scores is not None
     return Analysis(
         scores=scores,
-        rescored=metric.score(rescore(matches.keypoint_scores.mean(axis=1))) if has_scores else None,
+        rescored=metric.score(rescore(own_mean(matches.keypoint_scores, is_own))) if has_scores else None,
         ideal=metric.score(rescore(matches.ideal_scores)),
         pose_reliability=reliability(matches.scores[is_judged], pose_similarity(matches, sigmas)[is_judged]),
         keypoint_reliability=reliability(matches.keypoint_scores[known], similarity[known]) if has_scores else None,

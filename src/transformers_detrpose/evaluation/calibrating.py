@@ -11,6 +11,7 @@ from torch import Tensor
 from ..calibration import DETRPoseCalibration, calibrate_logits, deviation_factors, initial_values
 from ..image_processing_detrpose import MINIMUM_SIDE_PIXELS
 from ..keypoint_confidence import expected_keypoint_similarity, scale_deviations
+from ..keypoint_schemas import KeypointSchema
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 from .matching import MatchedPoses, matched_errors, matched_similarity, pose_similarity
 from .reliability import LEVELS, area_under_curve, normalized_distances, reliability
@@ -36,6 +37,8 @@ class Observations:
         errors (`torch.Tensor` of shape `(M, K, 2)`): predicted minus labeled position in pixels.
         similarities (`torch.Tensor` of shape `(M, K)`): KS of each keypoint.
         is_labelled (`torch.Tensor` of shape `(M, K)`): bool; errors and similarities have no meaning elsewhere.
+        sigmas (`torch.Tensor` of shape `(M, K)`): fall-off of each keypoint.
+        is_own (`torch.Tensor` of shape `(M, K)`): bool, whether the class of the pose has the keypoint.
     """
 
     logits: Tensor
@@ -46,20 +49,25 @@ class Observations:
     errors: Tensor
     similarities: Tensor
     is_labelled: Tensor
+    sigmas: Tensor
+    is_own: Tensor
 
 
-def observe(matches: MatchedPoses, sigmas: Tensor) -> Observations:
+def observe(matches: MatchedPoses, schema: KeypointSchema) -> Observations:
     """Returns what a calibration is fitted to; poses of people whom the metric ignores are left out.
 
     Args:
         matches: the poses with their people, and with the standard deviations as the model predicts them, unscaled.
-        sigmas: (K,), fall-off of each keypoint.
+        schema: the keypoint schema.
     """
+    sigmas, is_own = schema.by_label(matches.labels)
     similarities, is_labelled = matched_similarity(matches, sigmas)
+    is_own = np.ones(is_labelled.shape, dtype=bool) if is_own is None else is_own
     is_matched, is_judged = matches.is_matched, matches.is_matched | matches.is_wrong
     logits = torch.logit(torch.from_numpy(matches.scores), eps=_SMALLEST_SCORE)
-    keypoints = matches.keypoints[is_matched]
-    boxes = np.concatenate([keypoints.min(axis=1), keypoints.max(axis=1)], axis=1)
+    keypoints, hidden = matches.keypoints[is_matched], ~is_own[is_matched, :, None]
+    low, high = (np.where(hidden, bound, keypoints) for bound in (np.inf, -np.inf))
+    boxes = np.concatenate([low.min(axis=1), high.max(axis=1)], axis=1)
     return Observations(
         logits=logits[is_judged],
         pose_similarities=torch.from_numpy(pose_similarity(matches, sigmas)[is_judged]),
@@ -69,10 +77,12 @@ def observe(matches: MatchedPoses, sigmas: Tensor) -> Observations:
         errors=torch.from_numpy(matched_errors(matches)[is_matched]),
         similarities=torch.from_numpy(similarities[is_matched]),
         is_labelled=torch.from_numpy(is_labelled[is_matched]),
+        sigmas=torch.from_numpy(np.broadcast_to(sigmas, is_own.shape)[is_matched]),
+        is_own=torch.from_numpy(is_own[is_matched]),
     )
 
 
-def fit_calibration(poses: Observations, sigmas: Tensor) -> dict[str, Tensor]:
+def fit_calibration(poses: Observations) -> dict[str, Tensor]:
     """Returns the buffers of a [`DETRPoseCalibration`] fitted to poses.
 
     The score is fitted to the KS of all poses, 0 if they match nobody; the expected KS of each keypoint to its KS in
@@ -81,7 +91,6 @@ def fit_calibration(poses: Observations, sigmas: Tensor) -> dict[str, Tensor]:
 
     Args:
         poses: the matched poses.
-        sigmas: (K,), fall-off of each keypoint.
 
     Raises:
         ValueError: if too few poses match a person.
@@ -91,7 +100,7 @@ def fit_calibration(poses: Observations, sigmas: Tensor) -> dict[str, Tensor]:
             f"only {len(poses.matched_logits)} poses match a person, but a calibration needs {MINIMUM_POSES}: "
             "give more images, or a model that finds the people in them."
         )
-    fitted = {name: value.double() for name, value in initial_values(len(sigmas)).items()}
+    fitted = {name: value.double() for name, value in initial_values(poses.sigmas.shape[1]).items()}
     exponents, bias = fitted["score_exponents"].log(), fitted["score_bias"]
 
     def score_loss():
@@ -107,7 +116,7 @@ def fit_calibration(poses: Observations, sigmas: Tensor) -> dict[str, Tensor]:
 
     def keypoint_loss():
         deviations = calibrated_confidence(poses, {**fitted, "log_factors": common + factors})[1]
-        expected = expected_keypoint_similarity(deviations, poses.boxes, sigmas, MINIMUM_SIDE_PIXELS)
+        expected = expected_keypoint_similarity(deviations, poses.boxes, poses.sigmas, MINIMUM_SIDE_PIXELS)
         expected = expected[poses.is_labelled]
         loss = F.binary_cross_entropy(expected.clamp(_SMALLEST_SCORE, 1 - _SMALLEST_SCORE), targets)
         return loss + _PENALTY * factors.square().sum()
@@ -141,10 +150,12 @@ def calibrated_confidence(poses: Observations, fitted: Mapping[str, Tensor]) -> 
     return scores, poses.deviations * factors.unsqueeze(-1)
 
 
-def uncalibrated_confidence(poses: Observations, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+def uncalibrated_confidence(poses: Observations) -> tuple[Tensor, Tensor]:
     """Returns the same of the model without calibration, see [`scale_deviations`]."""
     matched_scores = poses.matched_logits.sigmoid()
-    deviations = scale_deviations(poses.deviations, matched_scores, poses.boxes, sigmas, MINIMUM_SIDE_PIXELS)
+    deviations = scale_deviations(
+        poses.deviations, matched_scores, poses.boxes, poses.sigmas, MINIMUM_SIDE_PIXELS, poses.is_own
+    )
     return poses.logits.sigmoid(), deviations
 
 
@@ -174,9 +185,7 @@ def calibrated(
     return model
 
 
-def measure(
-    poses: Observations, scores: Tensor, deviations: Tensor, radii: Sequence[float], sigmas: Tensor
-) -> dict[str, float]:
+def measure(poses: Observations, scores: Tensor, deviations: Tensor, radii: Sequence[float]) -> dict[str, float]:
     """Measures how far confidences are from what they claim.
 
     Args:
@@ -184,7 +193,6 @@ def measure(
         scores: (N,), of all poses.
         deviations: (M, K, 2), of the matched poses, in pixels.
         radii: of the 50 % and 90 % ellipses, in standard deviations.
-        sigmas: (K,), fall-off of each keypoint.
 
     Returns:
         `pose_error` and `keypoint_error`, the expected calibration errors of pose and keypoint scores; `mean_score` and
@@ -192,7 +200,8 @@ def measure(
         and `coverage_50` and `coverage_90`, the part of them within the ellipses.
     """
     labelled = poses.is_labelled
-    expected = expected_keypoint_similarity(deviations, poses.boxes, sigmas, MINIMUM_SIDE_PIXELS)[labelled].numpy()
+    expected = expected_keypoint_similarity(deviations, poses.boxes, poses.sigmas, MINIMUM_SIDE_PIXELS)
+    expected = expected[labelled].numpy()
     similarities = poses.similarities[labelled].numpy()
     errors, of_keypoints = normalized_errors(poses, deviations), reliability(expected, similarities)
     return {

@@ -22,6 +22,7 @@ class People:
 
     Args:
         image_ids (`np.ndarray` of shape `(p,)`): id of the image.
+        labels (`np.ndarray` of shape `(p,)`): category ids.
         keypoints (`np.ndarray` of shape `(p, K, 2)`): x, y in pixels.
         visibility (`np.ndarray` of shape `(p, K)`): 0 not labeled, 1 labeled but not visible, 2 visible.
         areas (`np.ndarray` of shape `(p,)`): areas for the OKS in square pixels.
@@ -31,6 +32,7 @@ class People:
     """
 
     image_ids: np.ndarray
+    labels: np.ndarray
     keypoints: np.ndarray
     visibility: np.ndarray
     areas: np.ndarray
@@ -48,6 +50,7 @@ class MatchedPoses:
 
     Args:
         image_ids (`np.ndarray` of shape `(n,)`): id of the image.
+        labels (`np.ndarray` of shape `(n,)`): category ids.
         scores (`np.ndarray` of shape `(n,)`): scores of the poses.
         keypoints (`np.ndarray` of shape `(n, K, 2)`): x, y in pixels.
         keypoint_scores (`np.ndarray` of shape `(n, K)`): or `None`.
@@ -60,6 +63,7 @@ class MatchedPoses:
     """
 
     image_ids: np.ndarray
+    labels: np.ndarray
     scores: np.ndarray
     keypoints: np.ndarray
     keypoint_scores: np.ndarray | None
@@ -129,12 +133,13 @@ def match_poses(metric: KeypointMetric, predictions: Mapping[int, Poses]) -> Mat
 def matched_similarity(matches: MatchedPoses, sigmas) -> tuple[np.ndarray, np.ndarray]:
     """Returns the similarity (n, K) of each pose's keypoints, and where it is known (n, K).
 
-    It is known for the labeled keypoints of matched poses.
+    It is known for the labeled keypoints of matched poses. The sigmas are (K,) or those of each pose (n, K).
     """
     similarity = np.zeros(matches.keypoints.shape[:2])
     known = np.zeros(similarity.shape, dtype=bool)
     people, index = matches.people, matches.person[matches.is_matched]
     errors = matched_errors(matches)[matches.is_matched]
+    sigmas = np.broadcast_to(sigmas, similarity.shape)[matches.is_matched]
     similarity[matches.is_matched] = keypoint_similarity(errors, people.areas[index], sigmas)
     known[matches.is_matched] = people.visibility[index] > 0
     return np.where(known, similarity, 0.0), known
@@ -159,6 +164,7 @@ def _concatenate(predictions: Mapping[int, Poses], num_keypoints: int) -> tuple[
     poses = [predictions[image_id] for image_id in sorted(predictions)]
     image_ids = np.repeat(np.array(sorted(predictions), dtype=np.int64), [len(found["scores"]) for found in poses])
     shapes = {
+        "labels": (),
         "scores": (),
         "keypoints": (num_keypoints, 2),
         "keypoint_scores": (num_keypoints,),
@@ -169,6 +175,7 @@ def _concatenate(predictions: Mapping[int, Poses], num_keypoints: int) -> tuple[
         is_complete = all(name in found for found in poses)
         parts = [np.zeros((0, *shape)), *(found[name] for found in poses)] if is_complete else None
         columns[name] = None if parts is None else np.concatenate(parts).astype(np.float64)
+    columns["labels"] = columns["labels"].astype(np.int64)
     return image_ids, columns
 
 
@@ -177,10 +184,12 @@ def _list_people(metric: KeypointMetric, predictions: Mapping[int, Poses]) -> Pe
     people, num_keypoints = metric.people, metric.keypoint_schema.num_keypoints
     triples = np.array([person["keypoints"] for person in people], dtype=float).reshape(-1, num_keypoints, 3)
     image_ids = np.array([person["image_id"] for person in people], dtype=np.int64)
+    labels = np.array([person["category_id"] for person in people], dtype=np.int64)
     is_crowd = np.array([person["iscrowd"] for person in people], dtype=bool)
     has_keypoints = np.array([person["num_keypoints"] > 0 for person in people], dtype=bool)
     return People(
         image_ids,
+        labels,
         triples[..., :2],
         triples[..., 2],
         np.array([person["area"] for person in people], dtype=float),

@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..files import check_outputs
+from ..images import IMAGE_SUFFIXES
 from ..video_files.reading import Source, is_url, without_secrets
 from .track_files import SUFFIXES
 
-IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".mp4", ".png", ".webp"}
 

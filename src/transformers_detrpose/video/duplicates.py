@@ -32,11 +32,11 @@ def remove_duplicates(
     if len(keypoints) < 2:
         return dict(poses)
     labels, scores = to_array(poses["labels"]), to_array(poses["scores"])
-    return select(poses, find_distinct(keypoints, scores, labels, np.array(schema.sigmas), threshold))
+    return select(poses, find_distinct(keypoints, scores, labels, schema, threshold))
 
 
 def find_distinct(
-    keypoints: np.ndarray, scores: np.ndarray, labels: np.ndarray, sigmas: np.ndarray, threshold: float
+    keypoints: np.ndarray, scores: np.ndarray, labels: np.ndarray, schema: KeypointSchema, threshold: float
 ) -> np.ndarray:
     """Returns the indices, ascending, of poses that are not similar to one of the same class with a higher score.
 
@@ -44,10 +44,10 @@ def find_distinct(
         keypoints: (n, K, 2), x, y in pixels.
         scores: (n,).
         labels: (n,).
-        sigmas: (K,), fall-off of each keypoint.
+        schema: Keypoint schema of the model; the keypoints of a pose's class are compared.
         threshold: Minimum keypoint similarity of similar poses.
     """
-    similarity = pairwise_similarity(keypoints, keypoints, pose_areas(keypoints), sigmas)
+    similarity = pairwise_similarity(keypoints, keypoints, pose_areas(keypoints), *schema.by_label(labels))
     similar = np.minimum(similarity, similarity.T) >= threshold  # in terms of the smaller of the two
     similar &= labels[:, None] == labels
     kept: list[int] = []
