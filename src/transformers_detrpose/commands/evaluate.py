@@ -32,7 +32,7 @@ from ..data import CocoAnnotations, evaluation_dataloader, read_annotations
 from ..evaluation import METRICS, KeypointMetric, evaluate_model, write_coco_results
 from ..files import check_new_folder, check_outputs, whole_file
 from ..loading import load_image_processor, load_pose_estimator, model_files
-from .command_line import CommandError, add_max_pixels, count, load_images, run_command
+from .command_line import CommandError, add_max_pixels, add_tiles, count, load_images, read_tiles, run_command
 
 
 def load_metric(arguments: argparse.Namespace, annotations: CocoAnnotations, config) -> KeypointMetric:
@@ -97,10 +97,18 @@ def evaluate(arguments: argparse.Namespace):
     metric = load_metric(arguments, annotations, model.config)
     dataset = load_images(arguments.images, annotations)
     # Each process gets a share of the batches, on its device.
+    tiles = read_tiles(arguments)
     loader = accelerator.prepare(
-        evaluation_dataloader(dataset, arguments.batch_size, image_processor, arguments.num_workers)
+        evaluation_dataloader(
+            dataset,
+            arguments.batch_size if tiles is None else 1,
+            image_processor,
+            arguments.num_workers,
+            crop=None if tiles is None else tiles.crops,
+        )
     )
-    predictions = evaluate_model(model, image_processor, loader, metric, progress=accelerator.is_main_process)
+    show = accelerator.is_main_process
+    predictions = evaluate_model(model, image_processor, loader, metric, show, tiles, arguments.batch_size)
     if accelerator.is_main_process:
         report(arguments, metric, predictions)
     accelerator.end_training()
@@ -147,7 +155,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="folder to create for a page about the errors, with pictures"
     )
-    parser.add_argument("--batch-size", type=count, default=16, help="images per batch and process")
+    parser.add_argument("--batch-size", type=count, default=16, help="images, or tiles, per batch and process")
+    add_tiles(parser)
     parser.add_argument("--num-workers", type=int, default=4, help="data-loading workers per process")
     add_max_pixels(parser)
     parser.add_argument("--max-images", type=count, help="evaluate only the first images of the file")
