@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..files import check_new_folder, whole_file
+from ..files import check_new_folder, restore_folder, whole_file
 from ..loading import model_files
 from ..prediction.models import Predictor
 from ..tiles import Tiles
@@ -122,6 +122,7 @@ def begin_or_resume(output: Path, settings: dict[str, Any], described: dict[str,
     """
     path = output / SETTINGS_FILE
     if not path.is_file():
+        restore_folder(path)  # what a process leaves that is killed while it writes the settings
         check_new_folder(output)
         with whole_file(path) as unfinished:
             unfinished.write_text(json.dumps({**settings, **described}, indent=2) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ travels through Ray: workers read the images and write the files themselves, so 
 the same paths.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -49,22 +50,31 @@ def annotate_on_ray(
         num_workers: Number of processes with a model.
         gpus_per_worker: GPUs that Ray reserves for each, possibly a fraction; the model is on a GPU if not 0.
         cpus_per_worker: CPUs that Ray reserves for each, which are also its threads.
+
+    Raises:
+        ValueError: if a worker fails otherwise than by dying.
+        ConnectionError: if there is no cluster at the address.
     """
     local = {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, round(num_workers * cpus_per_worker))}
-    ray.init(address=address, log_to_driver=False, **({} if address else local))
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    ray.init(address=address, **quiet, **({} if address else local))
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the command has a progress bar
     try:
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False  # the command has its own
+        context.enable_progress_bars = False
         ranges = ray.data.from_items([shard._asdict() for shard in shards], override_num_blocks=len(shards))
         done = ranges.map_batches(
             Worker,
             fn_constructor_args=(job, "cuda" if gpus_per_worker else "cpu"),
             batch_size=1,
-            concurrency=num_workers,
+            compute=ray.data.ActorPoolStrategy(size=num_workers),
             num_gpus=gpus_per_worker,
             num_cpus=cpus_per_worker,
         )
         for row in done.iter_rows():
             yield Counts(**{name: int(row[name]) for name in Counts._fields})
+    except ray.exceptions.RayError as error:
+        # The rest is a traceback through Ray.
+        raise ValueError(f"a worker failed: {str(error).strip().splitlines()[-1]}") from error
     finally:
         ray.shutdown()

@@ -86,7 +86,6 @@ def write_shard(
         num_threads: Threads that decode images.
         progress: Called with the number of images of each batch.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows, counts = [], Counts()
@@ -99,16 +98,16 @@ def write_shard(
     for row in rows:
         counts = counts.plus(Counts(1, len(row["scores"] or ()), int(row["error"] is not None)))
     with whole_file(folder / shard.file_name) as unfinished:
-        pq.write_table(pa.Table.from_pylist(rows, _table_schema()), unfinished)
+        pq.write_table(to_table(rows), unfinished)
     return counts
 
 
-def _table_schema():
-    """Returns the types of the columns."""
+def to_table(rows: list[dict[str, Any]]) -> Any:
+    """Returns rows as a `pyarrow.Table`, with types that do not depend on what is in them."""
     import pyarrow as pa
 
     numbers = pa.list_(pa.float32())
-    return pa.schema(
+    schema = pa.schema(
         {
             "id": pa.string(),
             "width": pa.int32(),
@@ -122,6 +121,7 @@ def _table_schema():
             "error": pa.string(),
         }
     )
+    return pa.Table.from_pylist(rows, schema)
 
 
 def _row(loaded: Loaded, poses: Poses | None) -> dict[str, Any]:
