@@ -219,3 +219,12 @@ def test_errors_are_one_line(command, images, out, capsys, options, message):
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line and line.startswith("detrpose annotate: error: ")
     assert not out.exists() and {path: path.read_bytes() for path in images.iterdir()} == before
+
+
+def test_speed_is_measured_without_writing(command, out, capsys):
+    assert command("--measure", "13", "--batch-size", "4") == 0
+    line = capsys.readouterr().out
+    words = line.replace(",", "").split()
+    reading, annotating = float(words[words.index("alone") + 1]), float(words[words.index("annotating") + 1])
+    assert line.startswith("13 images:") and min(reading, annotating) > 0
+    assert not out.exists()

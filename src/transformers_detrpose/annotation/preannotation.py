@@ -88,6 +88,7 @@ def _people(row: Mapping[str, Any], keypoint_threshold: float, review_below: flo
             "num_keypoints": int(is_inside.sum()),
             "bbox": box.round(DECIMALS).tolist(),
             "area": round(float(box_areas(box[None])[0]), DECIMALS),
+            "segmentation": [],
             "iscrowd": 0,
             "score": round(score, SCORE_DECIMALS),
             "attributes": {"review": score < review_below},

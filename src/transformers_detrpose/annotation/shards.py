@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -89,9 +90,8 @@ def write_shard(
     import pyarrow.parquet as pq
 
     rows, counts = [], Counts()
-    with ThreadPoolExecutor(num_threads) as pool, Stages() as stages:
-        loaded = _load_ahead(pool, pictures.read(*shard), 2 * num_threads)
-        for images, prepared in stages.run(_prepare(predictor, loaded, batch_size), PREPARED_BATCHES):
+    with prepared_batches(predictor, pictures.read(*shard), batch_size, num_threads) as batches:
+        for images, prepared in batches:
             poses = iter(predictor.predict(prepared) if prepared else ())
             rows += [_row(image, next(poses) if image.error is None else None) for image in images]
             progress(len(images))
@@ -100,6 +100,25 @@ def write_shard(
     with whole_file(folder / shard.file_name) as unfinished:
         pq.write_table(to_table(rows), unfinished)
     return counts
+
+
+@contextmanager
+def prepared_batches(
+    predictor: Predictor, pictures: Iterator[Picture], batch_size: int, num_threads: int
+) -> Iterator[Iterator[tuple[list[Loaded], PreparedBatch | None]]]:
+    """Yields an iterator over images in batches, and what the model sees of those that could be read.
+
+    Decoding and preparing run ahead in threads.
+
+    Args:
+        predictor: The model.
+        pictures: The images.
+        batch_size: Maximum number of images per batch; fewer if they are large.
+        num_threads: Threads that decode images.
+    """
+    with ThreadPoolExecutor(num_threads) as pool, Stages() as stages:
+        loaded = _load_ahead(pool, pictures, 2 * num_threads)
+        yield stages.run(_prepare(predictor, loaded, batch_size), PREPARED_BATCHES)
 
 
 def to_table(rows: list[dict[str, Any]]) -> Any:

@@ -57,6 +57,8 @@ def annotate(arguments: argparse.Namespace):
     if arguments.ray is None:
         check_device(arguments.device)
     job = make_job(arguments)
+    if arguments.measure:
+        return measure_speed(job, arguments)
     pictures = job.open()
     config = load_config(job.model)
     described = {"keypoint_schema": config.keypoint_schema.to_dict(), "id2label": dict(config.id2label)}
@@ -76,6 +78,15 @@ def annotate(arguments: argparse.Namespace):
         settings = read_settings(job.output)
         write_coco(arguments.coco, job.output, settings, arguments.keypoint_threshold, arguments.review_below)
         print(f"COCO dataset written to {arguments.coco}")
+
+
+def measure_speed(job: Job, arguments: argparse.Namespace):
+    """Prints how fast images are read and annotated, and writes nothing."""
+    from ..annotation.measuring import measure
+
+    rates = measure(job, arguments.device, arguments.measure)
+    print(f"{arguments.measure} images: reading alone {rates['reading']:.1f}", end=", ")
+    print(f"annotating {rates['annotating']:.1f} images/s on {arguments.device}")
 
 
 def check_paths(arguments: argparse.Namespace):
@@ -165,6 +176,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shard-size", type=count, default=1000, metavar="N", help="images per Parquet file")
     parser.add_argument("--batch-size", type=count, default=8, help="images or tiles per batch")
     parser.add_argument("--num-workers", type=count, default=2, help="threads that decode images, per model")
+    text = "only measure how many images per second are read and annotated, with the first N images; write nothing"
+    parser.add_argument("--measure", type=count, metavar="N", help=text)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="torch device; with --ray, see --gpus-per-worker")
     precisions = ("float32", "float16", "bfloat16")
