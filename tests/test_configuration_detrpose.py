@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, ResNetConfig
 
-from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, KeypointSchema
+from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, KeypointSchema, unite_schemas
 from transformers_detrpose.commands import sizes
 from transformers_detrpose.configuration_detrpose import VARIANTS, hgnet_config, model_name
 from transformers_detrpose.keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, SCHEMAS
@@ -314,3 +314,19 @@ def test_unknown_variant(variant):
 def test_unknown_skeleton(skeleton):
     with pytest.raises(ValueError, match="unknown skeleton .*: choose one of 'coco', 'crowdpose'"):
         DETRPoseConfig.from_variant("s", skeleton=skeleton)
+
+
+def test_classes_with_different_keypoints(tmp_path):
+    classes = {0: hand_schema(3), 2: KeypointSchema(names=("tip",))}
+    schema = unite_schemas(classes, {0: "hand", 2: "pen"})
+    config = DETRPoseConfig(keypoint_schema=schema, id2label={0: "hand", 1: "N/A", 2: "pen"})
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["keypoint_schema"]["classes"]["2"]["indices"] == [3]
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert again.keypoint_schema == schema and again.num_keypoints == 4
+    with pytest.raises(ValueError, match=r"`id2label` must be the names of all classes of .*, also of \[2\], but got"):
+        DETRPoseConfig(keypoint_schema=schema, id2label={0: "hand", 1: "N/A"})
+
+
+def test_the_keypoints_of_classes_are_not_written_if_they_do_not_differ():
+    assert "classes" not in DETRPoseConfig().to_json_string()

@@ -11,7 +11,7 @@ from transformers_detrpose.denoising import (
     make_denoising_queries,
     positive_matches,
 )
-from transformers_detrpose.keypoint_schemas import COCO_PERSON, KeypointSchema
+from transformers_detrpose.keypoint_schemas import COCO_PERSON, KeypointSchema, unite_schemas
 from transformers_detrpose.pose_targets import pad_targets
 
 SQUARE = (640, 640)
@@ -275,3 +275,23 @@ def test_positive_matches():
         [0, -1, -1, -1, 0, -1, -1, -1],
         [-1] * 8,
     ]
+
+
+def test_noise_has_the_sigmas_of_each_class():
+    first = KeypointSchema(names=("a", "b"), sigmas=(0.02, 0.04))
+    second = KeypointSchema(names=("b", "c"), sigmas=(0.08, 0.06))
+    schema = unite_schemas({0: first, 1: second}, {0: "first", 1: "second"})
+    fields = {"id2label": {0: "first", 1: "second"}, "num_denoising": 400, "label_noise_ratio": 0.0}
+    config = DETRPoseConfig.from_variant("s", skeleton=schema, denoising_positive_similarity=(0.5, 0.5), **fields)
+    keypoints = torch.tensor([[[0.5, 0.5, 2], [0.5, 0.5, 2], [0, 0, 0]], [[0, 0, 0], [0.5, 0.5, 2], [0.5, 0.5, 2]]])
+    labels = [{"class_labels": torch.tensor([0, 1]), "keypoints": keypoints, "area": torch.tensor([0.01, 0.04])}]
+    queries = make_denoising_queries(labels, config, SQUARE, generator())
+    offset, labelled = displacements(labels, queries)
+    distances = offset[0, :, 0].norm(dim=-1)  # (groups, people, keypoints)
+    # KS = 0.5 is 2 sigma s sqrt(2 ln 2) away.
+    sigmas = torch.tensor([[0.02, 0.04, 0], [0, 0.08, 0.06]])
+    expected = 2 * sigmas * torch.tensor([0.1, 0.2])[:, None] * math.sqrt(2 * math.log(2))
+    own = labelled[0].expand_as(distances)
+    torch.testing.assert_close(distances[own], expected.expand_as(distances)[own], atol=1e-5, rtol=1e-3)
+    # Keypoints that a class lacks are where unlabeled ones are.
+    assert distances[~own].max() < 2e-3

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import supervision
+import three_kinds
 import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -681,10 +682,15 @@ def test_json_of_the_processor_is_json():
         ({"size": {"height": 64.5, "width": 64}}, "whole numbers of pixels"),
         ({"image_std": [1, 0, 1]}, "numbers above 0"),
         ({"image_mean": [0.5, math.nan, 0.5]}, "numbers, one for each channel"),
+        (
+            {"do_normalize": True, "image_std": 0.5, "image_mean": None},
+            "one or three numbers if `do_normalize` is True",
+        ),
+        ({"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 2}, "one or three numbers"),
     ],
 )
 def test_impossible_settings(setting, accepted, tmp_path):
-    (field,) = setting
+    field = list(setting)[-1]
     with pytest.raises(ValueError, match=f"`{field}` must be .*{accepted}.*, but got "):
         DETRPoseImageProcessor(**setting)
     DETRPoseImageProcessor().save_pretrained(tmp_path)
@@ -704,3 +710,103 @@ def test_errors_name_the_image(tmp_path):
     paths[2].write_bytes(paths[2].read_bytes()[:1000])
     with pytest.raises(ValueError, match="image number 2: "):
         DETRPoseImageProcessor()(list(map(str, paths)), return_tensors="pt")
+
+
+# ---------------------------------------------------------------- classes with different keypoints
+
+
+def class_outputs(use_std=True, num_queries=5, seed=0):
+    """Random outputs for the classes of `three_kinds`; keypoints that the class of a pose lacks may be NaN or huge."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2, num_queries, three_kinds.SCHEMA.num_keypoints, 2)
+    outputs = {"logits": torch.randn(2, num_queries, 5, generator=generator)}
+    outputs["pred_keypoints"] = torch.rand(shape, generator=generator)
+    outputs["pred_keypoint_std"] = 0.01 + 0.1 * torch.rand(shape, generator=generator) if use_std else None
+    return SimpleNamespace(**outputs)
+
+
+@pytest.mark.parametrize("label", [three_kinds.PERSON, three_kinds.DOG, three_kinds.BALL])
+@pytest.mark.parametrize("use_std", [True, False])
+def test_a_pose_is_what_a_model_of_its_class_alone_would_give(label, use_std, device):
+    outputs = class_outputs(use_std)
+    outputs.logits[..., [other for other in range(5) if other != label]] = -30
+    outputs = SimpleNamespace(**{name: x if x is None else x.to(device) for name, x in vars(outputs).items()})
+    sizes = [(80, 60), (300, 200)]
+    found = DETRPoseImageProcessor(keypoint_schema=three_kinds.SCHEMA).post_process_keypoint_detection(
+        outputs, 0.01, sizes
+    )
+    own = list(three_kinds.SCHEMA.of_class(label).indices)
+    alone = SimpleNamespace(
+        logits=outputs.logits,
+        pred_keypoints=outputs.pred_keypoints[:, :, own],
+        pred_keypoint_std=outputs.pred_keypoint_std[:, :, own] if use_std else None,
+    )
+    processor = DETRPoseImageProcessor(keypoint_schema=three_kinds.SCHEMAS[label])
+    expected = processor.post_process_keypoint_detection(alone, 0.01, sizes)
+    others = [index for index in range(three_kinds.SCHEMA.num_keypoints) if index not in own]
+    for image, wanted in zip(found, expected, strict=True):
+        assert len(image["scores"]) == 5 and set(image["labels"].tolist()) == {label}
+        for name in ("scores", "labels", "boxes"):
+            torch.testing.assert_close(image[name], wanted[name])
+        for name in ("keypoints", "keypoint_scores", "keypoint_std")[: 3 if use_std else 2]:
+            torch.testing.assert_close(image[name][:, own], wanted[name], rtol=1e-4, atol=1e-4)
+        # What the class lacks changes nothing: it is in the middle of the box, with scores and deviations of 0.
+        middles = (image["boxes"][:, :2] + image["boxes"][:, 2:]) / 2
+        torch.testing.assert_close(image["keypoints"][:, others], middles[:, None].expand(-1, len(others), 2))
+        assert not image["keypoint_scores"][:, others].any()
+        assert not use_std or not image["keypoint_std"][:, others].any()
+
+
+def test_keypoints_that_a_class_lacks_may_be_anything():
+    outputs = class_outputs()
+    outputs.logits[..., [0, 1, 2, 3]] = -30
+    expected = DETRPoseImageProcessor(keypoint_schema=three_kinds.SCHEMA).post_process_keypoint_detection(outputs, 0.01)
+    for value in (math.nan, math.inf, 1e6):
+        outputs.pred_keypoints[:, :, :-1] = value
+        found = DETRPoseImageProcessor(keypoint_schema=three_kinds.SCHEMA).post_process_keypoint_detection(
+            outputs, 0.01
+        )
+        assert all(
+            torch.equal(image[key], wanted[key]) for image, wanted in zip(found, expected, strict=True) for key in image
+        )
+
+
+def test_poses_of_classes_one_by_one():
+    outputs = class_outputs()
+    outputs.logits[..., [0, 3]] = -30
+    processor = DETRPoseImageProcessor(keypoint_schema=three_kinds.SCHEMA)
+    found = processor.post_process_pose_estimation(outputs, 0.01, [(80, 60), (300, 200)])
+    together = processor.post_process_keypoint_detection(outputs, 0.01, [(80, 60), (300, 200)])
+    lengths = {1: 17, 2: 6, 4: 1}
+    assert {pose["label"].item() for pose in found[0] + found[1]} == set(lengths)
+    dogs = [pose for pose in found[0] + found[1] if pose["label"] == three_kinds.DOG]
+    assert supervision.KeyPoints.from_transformers(dogs).xy.shape == (len(dogs), 6, 2)
+    for poses, image in zip(found, together, strict=True):
+        for pose, keypoints, scores in zip(poses, image["keypoints"], image["keypoint_scores"], strict=True):
+            own = three_kinds.SCHEMA.of_class(pose["label"].item()).indices
+            assert pose["labels"].tolist() == list(own) and len(own) == lengths[pose["label"].item()]
+            assert torch.equal(pose["keypoints"], keypoints[list(own)])
+            assert torch.equal(pose["scores"], scores[list(own)]) and pose["keypoint_std"].shape == (len(own), 2)
+
+
+def test_annotations_of_classes():
+    processor = DETRPoseImageProcessor(keypoint_schema=three_kinds.SCHEMA, size={"height": 64, "width": 64})
+    ball = {"category_id": 4, "keypoints": [10, 20, 2], "bbox": [5, 15, 10, 10]}
+    dog = {"category_id": 2, "keypoints": [*[1, 2, 2], *[3, 4, 1], *[0] * 12], "bbox": [0, 0, 9, 9]}
+    inputs = processor(
+        random_image(40, 80), annotations={"image_id": 1, "annotations": [ball, dog]}, return_tensors="pt"
+    )
+    (labels,) = inputs["labels"]
+    names = three_kinds.SCHEMA.names
+    assert labels["class_labels"].tolist() == [4, 2]
+    assert labels["keypoints"].shape == (2, 23, 3)
+    assert labels["keypoints"][0, names.index("center")].tolist() == [10 / 80, 20 / 40, 2]
+    torch.testing.assert_close(labels["keypoints"][1, names.index("tail")], torch.tensor([1 / 80, 2 / 40, 2]))
+    torch.testing.assert_close(labels["keypoints"][1, names.index("nose")], torch.tensor([3 / 80, 4 / 40, 1]))
+    assert labels["keypoints"][..., 2].sum() == 5
+    for annotation, message in (
+        ({**ball, "keypoints": [1, 2, 2] * 2}, "each of 1 keypoints"),
+        ({**ball, "category_id": 3}, r"`category_id` must be one of .* \[1, 2, 4\], but got 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor(random_image(40, 80), annotations={"image_id": 1, "annotations": [annotation]})

@@ -10,6 +10,7 @@ from transformers_detrpose.keypoint_schemas import (
     SCHEMAS,
     KeypointSchema,
     find_flip_pairs,
+    unite_schemas,
 )
 
 # As in CrowdPose's files: COCO's edges, counted from 1, for 14 keypoints.
@@ -158,3 +159,114 @@ class TestFromCocoCategory:
     def test_skeleton_that_does_not_fit(self, skeleton):
         with pytest.raises(ValueError, match=r"`skeleton` of category 'pen' must (hold|be a list of) pairs"):
             KeypointSchema.from_coco_category({"name": "pen", "keypoints": ["tip", "end"], "skeleton": skeleton})
+
+
+CAT = KeypointSchema(
+    names=("tail", "nose", "r", "l"), edges=((0, 1),), flip_pairs=((3, 2),), sigmas=(0.1, 0.2, 0.3, 0.3)
+)
+FACE = KeypointSchema(names=("l", "nose", "r"), edges=((1, 2),), flip_pairs=((0, 2),), sigmas=(0.4, 0.5, 0.4))
+CLASSES, NAMES = {1: FACE, 4: CAT}, {1: "face", 4: "cat"}
+
+
+class TestUniteSchemas:
+    def test_shared_keypoints(self):
+        schema = unite_schemas(CLASSES, NAMES)
+        assert schema.names == ("l", "nose", "r", "tail")
+        assert schema.edges == ((1, 2), (3, 1)) and schema.flip_pairs == ((0, 2),)
+        assert schema.sigmas == (0.4, 0.5, 0.4, 0.1)  # of the first class that has the keypoint
+        assert [(own.schema, own.indices) for own in schema.classes.values()] == [
+            (FACE, (0, 1, 2)),
+            (CAT, (3, 1, 2, 0)),
+        ]
+        assert schema.of_class(4).edges == ((3, 1),)
+
+    def test_own_keypoints(self):
+        schema = unite_schemas(CLASSES, NAMES, share_keypoints=False)
+        assert schema.names == ("face.l", "face.nose", "face.r", "cat.tail", "cat.nose", "cat.r", "cat.l")
+        assert schema.edges == ((1, 2), (3, 4)) and schema.flip_pairs == ((0, 2), (6, 5))
+        assert schema.sigmas == FACE.sigmas + CAT.sigmas
+        assert [own.indices for own in schema.classes.values()] == [(0, 1, 2), (3, 4, 5, 6)]
+
+    def test_flipping_permutes_the_keypoints_of_each_class_as_its_own_schema_does(self):
+        for share in (True, False):
+            schema = unite_schemas(CLASSES, NAMES, share)
+            for label, alone in CLASSES.items():
+                indices = schema.of_class(label).indices
+                flipped = [schema.flip_permutation[index] for index in indices]
+                assert flipped == [indices[index] for index in alone.flip_permutation]
+
+    @pytest.mark.parametrize(
+        "other, message",
+        [
+            (KeypointSchema(names=("l", "tip")), r"other partners for \['l'\] than those of class 4"),
+            (KeypointSchema(names=("l", "x"), flip_pairs=((0, 1),)), "may hold each keypoint once"),
+        ],
+    )
+    def test_keypoints_that_are_flipped_differently_cannot_be_shared(self, other, message):
+        with pytest.raises(
+            ValueError, match=rf"\['face', 'cat'\] cannot share keypoints .*{message}.* them apart with"
+        ):
+            unite_schemas({1: FACE, 4: other}, NAMES)
+        assert unite_schemas({1: FACE, 4: other}, NAMES, share_keypoints=False).num_keypoints == 5
+
+    def test_own_keypoints_of_classes_of_the_same_name(self):
+        with pytest.raises(
+            ValueError, match=r"must be distinct, but \['cat.l', 'cat.nose', 'cat.r'\] appear more than"
+        ):
+            unite_schemas(CLASSES, {1: "cat", 4: "cat"}, share_keypoints=False)
+
+
+class TestClasses:
+    @pytest.mark.parametrize("share", [True, False])
+    def test_round_trip_through_json(self, share):
+        schema = unite_schemas(CLASSES, NAMES, share)
+        again = KeypointSchema.of(json.loads(json.dumps(schema.to_dict())))
+        assert again == schema and hash(again) == hash(schema) and list(again.classes) == [1, 4]
+
+    def test_nothing_is_written_without_classes(self):
+        assert set(CAT.to_dict()) == {"names", "edges", "flip_pairs", "sigmas"}
+
+    def test_labels_without_keypoints_of_their_own_have_all(self):
+        schema = unite_schemas(CLASSES, NAMES)
+        assert schema.of_class(0).schema is schema and schema.of_class(0).indices == (0, 1, 2, 3)
+        assert CAT.of_class(7).schema is CAT and CAT.of_class(7).edges == CAT.edges
+
+    def test_by_label(self):
+        sigmas, is_own = unite_schemas(CLASSES, NAMES).by_label([4, 0, 1, 4])
+        assert sigmas.tolist() == [
+            [0.3, 0.2, 0.3, 0.1],
+            [0.4, 0.5, 0.4, 0.1],
+            [0.4, 0.5, 0.4, 0.1],
+            [0.3, 0.2, 0.3, 0.1],
+        ]
+        assert is_own.tolist() == [[True] * 4, [True] * 4, [True, True, True, False], [True] * 4]
+        assert [values.shape for values in unite_schemas(CLASSES, NAMES).by_label([])] == [(0, 4), (0, 4)]
+        sigmas, is_own = CAT.by_label([4, 0])
+        assert sigmas.tolist() == list(CAT.sigmas) and is_own is None
+
+    @pytest.mark.parametrize(
+        "classes, message",
+        [
+            ({}, "`classes` must map labels to the keypoints of each class, but got {}"),
+            ([FACE], "`classes` must map labels to the keypoints of each class"),
+            ({"face": {"schema": FACE, "indices": [0, 1, 2]}}, "integers of at least 0, as keys, but got 'face'"),
+            ({-1: {"schema": FACE, "indices": [0, 1, 2]}}, "integers of at least 0, as keys, but got -1"),
+            ({1: FACE}, "class 1 of `classes` must have a `schema` and `indices`"),
+            ({1: {"schema": FACE}}, "class 1 of `classes` must have a `schema` and `indices`"),
+            ({1: {"schema": FACE, "indices": [0, 1]}}, r"`indices` of class 1 must be different .* got \[0, 1\]"),
+            ({1: {"schema": FACE, "indices": [0, 1, 1]}}, r"from 0 to 3, one for each of its 3 .* got \[0, 1, 1\]"),
+            ({1: {"schema": FACE, "indices": [0, 1, 4]}}, r"from 0 to 3, .* got \[0, 1, 4\]"),
+            ({1: {"schema": FACE, "indices": "012"}}, "must be different integers .* got '012'"),
+            ({1: {"schema": FACE, "indices": [0, 3, 1]}}, r"other partners for \['l', 'r'\] than those of class 1"),
+            ({1: {"schema": "mpii", "indices": [0]}}, "unknown skeleton 'mpii'"),
+        ],
+    )
+    def test_impossible_classes(self, classes, message):
+        fields = unite_schemas(CLASSES, NAMES).to_dict()
+        with pytest.raises(ValueError, match=message):
+            KeypointSchema.of({**fields, "classes": classes})
+
+    def test_classes_of_classes(self):
+        schema = unite_schemas(CLASSES, NAMES)
+        with pytest.raises(ValueError, match="the schema of class 1 must have no `classes` itself"):
+            KeypointSchema.of({**schema.to_dict(), "classes": {1: {"schema": schema, "indices": [0, 1, 2, 3]}}})

@@ -3,21 +3,25 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
 from transformers_detrpose import loss_detrpose
 from transformers_detrpose.configuration_detrpose import DETRPoseConfig
 from transformers_detrpose.denoising import denoising_attention_mask, make_denoising_queries
-from transformers_detrpose.keypoint_schemas import KeypointSchema
+from transformers_detrpose.keypoint_schemas import KeypointSchema, unite_schemas
 from transformers_detrpose.loss_detrpose import (
     OutputSets,
     assign,
+    focal_cost,
     focal_loss,
     keypoint_similarity,
     ksvf_loss,
     match_people,
+    matching_costs,
     pose_estimation_loss,
+    stack_output_sets,
     union_matches,
 )
 from transformers_detrpose.pose_targets import pad_targets, validate_labels
@@ -597,3 +601,71 @@ def test_bad_labels_are_reported(edit, message):
 def test_labels_that_are_no_list_of_dictionaries(labels, message):
     with pytest.raises(ValueError, match=message):
         validate_labels(labels, make_config(), 2)
+
+
+# Classes with different keypoints
+
+
+def make_class_config():
+    """Class 0 has the keypoints a and b, class 2 has c and a; the sigma of a differs."""
+    first = KeypointSchema(names=("a", "b"), sigmas=(0.05, 0.1))
+    second = KeypointSchema(names=("c", "a"), sigmas=(0.2, 0.15))
+    schema = unite_schemas({0: first, 2: second}, {0: "first", 2: "second"})
+    return DETRPoseConfig(keypoint_schema=schema, id2label={0: "first", 1: "N/A", 2: "second"})
+
+
+def make_class_labels():
+    """One of each class, all of whose keypoints are at (0.5, 0.5)."""
+    keypoints = torch.tensor([[[0.5, 0.5, 2], [0.5, 0.5, 2], [0, 0, 0]], [[0.5, 0.5, 2], [0, 0, 0], [0.5, 0.5, 1]]])
+    return [{"class_labels": torch.tensor([0, 2]), "keypoints": keypoints, "area": torch.tensor([0.04, 0.09])}]
+
+
+def kernel(distance, area, sigma):
+    return math.exp(-(distance**2) / (2 * area * (2 * sigma) ** 2))
+
+
+def test_similarity_of_classes_by_hand():
+    config, labels = make_class_config(), make_class_labels()
+    # The first query is 0.03 to the right of everything and the second 0.05 below, so both could be either.
+    offsets = torch.tensor([[0.03, 0.0], [0.0, 0.05]])
+    keypoints = (0.5 + offsets)[None, :, None].expand(1, 2, 3, 2).clone().requires_grad_()
+    logits = torch.tensor([[[4.0, -4.0, -4.0], [-4.0, -4.0, 4.0]]])
+    outputs = {"": {"logits": logits, "pred_keypoints": keypoints}}
+    targets = pad_targets(labels)
+    costs = matching_costs(stack_output_sets(outputs), targets, config)[0, 0]
+    first = [(kernel(d, 0.04, 0.05) + kernel(d, 0.04, 0.1)) / 2 for d in (0.03, 0.05)]
+    second = [(kernel(d, 0.09, 0.2) + kernel(d, 0.09, 0.15)) / 2 for d in (0.03, 0.05)]
+    class_cost = focal_cost(logits[0], config.matcher_alpha, config.matcher_gamma)
+    for query, distance in enumerate((0.03, 0.05)):
+        for person, (label, similarity) in enumerate(((0, first), (2, second))):
+            expected = config.matcher_class_cost * class_cost[query, label].item()
+            expected += config.matcher_keypoints_cost * 2 * distance  # of the two keypoints that the class has
+            expected += config.matcher_similarity_cost * (1 - similarity[query])
+            assert costs[query, person].item() == pytest.approx(expected, rel=1e-4)
+
+    _, losses = pose_estimation_loss(outputs, labels, config)
+    similarity = config.weight_loss_similarity * (2 - first[0] - second[1]) / 2
+    assert losses["loss_similarity"].item() == pytest.approx(similarity, rel=1e-4)
+    assert losses["loss_keypoints"].item() == pytest.approx(config.weight_loss_keypoints * (0.03 + 0.05), rel=1e-4)
+    weights = torch.tensor([first[0], second[1]])
+    matched = weights * F.binary_cross_entropy_with_logits(torch.tensor([4.0, 4.0]), weights, reduction="none")
+    score = torch.tensor(-4.0).sigmoid()
+    others = 4 * config.focal_loss_alpha * score**config.focal_loss_gamma * -torch.log1p(-score)
+    expected = config.weight_loss_class * (matched.sum() + others) / 2
+    assert losses["loss_class"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+    sum(losses.values()).backward()
+    assert keypoints.grad[0, 0, 2].tolist() == keypoints.grad[0, 1, 1].tolist() == [0, 0]  # what the classes lack
+    assert keypoints.grad[0, 0, :2, 0].min() > 0 and keypoints.grad[0, 1, ::2, 1].min() > 0
+
+
+def test_classes_that_have_all_keypoints_change_nothing():
+    config = make_config(num_classes=2, sigma=0.07)
+    schema = KeypointSchema.of(config.keypoint_schema)
+    same = DETRPoseConfig(
+        keypoint_schema=unite_schemas({0: schema, 1: schema}, config.id2label), id2label=config.id2label
+    )
+    labels, outputs = make_labels([2, 0, 3], config), make_outputs(3, config)
+    _, expected = pose_estimation_loss(outputs, labels, config)
+    _, losses = pose_estimation_loss(outputs, labels, same)
+    assert {name: value.item() for name, value in losses.items()} == {name: x.item() for name, x in expected.items()}

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import three_kinds
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -325,3 +326,32 @@ def test_registering_twice_changes_nothing(caplog):
     assert PIPELINE_REGISTRY.supported_tasks == before
     assert PIPELINE_REGISTRY.check_task("keypoint-detection")[1]["impl"] is KeypointDetectionPipeline
     assert not caplog.records
+
+
+class ModelOfKinds(KnownModel):
+    """Finds a person, a dog and a ball in any image."""
+
+    config = DETRPoseConfig(
+        keypoint_schema=three_kinds.SCHEMA, id2label={0: "N/A", 1: "person", 2: "dog", 3: "N/A", 4: "ball"}
+    )
+
+    def __call__(self, pixel_values):
+        logits = torch.full((len(pixel_values), 3, 5), -9.0)
+        for query, label in enumerate((1, 2, 4)):
+            logits[:, query, label] = 3.0 - query
+        keypoints = torch.rand(len(logits), 3, 23, 2, generator=torch.Generator().manual_seed(0))
+        return DETRPoseForPoseEstimationOutput(logits=logits, pred_keypoints=keypoints)
+
+
+def test_classes_with_different_keypoints():
+    processor = DETRPoseImageProcessor(keypoint_schema=three_kinds.SCHEMA, size={"height": 64, "width": 64})
+    pipe = pipeline("keypoint-detection", model=ModelOfKinds(), image_processor=processor, device="cpu")
+    poses = pipe(bright_image())
+    keypoints = ModelOfKinds()(torch.zeros(1, 3, 8, 8)).pred_keypoints[0] * torch.tensor([90, 40])
+    assert [pose["label"] for pose in poses] == ["person", "dog", "ball"]
+    for query, (pose, label) in enumerate(zip(poses, (1, 2, 4), strict=True)):
+        own = three_kinds.SCHEMA.of_class(label)
+        assert [keypoint["name"] for keypoint in pose["keypoints"]] == list(own.schema.names)
+        for keypoint, index in zip(pose["keypoints"], own.indices, strict=True):
+            assert [keypoint["x"], keypoint["y"]] == pytest.approx(keypoints[query, index].tolist(), rel=1e-5)
+            assert keypoint["score"] == pytest.approx(pose["score"], abs=1e-6)

@@ -6,7 +6,7 @@ import supervision as sv
 import torch
 from PIL import Image
 
-from transformers_detrpose.keypoint_schemas import COCO_PERSON, KeypointSchema
+from transformers_detrpose.keypoint_schemas import COCO_PERSON, KeypointSchema, unite_schemas
 from transformers_detrpose.visualization import OUTLINE, PALETTE, draw_poses, to_supervision
 
 STICK = KeypointSchema(names=("head", "hip", "foot"), edges=((0, 1), (1, 2)))
@@ -256,3 +256,33 @@ class TestToSupervision:
     def test_no_poses(self):
         poses = to_supervision(empty_result(17), id2label={1: "person"})
         assert len(poses) == 0 and len(poses.as_detections()) == 0
+
+
+class TestDifferentKeypoints:
+    SCHEMAS = {
+        1: STICK,
+        2: KeypointSchema(names=("tip", "head", "foot"), edges=((1, 2),)),
+        3: KeypointSchema(names=("tip",)),
+    }
+    SCHEMA = unite_schemas(SCHEMAS, {1: "stick", 2: "arrow", 3: "tip"})  # head, hip, foot, tip
+
+    def test_each_pose_has_the_edges_of_its_class(self):
+        keypoints = [[50, 20], [90, 100], [50, 180], [20, 60]]
+        stick, arrow = (draw_poses(grey_image(), make_result([keypoints], labels=[x]), self.SCHEMA) for x in (1, 2))
+        assert tuple(stick[60, 70]) == ORANGE and tuple(stick[140, 70]) == ORANGE  # from head to hip to foot
+        assert tuple(stick[100, 50]) == tuple(stick[60, 20]) == (128, 128, 128)  # neither head to foot nor the tip
+        assert tuple(arrow[100, 50]) == tuple(arrow[60, 20]) == ORANGE
+        assert tuple(arrow[100, 90]) == (128, 128, 128)
+        alone = draw_poses(grey_image(), make_result([[[20, 60], [50, 20], [50, 180]]], labels=[2]), self.SCHEMAS[2])
+        result = make_result([keypoints], labels=[2])
+        result["boxes"] = torch.tensor([[20.0, 20, 50, 180]])
+        assert np.array_equal(draw_poses(grey_image(), result, self.SCHEMA), alone)
+
+    def test_single_keypoint(self):
+        drawn = draw_poses(grey_image(), make_result([[[20, 60]] * 4], labels=[3]), self.SCHEMA)
+        assert tuple(drawn[60, 20]) == ORANGE and (drawn[100:] == 128).all()
+
+    def test_what_a_class_lacks_is_not_visible(self):
+        result = make_result([[[1, 2], [3, 4], [5, 6], [7, 8]]] * 3, labels=[1, 2, 3])
+        visible = to_supervision(result, schema=self.SCHEMA).visible
+        assert visible.tolist() == [[True, True, True, False], [True, False, True, True], [False, False, False, True]]

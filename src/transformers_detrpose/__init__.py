@@ -10,7 +10,7 @@ from .configuration_detrpose import DETRPoseConfig
 from .configuration_ecvit import ECViTConfig
 from .image_processing_detrpose import DETRPoseImageProcessor
 from .keypoint_confidence import expected_keypoint_similarity
-from .keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, KeypointSchema
+from .keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, ClassKeypoints, KeypointSchema, unite_schemas
 from .modeling_detrpose import (
     DETRPoseForPoseEstimation,
     DETRPoseForPoseEstimationOutput,
@@ -31,6 +31,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "COCO_PERSON",
     "CROWDPOSE_PERSON",
+    "ClassKeypoints",
     "DETRPoseConfig",
     "DETRPoseForPoseEstimation",
     "DETRPoseForPoseEstimationOutput",
@@ -47,6 +48,7 @@ __all__ = [
     "expected_keypoint_similarity",
     "read_coco_categories",
     "to_supervision",
+    "unite_schemas",
 ]
 
 

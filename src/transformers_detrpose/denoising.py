@@ -162,6 +162,7 @@ def _keypoint_noise(targets: PoseTargets, num_groups: int, config, image_size, g
     similarity = torch.stack([low + (high - low) * torch.rand(shape, **draws) for low, high in ranges], dim=2)
     angle = math.radians(config.denoising_max_angle) * torch.rand(similarity.shape, **draws)
     # Rounding may yield a similarity above 1.
-    distance = (-2 * similarity.log()).clamp(min=0).sqrt() * 2 * keypoint_sigmas(config, scale.device)
+    sigmas = keypoint_sigmas(config, targets.class_labels[:, None, None])
+    distance = (-2 * similarity.log()).clamp(min=0).sqrt() * 2 * sigmas
     distance = distance * scale[:, None, None, :, None]
     return distance.unsqueeze(-1) * torch.stack([angle.cos(), angle.sin()], dim=-1)

@@ -5,6 +5,7 @@ import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -22,7 +23,8 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
 )
 
-from .configuration_ecvit import IMAGE_MEAN, IMAGE_STD, ECViTConfig
+from .configuration_ecvit import IMAGE_MEAN, IMAGE_STD, is_ecvit
+from .field_checks import require_field
 from .images import convert_to_rgb, load_rgb_image, resize_with_pillow
 
 # For `trust_remote_code`, transformers 4 copies only files that this file itself imports.
@@ -116,16 +118,13 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             config: the `DETRPoseConfig` of the model.
             settings: settings to override.
         """
-        if config.backbone_config.model_type == ECViTConfig.model_type:
+        if is_ecvit(config.backbone_config):
             settings = {"do_normalize": True, "image_mean": IMAGE_MEAN, "image_std": IMAGE_STD, **settings}
         return cls(**{"keypoint_schema": config.keypoint_schema, **settings})
 
     def _check_settings(self):
         """Raises `ValueError` for the first invalid setting, for example of a preprocessor_config.json."""
-
-        def require(field: str, condition: bool, accepted: str):
-            if not condition:
-                raise ValueError(f"`{field}` must be {accepted}, but got {getattr(self, field)!r}.")
+        require = partial(require_field, self)
 
         def is_number(value: Any) -> bool:
             return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -141,6 +140,8 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             values = getattr(self, field)
             values = values if isinstance(values, (list, tuple)) else [] if values is None else [values]
             require(field, all(map(is_number, values)), "numbers, one for each channel")
+            is_complete = len(values) in (1, 3) or not self.do_normalize
+            require(field, is_complete, "one or three numbers if `do_normalize` is True")
             require(field, field == "image_mean" or all(value > 0 for value in values), "numbers above 0")
 
     @property
@@ -253,11 +254,13 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
 
             - `scores` (n,): probability of the label.
             - `labels` (n,).
-            - `keypoints` (n, K, 2): x, y in pixels. They may lie outside the image.
+            - `keypoints` (n, K, 2): x, y in pixels. They may lie outside the image. If classes have different
+              keypoints, those that the class of a pose lacks are in the middle of its box, with a score and standard
+              deviations of 0.
             - `keypoint_scores` (n, K): the expected keypoint similarity of each keypoint, see
               `expected_keypoint_similarity`; without `pred_keypoint_std`, the score of the pose.
             - `keypoint_std` (n, K, 2): standard deviations in x and y in pixels; only with `pred_keypoint_std`.
-            - `boxes` (n, 4): x1, y1, x2, y2 in pixels, around the keypoints.
+            - `boxes` (n, 4): x1, y1, x2, y2 in pixels, around the keypoints that the class has.
 
         Raises:
             ValueError: if a shape, the threshold or the number of target sizes is invalid, or the outputs are not
@@ -271,13 +274,13 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             sizes, minimum_side = torch.ones(batch_size, 2, device=device), MINIMUM_SIDE_FRACTION
         else:
             sizes, minimum_side = _size_tensor(target_sizes, batch_size, device), MINIMUM_SIDE_PIXELS
-        sigmas = self._sigmas(tensors["pred_keypoints"].shape[2], device)
+        sigmas, is_own = self._tables(tensors)
 
-        poses = select_poses(tensors, sizes)
+        poses = select_poses(tensors, sizes, is_own)
         keep = poses["scores"] > threshold
         image, rank = keep.nonzero(as_tuple=True)
         kept = {name: values[image, rank] for name, values in poses.items()}
-        kept = score_keypoints(kept, sigmas, minimum_side, self.do_scale_deviations)
+        kept = score_keypoints(kept, sigmas, minimum_side, self.do_scale_deviations, is_own)
         # A sum is finite only if everything in it is.
         if not math.isfinite(poses["scores"].sum() + kept["keypoints"].sum()):
             raise ValueError("`outputs` must be finite, but the model returned NaN or infinite values.")
@@ -294,7 +297,8 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
         """Turns the outputs of the model into poses, one dictionary per pose as ViTPose's image processor does.
 
         The poses of [`post_process_keypoint_detection`], in the format that `supervision.KeyPoints.from_transformers`
-        reads.
+        reads. If classes have different keypoints, a pose has only those of its class, and `from_transformers` reads
+        the poses of one class at a time.
 
         Args:
             outputs: See `post_process_keypoint_detection`.
@@ -307,7 +311,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
 
             - `keypoints` (K, 2): x, y in pixels.
             - `scores` (K,): score of each keypoint, `keypoint_scores` of `post_process_keypoint_detection`.
-            - `labels` (K,): indices of the keypoints in the skeleton, 0 to K - 1.
+            - `labels` (K,): indices of the keypoints in the skeleton, 0 to K - 1; those of the class in its own order.
             - `bbox` (4,): x1, y1, x2, y2 in pixels, around the keypoints.
             - `score` (): probability of the label.
             - `label` (): class of the pose.
@@ -317,17 +321,20 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             ValueError: as `post_process_keypoint_detection` does.
         """
         results = self.post_process_keypoint_detection(outputs, threshold, target_sizes)
-        return [_list_poses(result) for result in results]
+        return [_list_poses(result, self.keypoint_schema) for result in results]
 
-    def _sigmas(self, num_keypoints: int, device: torch.device) -> torch.Tensor:
+    def _tables(self, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the result of `keypoint_tables` for outputs, or raises `ValueError` if they do not fit the schema."""
+        num_keypoints, num_labels = tensors["pred_keypoints"].shape[2], tensors["logits"].shape[2]
+        device = tensors["logits"].device
         if self.keypoint_schema is None:
-            return torch.full((num_keypoints,), DEFAULT_SIGMA, device=device)
+            return torch.full((num_keypoints,), DEFAULT_SIGMA, device=device), None
         if self.keypoint_schema.num_keypoints != num_keypoints:
             raise ValueError(
                 f"the outputs have {num_keypoints} keypoints, but `keypoint_schema` has "
                 f"{self.keypoint_schema.num_keypoints}: use the image processor that was saved with the model."
             )
-        return torch.tensor(self.keypoint_schema.sigmas, device=device)
+        return keypoint_tables(self.keypoint_schema, num_labels, device)
 
 
 @contextmanager
@@ -339,18 +346,31 @@ def _naming_image(index: int) -> Iterator[None]:
         raise ValueError(f"image number {index}: {error}") from error
 
 
-def select_poses(outputs: Mapping[str, torch.Tensor], target_sizes: torch.Tensor) -> dict[str, torch.Tensor]:
+def keypoint_tables(
+    schema: KeypointSchema, num_labels: int, device: torch.device | str | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns the sigmas (C, K) of C labels, and which keypoints each has (C, K); (K,) and `None` if all have all."""
+    sigmas, is_own = schema.by_label(range(num_labels))
+    sigmas = torch.tensor(sigmas, dtype=torch.float32, device=device)
+    return sigmas, None if is_own is None else torch.tensor(is_own, device=device)
+
+
+def select_poses(
+    outputs: Mapping[str, torch.Tensor], target_sizes: torch.Tensor, is_own: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
     """Returns the best poses of each image, as many as there are queries, regardless of their scores.
 
     Args:
         outputs: `logits` (batch, queries, labels), `pred_keypoints` (batch, queries, K, 2) as x, y fractions and,
             optionally, `pred_keypoint_std` of the same shape.
         target_sizes: (batch, 2), height and width of each image in pixels.
+        is_own: (labels, K) bool, which keypoints the class of each label has; all of them if not given.
 
     Returns:
         The best (query, label) pairs, best first: `scores` (batch, queries), `labels` (batch, queries) int64,
         `keypoints` (batch, queries, K, 2) as x, y in pixels, `keypoint_std` (batch, queries, K, 2) in pixels, unscaled,
-        if the outputs have it, and `boxes` (batch, queries, 4) as x1, y1, x2, y2 in pixels.
+        if the outputs have it, and `boxes` (batch, queries, 4) as x1, y1, x2, y2 in pixels, around the keypoints that
+        the class has. The others are in the middle of the box, where they do not matter to anything computed from it.
     """
     num_queries, num_labels = outputs["logits"].shape[1:]
     scores, pairs = outputs["logits"].float().sigmoid().flatten(1).topk(num_queries, dim=1)
@@ -360,34 +380,52 @@ def select_poses(outputs: Mapping[str, torch.Tensor], target_sizes: torch.Tensor
     for name, output in (("keypoints", "pred_keypoints"), ("keypoint_std", "pred_keypoint_std")):
         if output in outputs:
             poses[name] = _take_queries(outputs[output].float(), queries) * scale
-    boxes = torch.cat((poses["keypoints"].amin(dim=2), poses["keypoints"].amax(dim=2)), dim=-1)
-    return {**poses, "boxes": boxes}
+    if is_own is None:
+        boxes = torch.cat((poses["keypoints"].amin(dim=2), poses["keypoints"].amax(dim=2)), dim=-1)
+        return {**poses, "boxes": boxes}
+    is_own = is_own[poses["labels"]].unsqueeze(-1)
+    low = poses["keypoints"].where(is_own, torch.inf).amin(dim=2)
+    high = poses["keypoints"].where(is_own, -torch.inf).amax(dim=2)
+    poses["keypoints"] = poses["keypoints"].where(is_own, ((low + high) / 2).unsqueeze(2))
+    return {**poses, "boxes": torch.cat((low, high), dim=-1)}
 
 
 def score_keypoints(
-    poses: Mapping[str, torch.Tensor], sigmas: torch.Tensor, minimum_side: float, scale: bool = True
+    poses: Mapping[str, torch.Tensor],
+    sigmas: torch.Tensor,
+    minimum_side: float,
+    scale: bool = True,
+    is_own: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Adds keypoint scores to poses, and scales their standard deviations to agree with the pose scores.
 
     Args:
         poses: the result of [`select_poses`], or a subset of it.
-        sigmas: (K,), fall-off of each keypoint.
+        sigmas: (K,), fall-off of each keypoint, or (labels, K).
         minimum_side: see [`scale_deviations`], in pixels.
         scale: whether to scale the standard deviations; not those of a calibrated model.
+        is_own: (labels, K) bool, as for [`select_poses`].
 
     Returns:
-        The poses with `keypoint_scores` (..., K) and, if present, `keypoint_std` (..., K, 2).
+        The poses with `keypoint_scores` (..., K) and, if present, `keypoint_std` (..., K, 2); 0 for keypoints that the
+        class of a pose lacks.
     """
     scores, keypoints, boxes = poses["scores"], poses["keypoints"], poses["boxes"]
+    if is_own is not None:
+        sigmas, is_own = sigmas[poses["labels"]], is_own[poses["labels"]]
     scored = {name: poses[name] for name in ("scores", "labels", "keypoints")}
     if "keypoint_std" in poses:
         deviations = poses["keypoint_std"]
         if scale:
-            deviations = scale_deviations(deviations, scores, boxes, sigmas, minimum_side)
+            deviations = scale_deviations(deviations, scores, boxes, sigmas, minimum_side, is_own)
         scored["keypoint_scores"] = expected_keypoint_similarity(deviations, boxes, sigmas, minimum_side)
         scored["keypoint_std"] = deviations
     else:
         scored["keypoint_scores"] = scores.unsqueeze(-1).expand(keypoints.shape[:-1])
+    if is_own is not None:
+        scored["keypoint_scores"] = scored["keypoint_scores"] * is_own
+        if "keypoint_std" in scored:
+            scored["keypoint_std"] = scored["keypoint_std"] * is_own.unsqueeze(-1)
     return {**scored, "boxes": boxes}
 
 
@@ -396,7 +434,7 @@ def _take_queries(values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     return values.gather(1, queries.expand(-1, -1, *values.shape[2:]))
 
 
-def _list_poses(result: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+def _list_poses(result: dict[str, torch.Tensor], schema: KeypointSchema | None) -> list[dict[str, torch.Tensor]]:
     """Returns the poses of one image, given as one dictionary of n poses, as n dictionaries."""
     keypoint_scores = result["keypoint_scores"]
     columns = {
@@ -409,7 +447,14 @@ def _list_poses(result: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]
     }
     if "keypoint_std" in result:
         columns["keypoint_std"] = result["keypoint_std"]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    poses = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if schema is None or schema.classes is None:
+        return poses
+    of_keypoints = [name for name in ("keypoints", "scores", "labels", "keypoint_std") if name in columns]
+    for pose in poses:
+        own = list(schema.of_class(int(pose["label"])).indices)
+        pose.update({name: pose[name][own] for name in of_keypoints})
+    return poses
 
 
 def _output_tensors(outputs) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .keypoint_schemas import PERSON_TO_BOX_AREA
+from .keypoint_schemas import PERSON_TO_BOX_AREA, ClassKeypoints
 
 # Pixels. Larger coordinates are rejected; the square of this one still fits into float32.
 LARGEST_COORDINATE = 1_000_000
@@ -169,6 +169,7 @@ def parse_instances(
     problems: Problems,
     categories: Collection[int] | None = None,
     image_index: Sequence[int] | None = None,
+    classes: Mapping[int, ClassKeypoints] | None = None,
 ) -> Instances:
     """Reads annotations in COCO's format and collects their problems.
 
@@ -181,11 +182,16 @@ def parse_instances(
         problems: collects the problems.
         categories: the valid `category_id`s; any that is at least 0 if not given.
         image_index: index of each annotation's image; 0 if not given.
+        classes: the keypoints of each category, `KeypointSchema.classes`, if they have different ones: annotations then
+            hold those of their category, and the others are not labeled.
 
     Returns:
         The instances; those with problems have arbitrary values.
     """
-    keypoints = _read_keypoints(annotations, names, num_keypoints, problems)
+    if classes is None:
+        keypoints = _read_keypoints(annotations, names, num_keypoints, problems)
+    else:
+        keypoints = _read_keypoints_of_classes(annotations, names, num_keypoints, problems, classes)
     labelled = keypoints[..., 2] > 0
     own_counts = _column(annotations, "num_keypoints", names, problems, _is_count, "an integer of at least 0", 0)
     has_count = np.array([annotation.get("num_keypoints") is not None for annotation in annotations], dtype=bool)
@@ -225,6 +231,21 @@ def _read_keypoints(annotations, names, num_keypoints: int, problems: Problems) 
     for index in is_wrong.any(-1).nonzero()[0]:
         found = visibility[index][is_wrong[index]].tolist()
         problems.add(names[index], "visibilities in `keypoints`", "0, 1 or 2", found)
+    return keypoints
+
+
+def _read_keypoints_of_classes(
+    annotations, names, num_keypoints: int, problems: Problems, classes: Mapping[int, ClassKeypoints]
+) -> np.ndarray:
+    """Returns keypoints (n, K, 3), zero where missing and where the category of an annotation lacks them."""
+    keypoints = np.zeros((len(annotations), num_keypoints, 3))
+    labels = [annotation.get("category_id") for annotation in annotations]
+    for label, own in classes.items():
+        rows = [row for row, found in enumerate(labels) if is_id(found) and found == label]
+        read = _read_keypoints(
+            [annotations[row] for row in rows], [names[row] for row in rows], len(own.indices), problems
+        )
+        keypoints[np.ix_(rows, own.indices)] = read
     return keypoints
 
 

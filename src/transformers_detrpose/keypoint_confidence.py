@@ -15,7 +15,12 @@ _SMALLEST_DEVIATION = 1e-6
 
 
 def scale_deviations(
-    deviations: torch.Tensor, scores: torch.Tensor, boxes: torch.Tensor, sigmas: torch.Tensor, minimum_side: float
+    deviations: torch.Tensor,
+    scores: torch.Tensor,
+    boxes: torch.Tensor,
+    sigmas: torch.Tensor,
+    minimum_side: float,
+    is_own: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Scales the standard deviations of each pose so that its expected keypoint similarity is its score.
 
@@ -29,8 +34,9 @@ def scale_deviations(
         deviations: (..., K, 2), predicted standard deviations sx, sy.
         scores: (...), pose scores from 0 to 1.
         boxes: (..., 4), x1, y1, x2, y2 around each pose, in the unit of the standard deviations.
-        sigmas: (K,), fall-off of each keypoint.
+        sigmas: (K,) or (..., K), fall-off of each keypoint.
         minimum_side: in the same unit.
+        is_own: (..., K) bool, which keypoints the class of each pose has; all of them if not given.
 
     Returns:
         (..., K, 2), in the same unit.
@@ -38,12 +44,13 @@ def scale_deviations(
     falloff = _falloff(boxes, sigmas, minimum_side).sqrt().unsqueeze(-1)
     relative = (deviations / falloff).clamp(min=_SMALLEST_DEVIATION)
     log_variances, target = 2 * relative.log(), torch.logit(scores, eps=_SMALLEST_SCORE)
-    log_factor = -target - log_variances.mean(dim=(-2, -1))
+    is_counted = None if is_own is None else is_own.unsqueeze(-1).expand_as(deviations)
+    log_factor = -target - _mean(log_variances, is_counted, dim=(-2, -1))
     for _ in range(_NEWTON_STEPS):
         parts = torch.sigmoid(-log_factor[..., None, None] - log_variances)  # 1 / (1 + t s² / k²)
         similarity = parts.prod(dim=-1).sqrt()
-        mean = similarity.mean(dim=-1).clamp(_SMALLEST_SCORE / 10, 1 - _SMALLEST_SCORE / 10)
-        decline = (similarity * (2 - parts.sum(dim=-1))).mean(dim=-1) / 2
+        mean = _mean(similarity, is_own).clamp(_SMALLEST_SCORE / 10, 1 - _SMALLEST_SCORE / 10)
+        decline = _mean(similarity * (2 - parts.sum(dim=-1)), is_own) / 2
         step = (torch.logit(mean) - target) * mean * (1 - mean) / decline
         log_factor = log_factor + step.clamp(-_LARGEST_STEP, _LARGEST_STEP)
     return (log_factor / 2).exp()[..., None, None] * relative * falloff
@@ -61,7 +68,7 @@ def expected_keypoint_similarity(
     Args:
         deviations: (..., K, 2), standard deviations sx, sy.
         boxes: (..., 4), x1, y1, x2, y2 around each pose, in the unit of the standard deviations.
-        sigmas: (K,), fall-off of each keypoint.
+        sigmas: (K,) or (..., K), fall-off of each keypoint.
         minimum_side: in the same unit.
 
     Returns:
@@ -69,6 +76,13 @@ def expected_keypoint_similarity(
     """
     falloff = _falloff(boxes, sigmas, minimum_side)
     return (1 + deviations.square() / falloff.unsqueeze(-1)).prod(dim=-1).rsqrt()
+
+
+def _mean(values: torch.Tensor, is_counted: torch.Tensor | None, dim: int | tuple[int, ...] = -1) -> torch.Tensor:
+    """Returns the mean of the values that are counted, by default all."""
+    if is_counted is None:
+        return values.mean(dim=dim)
+    return (values * is_counted).sum(dim=dim) / is_counted.sum(dim=dim)
 
 
 def _falloff(boxes: torch.Tensor, sigmas: torch.Tensor, minimum_side: float) -> torch.Tensor:

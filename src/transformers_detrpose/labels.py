@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvF
 
 from .instances import Instances, Problems, is_id, parse_instances
-from .keypoint_schemas import KeypointSchema
+from .keypoint_schemas import ClassKeypoints, KeypointSchema
 
 # Annotation tools round; a point this close to the image is on its border.
 TOLERANCE_PIXELS = 1.0
@@ -88,9 +88,11 @@ def prepare_labels(
         raise ValueError(f"got {len(sizes_hw)} images but {len(targets)} annotations: one per image is needed.")
     for index, target in enumerate(targets):
         _check_target(target, index)
-    num_keypoints = _count_keypoints(targets) if schema is None else schema.num_keypoints
+    num_keypoints, classes = _count_keypoints(targets), None
+    if schema is not None:
+        num_keypoints, classes = schema.num_keypoints, schema.classes
     return [
-        prepare_coco_labels(target, size_hw, num_keypoints, device)
+        prepare_coco_labels(target, size_hw, num_keypoints, device, classes)
         for target, size_hw in zip(targets, sizes_hw, strict=True)
     ]
 
@@ -100,6 +102,7 @@ def prepare_coco_labels(
     size_hw: tuple[int, int],
     num_keypoints: int,
     device: str | torch.device | None = None,
+    classes: Mapping[int, ClassKeypoints] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Converts the COCO annotations of one image to labels, without crowds and people without a labeled keypoint.
 
@@ -111,6 +114,7 @@ def prepare_coco_labels(
         size_hw: Height and width of the annotated image in pixels.
         num_keypoints: K.
         device: Device of the tensors.
+        classes: The keypoints of each category if they differ, see `parse_instances`.
 
     Returns:
         See `to_labels`.
@@ -121,7 +125,7 @@ def prepare_coco_labels(
     annotations = target["annotations"]
     names = [f"image {target['image_id']}, annotation {annotation.get('id')}" for annotation in annotations]
     problems = Problems()
-    instances = parse_instances(annotations, names, num_keypoints, problems)
+    instances = parse_instances(annotations, names, num_keypoints, problems, classes, classes=classes)
     problems.raise_any()
     _require_all_parts(instances, annotations, num_keypoints, problems)
     problems.raise_any()

@@ -121,7 +121,7 @@ def keypoint_similarity(
         keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): labeled x, y as fractions of the image.
         visibility (`torch.FloatTensor` of shape `(..., K)`): 1 where labeled, else 0.
         area (`torch.FloatTensor` of shape `(...)`): areas as fractions of the image area, above 0.
-        sigmas (`torch.FloatTensor` of shape `(K,)`): falloff of each keypoint.
+        sigmas (`torch.FloatTensor` of shape `(..., K)`): falloff of each keypoint.
 
     Returns:
         `torch.FloatTensor` of shape `(...)`, from 1e-6 to 1.
@@ -165,7 +165,7 @@ def matching_costs(outputs: OutputSets, targets: PoseTargets, config) -> Tensor:
     """
     pred_keypoints = outputs.keypoints.unsqueeze(3)
     keypoints, visibility = targets.keypoints.unsqueeze(1), targets.visibility.unsqueeze(1)
-    sigmas = keypoint_sigmas(config, keypoints.device)
+    sigmas = keypoint_sigmas(config, targets.class_labels.unsqueeze(1))
     similarity = keypoint_similarity(pred_keypoints, keypoints, visibility, targets.area.unsqueeze(1), sigmas)
     distance = _labelled_l1_distance(pred_keypoints, keypoints, visibility)
     class_cost = focal_cost(outputs.logits, config.matcher_alpha, config.matcher_gamma)
@@ -244,8 +244,8 @@ def average_over_processes(counts: Tensor) -> Tensor:
     return counts.clamp(min=1)
 
 
-# Losses: each takes the outputs of S sets, the person matched to each query, the sigmas and the configuration, and
-# returns one sum per set, of shape (S,).
+# Losses: each takes the outputs of S sets, the person matched to each query, the sigmas of these people and the
+# configuration, and returns one sum per set, of shape (S,).
 
 
 def ksvf_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, config) -> Tensor:
@@ -291,9 +291,10 @@ def _count(targets: PoseTargets, union: Tensor) -> Tensor:
 
 def _losses_by_set(outputs, own_matched, union_matched, num_people, num_matches, config) -> dict[str, Tensor]:
     """Returns the weighted losses "class", "keypoints" and "similarity" of S sets, each of shape (S,)."""
-    sigmas = keypoint_sigmas(config, outputs.keypoints.device)
+    sigmas = keypoint_sigmas(config, own_matched.class_labels)
     classification_loss = CLASSIFICATION_LOSSES[config.classification_loss]
     losses = {"class": classification_loss(outputs, own_matched, sigmas, config) / num_people}
+    sigmas = keypoint_sigmas(config, union_matched.class_labels)
     for name, loss in KEYPOINT_LOSSES.items():
         losses[name] = loss(outputs, union_matched, sigmas, config) / num_matches
     return {name: getattr(config, f"weight_loss_{name}") * loss for name, loss in losses.items()}

@@ -1,6 +1,7 @@
 """The model card of saved weights: what the model predicts, where it comes from and how to run it."""
 
 from .configuration_detrpose import DETRPoseConfig
+from .configuration_ecvit import is_ecvit
 
 _DETRPOSE = """\
 DETRPose predicts the keypoints of every person in an image in one pass, without a person detector, non-maximum
@@ -40,7 +41,7 @@ poses = pose_estimator("people.jpg", threshold=0.5)
 
 Labels: {classes}.
 
-{num_keypoints} keypoints per instance, in this order: {keypoints}.
+{keypoints}
 
 At most {num_queries} instances per image. A keypoint's score is its expected similarity to the true position under the
 predicted distribution; it does not say whether the keypoint is visible.
@@ -70,7 +71,7 @@ def model_card(
         The text of a `README.md`.
     """
     rows = "".join(f"| {metric} | {value:.4f} |\n" for metric, value in (metrics or {}).items())
-    is_ecpose = config.backbone_config.model_type == "ecvit"
+    is_ecpose = is_ecvit(config.backbone_config)
     return _TEMPLATE.format(
         license=license or ("unknown" if is_ecpose else "apache-2.0"),
         family="ecpose" if is_ecpose else "detrpose",
@@ -80,8 +81,18 @@ def model_card(
         origin=origin,
         datasets="".join(["datasets:\n", *(f"- {dataset}\n" for dataset in datasets)]) if datasets else "",
         classes=", ".join(f"{label} ({index})" for index, label in config.id2label.items()),
-        num_keypoints=config.num_keypoints,
-        keypoints=", ".join(config.keypoint_schema.names),
+        keypoints=_describe_keypoints(config),
         num_queries=config.num_queries,
         metrics=f"\n## Measured\n\n| metric | value |\n|---|---|\n{rows}" if rows else "",
     )
+
+
+def _describe_keypoints(config: DETRPoseConfig) -> str:
+    schema = config.keypoint_schema
+    if schema.classes is None:
+        return f"{schema.num_keypoints} keypoints per instance, in this order: {', '.join(schema.names)}."
+    rows = [
+        f"- {config.id2label[label]}: {len(own.indices)}, in this order: {', '.join(own.schema.names)}."
+        for label, own in schema.classes.items()
+    ]
+    return "\n".join(["Keypoints per instance:", "", *rows])

@@ -96,8 +96,8 @@ class KeypointDetectionPipeline(Pipeline):
             - **label** (`str`): name of the label.
             - **box** (`dict[str, int]`): `xmin`, `ymin`, `xmax`, `ymax` around the keypoints in pixels, as integers
               (truncated, not rounded), as in other transformers pipelines.
-            - **keypoints** (`list[dict]`): in the order of the skeleton, `name`, `x` and `y` in pixels, and `score`,
-              the expected keypoint similarity; all `float`.
+            - **keypoints** (`list[dict]`): in the order of the skeleton of the class, `name`, `x` and `y` in pixels,
+              and `score`, the expected keypoint similarity; all `float`.
             - **track_id** (`int`): with a tracker, the number of the person, or -1 if the pose belongs to no track.
 
         Raises:
@@ -150,12 +150,16 @@ class KeypointDetectionPipeline(Pipeline):
 
     def _describe_pose(self, score, label, box, keypoints, keypoint_scores) -> dict[str, Any]:
         config = self.model.config
-        named = zip(config.keypoint_schema.names, keypoints, keypoint_scores, strict=True)
+        own = config.keypoint_schema.of_class(label)
+        points = ((*keypoints[index], keypoint_scores[index]) for index in own.indices)
         return {
             "score": score,
             "label": config.id2label[label],
             "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)),
-            "keypoints": [{"name": name, "x": x, "y": y, "score": s} for name, (x, y), s in named],
+            "keypoints": [
+                {"name": name, "x": x, "y": y, "score": s}
+                for name, (x, y, s) in zip(own.schema.names, points, strict=True)
+            ],
         }
 
 

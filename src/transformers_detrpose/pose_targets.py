@@ -77,10 +77,22 @@ def pad_targets(labels: list[Mapping[str, torch.Tensor]]) -> PoseTargets:
     )
 
 
-def keypoint_sigmas(config, device: torch.device | str | None = None) -> torch.Tensor:
-    """Returns the sigmas of the configured skeleton as a `torch.FloatTensor` of shape `(K,)`."""
+def keypoint_sigmas(config, class_labels: torch.Tensor) -> torch.Tensor:
+    """Returns the sigmas of the configured skeleton on the device of the labels.
+
+    Args:
+        config (`DETRPoseConfig`): provides the schema.
+        class_labels (`torch.LongTensor` of shape `(...)`): label ids.
+
+    Returns:
+        `torch.FloatTensor` of shape `(K,)` or, if classes have keypoints of their own, `(..., K)`, those of each label.
+    """
+    schema = config.keypoint_schema
     # A blocking copy would make the GPU wait for the host in every step.
-    return torch.tensor(config.keypoint_schema.sigmas).to(device, non_blocking=True)
+    if schema.classes is None:
+        return torch.tensor(schema.sigmas).to(class_labels.device, non_blocking=True)
+    sigmas, _ = schema.by_label(range(config.num_labels))
+    return torch.tensor(sigmas, dtype=torch.float32).to(class_labels.device, non_blocking=True)[class_labels]
 
 
 def _pad(tensors: list[torch.Tensor]) -> torch.Tensor:

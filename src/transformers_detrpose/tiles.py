@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from .keypoint_schemas import KeypointSchema
+from .pose_arrays import Poses, select, to_array
 from .video.duplicates import find_distinct, remove_duplicates
-from .video.poses import Poses, select, to_array
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
 
@@ -151,7 +151,7 @@ def merge_poses(
     if not len(tiles):
         return joined
     keypoints, scores, labels = (to_array(joined[name]) for name in ("keypoints", "scores", "labels"))
-    return select(joined, find_distinct(keypoints, scores, labels, np.array(schema.sigmas), similarity, tiles))
+    return select(joined, find_distinct(keypoints, scores, labels, schema, similarity, tiles))
 
 
 def _move(poses: Poses, box: Box, image: Box) -> Poses:

@@ -19,7 +19,10 @@ ELLIPSE_OPACITY = 0.3
 
 
 def to_supervision(
-    result: Mapping, keypoint_threshold: float = 0.0, id2label: Mapping[int, str] | None = None
+    result: Mapping,
+    keypoint_threshold: float = 0.0,
+    id2label: Mapping[int, str] | None = None,
+    schema: KeypointSchema | None = None,
 ) -> sv.KeyPoints:
     """Converts the poses of one image to `supervision.KeyPoints`, for its annotators, metrics and trackers.
 
@@ -31,6 +34,8 @@ def to_supervision(
         keypoint_threshold: Keypoints with a lower score or with coordinates that are not finite are marked as not
             visible.
         id2label: Names of the labels; if given, stored as `data["class_name"]`.
+        schema: The keypoint schema, `model.config.keypoint_schema`; needed only if classes have different keypoints:
+            those that the class of a pose lacks are marked as not visible.
 
     Returns:
         `supervision.KeyPoints` of n poses in the same order, with the boxes as `data["xyxy"]`, track ids, if there are
@@ -48,12 +53,15 @@ def to_supervision(
         data["covariance"] = variances[..., None] * np.eye(2, dtype=np.float32)
     if id2label is not None:
         data["class_name"] = np.array([id2label[int(label)] for label in labels], dtype=str)
+    visible = (keypoint_scores >= keypoint_threshold) & np.isfinite(keypoints).all(axis=-1)
+    if schema is not None and schema.classes is not None:
+        visible &= schema.by_label(labels)[1]
     return sv.KeyPoints(
         xy=keypoints.astype(np.float32),
         class_id=labels.astype(int),
         keypoint_confidence=keypoint_scores.astype(np.float32),
         detection_confidence=scores.astype(np.float32),
-        visible=(keypoint_scores >= keypoint_threshold) & np.isfinite(keypoints).all(axis=-1),
+        visible=visible,
         data=data,
     )
 
@@ -73,7 +81,8 @@ def draw_poses(
     Args:
         image: PIL image, or RGB array of shape (height, width, 3) and type uint8.
         result: Poses of this image as `post_process_keypoint_detection` returns them (see `to_supervision`).
-        schema: The keypoint schema, `model.config.keypoint_schema`; lines are drawn along its edges.
+        schema: The keypoint schema, `model.config.keypoint_schema`; lines are drawn along its edges, or those of the
+            class of each pose.
         id2label: Names of the labels, `model.config.id2label`. If given, each pose is annotated with its label and
             score, and its track id if there is one.
         keypoint_threshold: Keypoints with a lower score, and their edges, are not drawn.
@@ -91,8 +100,8 @@ def draw_poses(
         ValueError: if the image is an array of another shape or type, the result does not match the schema, or
             ellipses are requested but the result has no standard deviations.
     """
-    poses = to_supervision(result, keypoint_threshold, id2label)
-    _check_schema(poses, schema)
+    _check_schema(result, schema)
+    poses = to_supervision(result, keypoint_threshold, id2label, schema)
     if ellipse_radii and "covariance" not in poses.data:
         raise ValueError("`ellipse_radii` need the `keypoint_std` of a model with FDR heads, but the result has none.")
     if color_indices is None:
@@ -102,7 +111,8 @@ def draw_poses(
     for index in reversed(range(len(poses))):
         width = thickness or _line_thickness(scene.shape[:2], poses.data["xyxy"][index])
         _draw_ellipses(scene, poses[index], colors[index], ellipse_radii)
-        _draw_pose(scene, poses[index], colors[index], schema.edges, width)
+        edges = schema.of_class(int(poses.class_id[index])).edges
+        _draw_pose(scene, poses[index], colors[index], edges, width)
     if id2label is not None and len(poses):
         _draw_labels(scene, poses, colors)
     return scene if isinstance(image, np.ndarray) else Image.fromarray(scene)
@@ -128,9 +138,9 @@ def _rgb_copy(image: Image.Image | np.ndarray) -> np.ndarray:
     return np.array(image, order="C")
 
 
-def _check_schema(poses: sv.KeyPoints, schema: KeypointSchema):
-    num_keypoints = poses.xy.shape[1]
-    if len(poses) and num_keypoints != schema.num_keypoints:
+def _check_schema(result: Mapping, schema: KeypointSchema):
+    num_poses, num_keypoints = result["keypoints"].shape[:2]
+    if num_poses and num_keypoints != schema.num_keypoints:
         raise ValueError(
             f"`schema` has {schema.num_keypoints} keypoints, but the poses of `result` have {num_keypoints}."
         )

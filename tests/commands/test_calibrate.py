@@ -82,7 +82,7 @@ def test_a_calibrated_model_is_calibrated_anew(folder, calibrated, tmp_path, cap
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=1e-2, rtol=1e-2)
     text = capsys.readouterr().out
-    assert "people found in --images" in text and "people found in --val-images" in text
+    assert "images of --annotations" in text and "people found in the images of --val-annotations" in text
     assert text.count("calibration error of keypoint scores") == 2
 
 

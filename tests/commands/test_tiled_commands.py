@@ -5,7 +5,7 @@ import json
 import pytest
 
 from transformers_detrpose.commands import evaluate, generate_people, predict
-from transformers_detrpose.prediction.models import DEMONSTRATION_MODEL
+from transformers_detrpose.loading import DEMONSTRATION_MODEL
 
 MODEL = ["--model", str(DEMONSTRATION_MODEL)]
 TILES = ["--tiles", "192", "--overlap", "0.7"]

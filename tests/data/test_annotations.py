@@ -169,7 +169,7 @@ def test_ten_problems_are_listed_and_the_rest_counted(write):
         (json.dumps({**CONTENT, "categories": [7]}), "`categories` is missing or not a list"),
         (
             json.dumps({**CONTENT, "categories": []}),
-            "no entry of `categories` has `keypoints`: add their names, or pass",
+            "no entry of `categories` has `keypoints`: add their names, or give",
         ),
     ],
 )
@@ -270,8 +270,9 @@ class TestReadCocoCategories:
 
     def test_categories_of_the_same_name_with_different_keypoints(self, read):
         categories = [{"id": 0, "name": "cat", "keypoints": ["a"]}, {"id": 1, "name": "cat", "keypoints": ["b"]}]
-        with pytest.raises(ValueError, match="have different keypoints"):
-            read({"categories": categories})
+        schema, id2label = read({"categories": categories})
+        assert (schema.names, id2label) == (("a", "b"), {0: "cat", 1: "cat"})
+        assert [schema.of_class(label).indices for label in (0, 1)] == [(0,), (1,)]
 
     @pytest.mark.parametrize(
         "content, message",
@@ -292,11 +293,11 @@ class TestReadCocoCategories:
             (
                 {
                     "categories": [
-                        {"id": 1, "name": "dog", "keypoints": ["a"]},
-                        {"id": 2, "name": "cat", "keypoints": ["a", "b"]},
+                        {"id": 1, "name": "dog", "keypoints": ["l_ear"]},
+                        {"id": 2, "name": "cat", "keypoints": ["l_ear", "r_ear"]},
                     ]
                 },
-                r"categories \['cat', 'dog'\] have different keypoints",
+                r"classes \['dog', 'cat'\] cannot share keypoints of the same name, as .* partners for \['l_ear'\]",
             ),
             ("", "not a JSON file"),
             ("{'categories': []}", "not a JSON file"),
@@ -317,3 +318,71 @@ class TestReadCocoCategories:
             read_coco_categories(tmp_path / "lost.json")
         with pytest.raises(OSError, match=tmp_path.name):
             read_coco_categories(tmp_path)
+
+
+class TestDifferentKeypoints:
+    """Categories with different keypoints: a bird's left wing, right wing and beak, and a fish's tail and beak."""
+
+    CATEGORIES = [
+        {"id": 1, "name": "bird", "keypoints": ["left_wing", "right_wing", "beak"]},
+        {"id": 3, "name": "fish", "keypoints": ["tail", "beak"], "skeleton": [[1, 2]]},
+    ]
+
+    def content(self, **changes):
+        keypoints = {1: [1, 2, 2, 3, 4, 1, 5, 6, 2], 3: [7, 8, 2, 9, 9, 0]}
+        annotations = [
+            {"id": number, "image_id": 4, "category_id": label, "keypoints": keypoints[label], "bbox": [1, 1, 9, 9]}
+            for number, label in enumerate([3, 1], start=1)
+        ]
+        return {"images": [{"id": 4}], "annotations": annotations, "categories": self.CATEGORIES, **changes}
+
+    @pytest.mark.parametrize("share_keypoints", [True, False])
+    def test_labels_are_those_of_the_union(self, share_keypoints):
+        annotations = read_annotations(self.content(), share_keypoints=share_keypoints)
+        nothing, tail = [0, 0, 0], [7, 8, 2]
+        bird = [[1, 2, 2], [3, 4, 1], [5, 6, 2]]
+        fish, last = ([*[nothing] * 3, tail], 1) if share_keypoints else ([*[nothing] * 3, tail, nothing], 2)
+        assert annotations.instances.keypoints.tolist() == [fish, bird + [nothing] * last]
+        assert annotations.instances.num_keypoints.tolist() == [1, 3]
+        assert annotations.categories == {1: "bird", 3: "fish"}
+        assert annotations.schema.of_class(3).schema.names == ("tail", "beak")
+
+    def test_the_schema_of_a_model_decides(self):
+        schema = read_annotations(self.content(), share_keypoints=False).schema
+        annotations = read_annotations(self.content(categories=self.CATEGORIES[1:], annotations=[]), schema)
+        assert annotations.schema == schema and annotations.categories == {3: "fish"}
+        without_names = [{"id": 1, "name": "bird"}, {"id": 2, "name": "sky"}, {"id": 3, "name": "fish"}]
+        annotations = read_annotations(self.content(categories=without_names), schema)
+        assert annotations.instances.keypoints[0, 3].tolist() == [7, 8, 2] and 2 not in annotations.categories
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            ({"id": 2}, "category 'fish' has the id 2, but `schema` has the classes"),
+            ({"keypoints": ["beak", "tail"], "skeleton": []}, "'fish' has the keypoints .* in another order"),
+            ({"keypoints": ["tail"], "skeleton": []}, "category 'fish' has 1 keypoints, but `schema` has 2"),
+        ],
+    )
+    def test_other_keypoints_than_those_of_the_model(self, change, message):
+        schema = read_annotations(self.content()).schema
+        categories = [self.CATEGORIES[0], {**self.CATEGORIES[1], **change}]
+        with pytest.raises(DataError, match=message):
+            read_annotations(self.content(categories=categories), schema)
+
+    def test_wrong_number_of_keypoints(self):
+        content = self.content()
+        content["annotations"][0]["keypoints"] = [1, 1, 2] * 3
+        with pytest.raises(DataError, match="annotation 1 of image 4: .* each of 2 keypoints"):
+            read_annotations(content)
+
+    def test_annotations_read_without_the_schema_of_the_model(self):
+        content, annotations = self.content(), read_annotations(self.content())
+        assert read_annotations(annotations, annotations.schema).schema == annotations.schema
+        birds = read_annotations(
+            {**content, "categories": self.CATEGORIES[:1], "annotations": content["annotations"][1:]}
+        )
+        with pytest.raises(DataError, match="the file has 3 keypoints, but `schema` has 4"):
+            read_annotations(birds, annotations.schema)
+        swapped = read_annotations({**content, "categories": self.CATEGORIES[::-1]})
+        with pytest.raises(DataError, match="in another order"):
+            read_annotations(swapped, annotations.schema)

@@ -1,6 +1,7 @@
 """Augmentation: where keypoints, boxes and areas go, in which epoch, and that the same seed gives the same samples."""
 
 import pytest
+import three_kinds
 import torch
 from torchvision import tv_tensors
 
@@ -15,10 +16,12 @@ from transformers_detrpose.data import (
     TrainingSamples,
     paper_phases,
     phase_at,
+    read_annotations,
     to_labels,
 )
 from transformers_detrpose.data.augmentation import FULL, NO_AUGMENTATION, augment, flip, mosaic, resize, zoom_out
 from transformers_detrpose.images import resize_with_pillow
+from transformers_detrpose.labels import people_in_image
 
 SWAP = (1, 0, 2)
 
@@ -288,3 +291,38 @@ def test_a_keypoint_on_the_border_stays_in_the_image(folder):
     labels = to_labels(flip(dataset[0], SWAP))
     expected = torch.tensor([[[0, 1, 2], [0, 20 / 48, 2], [63 / 64, 0, 2]]])
     torch.testing.assert_close(labels["keypoints"], expected)
+
+
+@pytest.mark.parametrize("share_keypoints", [True, False])
+def test_flipping_classes_with_different_keypoints(share_keypoints):
+    """Each class is flipped as in a dataset of its own."""
+    content = three_kinds_content()
+    annotations = read_annotations(content, share_keypoints=share_keypoints)
+    united = flip(labelled_sample(annotations, (100, 200)), annotations.schema.flip_permutation)
+    for row, (label, schema) in enumerate(three_kinds.SCHEMAS.items()):
+        single = {**content, "annotations": [content["annotations"][row]]}
+        single["categories"] = [category for category in content["categories"] if category["id"] == label]
+        alone = flip(labelled_sample(read_annotations(single), (100, 200)), schema.flip_permutation)
+        own = list(annotations.schema.of_class(label).indices)
+        assert torch.equal(united["visibility"][row, own], alone["visibility"][0])
+        is_labelled = alone["visibility"][0] > 0
+        assert torch.equal(united["keypoints"][row, own][is_labelled], alone["keypoints"][0][is_labelled])
+        assert united["visibility"][row].count_nonzero() == alone["visibility"].count_nonzero() > 0
+
+
+def three_kinds_content():
+    """One person, one dog and one ball with random keypoints, some of which are not labelled."""
+    generator = torch.Generator().manual_seed(0)
+    annotations = []
+    for number, (label, schema) in enumerate(three_kinds.SCHEMAS.items(), start=1):
+        points = torch.rand(schema.num_keypoints, 3, generator=generator) * torch.tensor([199.0, 99.0, 0])
+        points[:, 2] = torch.randint(3, (schema.num_keypoints,), generator=generator)
+        points[0, 2] = 2
+        fields = {"bbox": [1, 1, 50, 50], "keypoints": points.flatten().tolist()}
+        annotations.append({"id": number, "image_id": 1, "category_id": label, **fields})
+    return {"images": [{"id": 1}], "annotations": annotations, "categories": three_kinds.CATEGORIES}
+
+
+def labelled_sample(annotations, size_hw):
+    image = tv_tensors.Image(torch.zeros(3, *size_hw, dtype=torch.uint8))
+    return {"image": image, **people_in_image(annotations.instances.completed(), size_hw)}

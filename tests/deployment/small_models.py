@@ -11,11 +11,10 @@ SIZE = {"height": 64, "width": 96}
 
 def make_model(**fields) -> DETRPoseForPoseEstimation:
     torch.manual_seed(0)
+    fields = {"keypoint_schema": TRIANGLE, **fields}
     sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "decoder_layers": 2, "num_queries": 7}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    config = DETRPoseConfig(
-        backbone_config=TINY_BACKBONE, feature_strides=(16, 32), keypoint_schema=TRIANGLE, **sizes, **heads, **fields
-    )
+    config = DETRPoseConfig(backbone_config=TINY_BACKBONE, feature_strides=(16, 32), **sizes, **heads, **fields)
     model = DETRPoseForPoseEstimation(config).eval()
     for parameter in model.parameters():
         # Layers that start at zero would hide errors.

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from small_models import SIZE, assert_same, make_model
+from small_models import SIZE, TRIANGLE, assert_same, make_model
 
 for name in ("onnx", "onnxruntime", "onnxslim"):
     pytest.importorskip(name, reason=f"{name} is missing")
@@ -14,7 +14,13 @@ import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 
-from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor  # noqa: E402
+from transformers_detrpose import (  # noqa: E402
+    DETRPoseConfig,
+    DETRPoseForPoseEstimation,
+    DETRPoseImageProcessor,
+    KeypointSchema,
+    unite_schemas,
+)
 from transformers_detrpose.deployment import (  # noqa: E402
     DETRPoseGraph,
     ExportError,
@@ -174,3 +180,33 @@ def test_sizes(model):
 def test_variants():
     assert Variant.parse("default") == Variant()
     assert Variant.parse("poses+tensorrt") == Variant("tensorrt", any_size=False, post_process=True)
+
+
+@pytest.mark.parametrize("use_fdr_heads", [True, False])
+@torch.no_grad()
+def test_poses_of_classes_with_different_keypoints(use_fdr_heads, tmp_path, images):
+    schemas = {
+        0: TRIANGLE,
+        1: KeypointSchema(names=("left", "tip"), sigmas=(0.2, 0.1)),
+        2: KeypointSchema(names=("dot",)),
+    }
+    schema = unite_schemas(schemas, {0: "triangle", 1: "arrow", 2: "dot"})
+    model = make_model(
+        keypoint_schema=schema, id2label={0: "triangle", 1: "arrow", 2: "dot"}, use_fdr_heads=use_fdr_heads
+    )
+    processor = DETRPoseImageProcessor(size=SIZE, keypoint_schema=schema)
+    export_onnx(model, processor, tmp_path / "onnx", "poses")
+    pixel_values, sizes = images(3), torch.tensor([[480, 640], [33, 70], [96, 64]])
+    found = ORTDETRPoseForPoseEstimation.from_pretrained(tmp_path / "onnx")(pixel_values, sizes)
+    expected = processor.post_process_keypoint_detection(model(pixel_values), 0.0, sizes)
+    expected = {name: torch.stack([image[name] for image in expected]) for name in POSE_OUTPUTS}
+    assert {*expected["labels"].flatten().tolist()} == {0, 1, 2}
+    assert not expected["keypoint_scores"].all() and expected["keypoint_scores"].any()
+    assert_same(found, expected, POSE_OUTPUTS, atol=1e-2)
+
+
+def test_graphs_are_the_same_if_every_class_has_all_keypoints(export):
+    """The tables of classes are in the graph only if classes differ."""
+    graph = onnx.load(export("poses+any-size+tensorrt") / "model.onnx").graph
+    constants = [tuple(tensor.dims) for tensor in graph.initializer]
+    assert (2, 3) not in constants and "Where" not in {node.op_type for node in graph.node if "/poses" in node.name}

@@ -13,8 +13,9 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from transformers_detrpose import KeypointSchema
+from transformers_detrpose import KeypointSchema, unite_schemas
 from transformers_detrpose.evaluation import CocoKeypoints, CrowdPoseKeypoints, coco_records, write_coco_results
+from transformers_detrpose.evaluation.precision_recall import precision_recall
 
 POINT = KeypointSchema(names=("tip",), sigmas=(0.05,))
 TRIANGLE = np.array([[10.0, 10.0], [50.0, 10.0], [30.0, 60.0]])
@@ -416,7 +417,7 @@ class TestInterface:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"annotations": [person(TRIANGLE[:2], id=7)]}, r"annotation 7 of image 1.*9 finite numbers.*\(6 values"),
+            ({"annotations": [person(TRIANGLE[:1], id=7)]}, r"annotation 7 of image 1.*9 finite numbers.*\(3 values"),
             ({"annotations": [person(TRIANGLE, bbox=[1, 2, 3], id=7)]}, "annotation 7 of image 1: `bbox`.*3 values"),
             ({"images": [{"file_name": "1.png"}]}, "image number 0: `id` must be an integer, but got None"),
             (
@@ -443,3 +444,86 @@ class TestInterface:
         (tmp_path / "annotations.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             CocoKeypoints(tmp_path / "annotations.json", SCHEMA)
+
+
+class TestDifferentKeypoints:
+    """Classes with different keypoints, against pycocotools on the data of each class alone."""
+
+    SCHEMAS = {1: SCHEMA, 4: KeypointSchema(names=("end", "left"), sigmas=(0.07, 0.2)), 5: POINT}
+    NAMES = {1: "triangle", 4: "stick", 5: "point"}
+
+    def make_case(self):
+        """Returns the schema and the content of a file, predictions, and these for each class alone, by its id."""
+        schema = unite_schemas(self.SCHEMAS, self.NAMES)
+        alone = {label: random_case(own.num_keypoints, seed=label) for label, own in self.SCHEMAS.items()}
+        people, predictions = [], [[] for _ in range(12)]
+        rng = np.random.default_rng(0)
+        for label, (content, found) in alone.items():
+            people += [{**each, "category_id": label, "id": len(people)} for each in content["annotations"]]
+            own = list(schema.of_class(label).indices)
+            for part, poses_of_class in zip(predictions, found, strict=True):
+                keypoints = rng.uniform(0, 500, (len(poses_of_class["scores"]), schema.num_keypoints, 2))
+                keypoints[:, own] = poses_of_class["keypoints"]
+                labels = np.full(len(keypoints), label)
+                part.append({"scores": poses_of_class["scores"], "labels": labels, "keypoints": keypoints})
+        people = [{**each, "id": number} for number, each in enumerate(people, start=1)]
+        categories = [
+            {"id": label, "name": name, **self.SCHEMAS[label].to_coco()} for label, name in self.NAMES.items()
+        ]
+        content = {"images": alone[1][0]["images"], "categories": categories, "annotations": people}
+        return (
+            schema,
+            content,
+            [{key: np.concatenate([x[key] for x in part]) for key in part[0]} for part in predictions],
+            alone,
+        )
+
+    def test_each_class_has_the_scores_of_pycocotools(self, tmp_path):
+        schema, content, predictions, alone = self.make_case()
+        metric = CocoKeypoints(content, schema)
+        overall = compute(metric, *predictions)
+        of_classes = metric.score_classes(metric.gather())
+        assert list(of_classes) == ["triangle", "stick", "point"]
+        expected = {}
+        for label, (single, found) in alone.items():
+            results = results_of(found, tmp_path / "results.json")
+            expected[label] = run_pycocotools(single, results, self.SCHEMAS[label].sigmas, tmp_path / "truth.json")
+            assert list(of_classes[self.NAMES[label]].values()) == pytest.approx(expected[label], abs=1e-6)
+            assert 0.05 < expected[label][0] < 0.95  # neither perfect nor hopeless
+        for column, score in enumerate(overall.values()):
+            defined = [scores[column] for scores in expected.values() if scores[column] > -1]
+            assert score == pytest.approx(np.mean(defined), abs=1e-6)
+
+    def test_faster_coco_eval_agrees(self):
+        schema, content, predictions, _ = self.make_case()
+        metric = CocoKeypoints(content, schema)
+        overall = compute(metric, *predictions)
+        found = precision_recall(metric, metric.gather())
+        assert found.average_precision() == pytest.approx(overall["AP"], abs=1e-6)
+
+    def test_results_have_the_keypoints_of_each_class(self, tmp_path):
+        schema, content, predictions, _ = self.make_case()
+        metric = CocoKeypoints(content, schema)
+        compute(metric, *predictions)
+        write_coco_results(tmp_path / "results.json", metric.gather(), schema)
+        records = json.loads((tmp_path / "results.json").read_text())
+        lengths = {(record["category_id"], len(record["keypoints"])) for record in records}
+        assert lengths == {(1, 9), (4, 6), (5, 3)}
+        record = next(record for record in records if record["category_id"] == 4)
+        poses = metric.gather()[record["image_id"]]
+        best = poses["keypoints"][poses["labels"] == 4][0]
+        assert record["keypoints"][:2] == pytest.approx(best[3], abs=0.01)  # "end" is the union's fourth keypoint
+        assert record["keypoints"][3:5] == pytest.approx(best[0], abs=0.01)  # and "left" its first
+
+    def test_one_category_has_no_scores_of_classes(self):
+        metric = CocoKeypoints(dataset(person(TRIANGLE)), SCHEMA)
+        compute(metric, poses(TRIANGLE))
+        assert metric.score_classes(metric.gather()) == {}
+
+    def test_categories_of_one_name_are_told_apart(self):
+        content = dataset(person(TRIANGLE), num_images=1, categories=(1, 2))
+        content["categories"] = [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}]
+        metric = CocoKeypoints(content, SCHEMA)
+        compute(metric, poses(TRIANGLE))
+        scores = {name: scores["AP"] for name, scores in metric.score_classes(metric.gather()).items()}
+        assert scores == pytest.approx({"cat 1": 1, "cat 2": -1})

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 from test_keypoint_metrics import SCHEMA, random_case
 
+from transformers_detrpose import KeypointSchema, unite_schemas
 from transformers_detrpose.evaluation import CocoKeypoints, CrowdPoseKeypoints
 from transformers_detrpose.evaluation.report import write_report
+from transformers_detrpose.pose_arrays import own_mean
 
 NUM_IMAGES = 6
 SIZE_WH = (60, 40)
@@ -118,3 +120,47 @@ def test_existing_folder(case, tmp_path):
     with pytest.raises(FileExistsError, match="report exists already"):
         write(tmp_path, *case)
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["mine.txt"]
+
+
+def test_classes_with_different_keypoints(tmp_path, case):
+    """Only the keypoints of a class count: the page about two classes is right about each of them."""
+    schema = unite_schemas({1: SCHEMA, 2: KeypointSchema(names=("end", "left"))}, {1: "triangle", 2: "stick"})
+    (tmp_path / "images").mkdir(exist_ok=True)
+    triangle, stick = [[10.0, 10], [50, 10], [30, 35]], [[12.0, 5], [40, 30]]
+    categories = [{"id": 1, "name": "triangle"}, {"id": 2, "name": "stick"}]
+    images = [
+        {"id": number, "file_name": image["file_name"]} for number, image in enumerate(case[0]["images"], start=1)
+    ]
+    common = {"bbox": [5, 5, 50, 30], "area": 900}
+    people = [
+        {"id": 1, "image_id": 1, "category_id": 1, "keypoints": [x for p in triangle for x in (*p, 2)], **common},
+        {"id": 2, "image_id": 2, "category_id": 2, "keypoints": [x for p in stick for x in (*p, 2)], **common},
+    ]
+    content = {"images": images, "annotations": people, "categories": categories}
+    nothing = {
+        "scores": [],
+        "labels": [],
+        "keypoints": [],
+        "keypoint_scores": np.zeros((0, 4)),
+        "keypoint_std": np.zeros((0, 4, 2)),
+    }
+    # The stick's keypoints are the fourth and the first of the union; the others are far from anything.
+    far = [900.0, 900.0]
+    found = [([*triangle, far], [1, 1, 1, 0], 1), ([stick[1], far, far, stick[0]], [0.5, 0, 0, 0.7], 2)]
+    predictions = [
+        {
+            "scores": [0.9],
+            "labels": [label],
+            "keypoints": [keypoints],
+            "keypoint_scores": [scores],
+            "keypoint_std": np.ones((1, 4, 2)),
+        }
+        for keypoints, scores, label in found
+    ] + [nothing] * (NUM_IMAGES - 2)
+    analysis, page, numbers = write(tmp_path, content, predictions, schema=schema)
+    assert [analysis.scores["AP"], analysis.rescored["AP"]] == pytest.approx([1, 1])
+    assert analysis.pose_reliability.mean_outcome == pytest.approx(1)
+    assert analysis.kinds.tolist() == [[2, 0, 0, 0, 0], *[[1, 0, 0, 0, 0]] * 3]
+    rescored = own_mean(analysis.matches.keypoint_scores, schema.by_label(analysis.matches.labels)[1])
+    assert rescored.tolist() == pytest.approx([1, 0.6])
+    assert {*page.images} >= PLOTS

@@ -3,6 +3,7 @@
 import pytest
 
 from moving_poses import poses_at
+from transformers_detrpose import COCO_PERSON, KeypointSchema, unite_schemas
 from transformers_detrpose.video import remove_duplicates
 
 
@@ -33,3 +34,13 @@ def test_few_poses(centers):
 def test_threshold_out_of_range():
     with pytest.raises(ValueError, match="`threshold` must be from 0 to 1, but got 1.5"):
         remaining(poses_at([]), threshold=1.5)
+
+
+def test_only_keypoints_of_the_class_count():
+    """Persons and their noses; what a nose lacks is far from each other's, and does not matter."""
+    nose = KeypointSchema(names=("nose",), sigmas=(0.026,))
+    schema = unite_schemas({0: COCO_PERSON, 1: nose}, {0: "person", 1: "nose"})
+    poses = poses_at([(100, 100), (100.01, 100), (100, 100)], scores=[0.5, 0.75, 0.25], labels=[1, 1, 0])
+    poses["keypoints"][0, 1:] += 5
+    assert remove_duplicates(poses, schema)["scores"].tolist() == [0.75, 0.25]
+    assert remaining({**poses, "labels": poses["labels"] * 0}) == [0.5, 0.75]  # as persons they differ

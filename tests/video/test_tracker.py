@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moving_poses import HEIGHT, STANDING, poses_at
-from transformers_detrpose import KeypointSchema
+from transformers_detrpose import COCO_PERSON, KeypointSchema, unite_schemas
 from transformers_detrpose.synthetic.detections import SimulatedDetector
 from transformers_detrpose.synthetic.scenes import sample_scene
 from transformers_detrpose.video import PoseTracker
@@ -206,3 +206,21 @@ def test_fewer_identity_switches_than_bytetrack_in_crossings():
     assert theirs.compute()["IDSW"] > 4
     assert ours.compute()["IDSW"] <= theirs.compute()["IDSW"] / 4
     assert ours.compute()["HOTA"] > theirs.compute()["HOTA"]
+
+
+def test_only_keypoints_of_the_class_are_compared():
+    """The ankles of legless people are anywhere, and their tracks go on; with all keypoints they would end."""
+    legless = KeypointSchema(COCO_PERSON.names[:11], (), COCO_PERSON.flip_pairs[:5], COCO_PERSON.sigmas[:11])
+    schema = unite_schemas({0: COCO_PERSON, 1: legless}, {0: "person", 1: "legless"})
+    rng = np.random.default_rng(0)
+
+    def follow_legless(tracker, label):
+        ids = []
+        for frame in range(10):
+            poses = poses_at(standing(0), labels=[label, label])
+            poses["keypoints"][:, 11:] += torch.tensor(rng.uniform(-20, 20, (2, 6, 2))).float()
+            ids.append(tracker.update(poses, frame / FPS)["track_id"].tolist())
+        return ids
+
+    assert follow_legless(PoseTracker(schema, min_similarity=0.9), label=1)[2:] == [[0, 1]] * 8
+    assert follow_legless(PoseTracker(schema, min_similarity=0.9), label=0)[2:] != [[0, 1]] * 8

@@ -14,10 +14,10 @@ from PIL import Image
 from ..files import whole_file
 from ..images import load_rgb_image, open_image
 from ..loading import first_line
+from ..pose_arrays import Poses
 from ..prediction.batches import batched
 from ..prediction.models import Predictor, PreparedBatch
 from ..prediction.stages import Stages
-from ..video.poses import Poses
 from .inputs import Picture, Pictures
 
 # Columns that hold the poses of an image, as `post_process_keypoint_detection` returns them.

@@ -52,15 +52,16 @@ import torch  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from ..data import read_annotations  # noqa: E402
-from ..loading import model_files  # noqa: E402
+from ..loading import SAMPLE_PICTURE, model_files  # noqa: E402
 from ..prediction.image_files import predict_images  # noqa: E402
-from ..prediction.models import SAMPLE_PICTURE, Predictor, find_model  # noqa: E402
+from ..prediction.models import Predictor, find_model  # noqa: E402
 from ..prediction.paths import find_inputs, image_ids  # noqa: E402
 from ..prediction.track_files import SUFFIXES  # noqa: E402
-from ..prediction.video_sources import Source, describe  # noqa: E402
 from ..prediction.videos import VideoOptions, predict_videos  # noqa: E402
+from ..video_files.reading import Source, describe  # noqa: E402
 from .command_line import (  # noqa: E402
     CommandError,
+    add_device,
     add_max_pixels,
     add_tiles,
     check_device,
@@ -211,8 +212,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         help="formats to export tracks in, besides the JSON lines",
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda, cuda:1 or mps")
+    add_device(parser)
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="precision of the model"
     )

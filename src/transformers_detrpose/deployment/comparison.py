@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..image_processing_detrpose import DETRPoseImageProcessor
@@ -74,13 +75,15 @@ def best_similarities(
     keep = poses["scores"] > threshold
     keypoints, labels, boxes = (poses[key][keep].float() for key in ("keypoints", "labels", "boxes"))
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
-    visibility = torch.ones(schema.num_keypoints, device=keypoints.device)
+    sigmas, is_own = schema.by_label(labels.tolist())
+    visibility = np.ones(schema.num_keypoints) if is_own is None else is_own[:, None]
+    sigmas = sigmas if is_own is None else sigmas[:, None]
     similarity = keypoint_similarity(
         candidates["keypoints"],
         keypoints[:, None],
-        visibility,
+        torch.tensor(visibility, dtype=torch.float32, device=keypoints.device),
         PERSON_TO_BOX_AREA * sides.prod(-1)[:, None],
-        torch.tensor(schema.sigmas, device=keypoints.device),
+        torch.tensor(sigmas, dtype=torch.float32, device=keypoints.device),
     )
     similarity = torch.where(candidates["labels"] == labels[:, None], similarity, 0)
     return similarity.amax(1) if len(candidates["scores"]) else torch.zeros(len(keypoints))

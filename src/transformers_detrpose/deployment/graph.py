@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..configuration_detrpose import DETRPoseConfig
-from ..image_processing_detrpose import MINIMUM_SIDE_PIXELS, score_keypoints, select_poses
+from ..image_processing_detrpose import MINIMUM_SIDE_PIXELS, keypoint_tables, score_keypoints, select_poses
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 
 MODEL_FILE = "model.onnx"
@@ -80,7 +80,8 @@ def compute_outputs(
     outputs = {name: outputs[name] for name in output_shapes(model.config)}
     if not post_process:
         return outputs
-    sigmas = torch.tensor(model.config.keypoint_schema.sigmas, device=pixel_values.device)
-    poses = select_poses(outputs, target_sizes)
-    poses = score_keypoints(poses, sigmas, MINIMUM_SIDE_PIXELS, scale=not model.config.use_calibration)
+    config = model.config
+    sigmas, is_own = keypoint_tables(config.keypoint_schema, config.num_labels, pixel_values.device)
+    poses = select_poses(outputs, target_sizes, is_own)
+    poses = score_keypoints(poses, sigmas, MINIMUM_SIDE_PIXELS, not config.use_calibration, is_own)
     return {name: poses[name] for name in POSE_OUTPUTS}

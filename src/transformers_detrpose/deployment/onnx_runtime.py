@@ -31,8 +31,9 @@ class DETRPosePoses(ModelOutput):
         labels (`torch.Tensor` of shape `(batch_size, num_queries)`): Label of the pose.
         keypoints (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints, 2)`): x, y in pixels.
         keypoint_scores (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints)`):
-            Expected keypoint similarity of each keypoint.
-        boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): x1, y1, x2, y2 in pixels, around the keypoints.
+            Expected keypoint similarity of each keypoint, 0 for those that the class lacks.
+        boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`):
+            x1, y1, x2, y2 in pixels, around the keypoints that the class has.
     """
 
     scores: torch.FloatTensor | None = None

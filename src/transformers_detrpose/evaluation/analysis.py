@@ -7,9 +7,10 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
+from ..pose_arrays import own_mean
 from .keypoint_errors import INVERSION, JITTER, MISS, NAMES, SWAP, classify_keypoints, correct_keypoints, replace_field
 from .keypoint_metrics import UNDEFINED, KeypointMetric, Poses
-from .matching import MatchedPoses, match_poses, matched_similarity, pose_similarity
+from .matching import MatchedPoses, match_poses, matched_errors, matched_similarity, pose_similarity
 from .precision_recall import (
     Group,
     PrecisionRecall,
@@ -104,7 +105,7 @@ def analyze(metric: KeypointMetric, predictions: Mapping[int, Poses], progress: 
     """
     scores = metric.score(predictions)
     matches = match_poses(metric, predictions)
-    sigmas = metric.keypoint_schema.sigmas
+    sigmas, is_own = metric.keypoint_schema.by_label(matches.labels)
     kinds = classify_keypoints(matches, metric.keypoint_schema)
     curves = precision_recall(metric, predictions)
     groups = {
@@ -119,7 +120,7 @@ def analyze(metric: KeypointMetric, predictions: Mapping[int, Poses], progress: 
     has_scores = matches.keypoint_scores is not None
     return Analysis(
         scores=scores,
-        rescored=metric.score(rescore(matches.keypoint_scores.mean(axis=1))) if has_scores else None,
+        rescored=metric.score(rescore(own_mean(matches.keypoint_scores, is_own))) if has_scores else None,
         ideal=metric.score(rescore(matches.ideal_scores)),
         pose_reliability=reliability(matches.scores[is_judged], pose_similarity(matches, sigmas)[is_judged]),
         keypoint_reliability=reliability(matches.keypoint_scores[known], similarity[known]) if has_scores else None,
@@ -138,9 +139,7 @@ def find_coverage(matches: MatchedPoses, known: np.ndarray, names: tuple[str, ..
     """Returns the coverage of the predicted distributions of the keypoints `known` (n, K); `None` without any."""
     if matches.keypoint_std is None:
         return None
-    errors = np.zeros(matches.keypoints.shape)
-    index = matches.person[matches.is_matched]
-    errors[matches.is_matched] = matches.keypoints[matches.is_matched] - matches.people.keypoints[index]
+    errors = matched_errors(matches)
     levels = tuple(sorted({*PLOTTED_LEVELS, *LEVELS}))
     fractions = ellipse_coverage(errors[known], matches.keypoint_std[known], levels)
     of_keypoints = {

@@ -10,11 +10,14 @@ import numpy as np
 import torch
 
 from ..files import whole_file
+from ..keypoint_schemas import KeypointSchema
 
 DECIMALS = 2  # of coordinates in files, in pixels
 
 
-def coco_records(poses: Mapping[str, Any], decimals: int | None = None, **fields: Any) -> list[dict[str, Any]]:
+def coco_records(
+    poses: Mapping[str, Any], decimals: int | None = None, schema: KeypointSchema | None = None, **fields: Any
+) -> list[dict[str, Any]]:
     """Returns the poses of one image as records of COCO's results format.
 
     Args:
@@ -22,6 +25,8 @@ def coco_records(poses: Mapping[str, Any], decimals: int | None = None, **fields
             `keypoints` (n, K, 2), x, y in pixels; optionally `keypoint_scores` (n, K) and `boxes` (n, 4), x1, y1, x2,
             y2 in pixels.
         decimals: decimal places of coordinates and keypoint scores; not rounded if `None`.
+        schema: the keypoint schema, needed only if classes have different keypoints: each pose then has those of its
+            class, in its order.
         fields: additional fields of each record, such as `image_id` and `file_name`, which come first.
 
     Returns:
@@ -35,12 +40,15 @@ def coco_records(poses: Mapping[str, Any], decimals: int | None = None, **fields
         values = torch.as_tensor(values).detach().cpu().double().numpy()
         return values if decimals is None else values.round(decimals)
 
+    def own(pose: np.ndarray, label: int) -> np.ndarray:
+        return pose if schema is None or schema.classes is None else pose[list(schema.of_class(label).indices)]
+
     keypoints = rounded(poses["keypoints"])
     ones = np.ones(keypoints.shape[:-1])
     thirds = rounded(poses["keypoint_scores"]) if "keypoint_scores" in poses else ones
     triples = np.concatenate([keypoints, thirds[..., None]], axis=-1)
     records = [
-        {**fields, "category_id": int(label), "keypoints": pose.ravel().tolist(), "score": score}
+        {**fields, "category_id": int(label), "keypoints": own(pose, int(label)).ravel().tolist(), "score": score}
         for score, label, pose in zip(map(float, poses["scores"]), poses["labels"], triples, strict=True)
     ]
     if "boxes" in poses:
@@ -82,13 +90,16 @@ def results_writer(
             file.write("\n]\n" if file.tell() else "[]\n")
 
 
-def write_coco_results(path: str | PathLike, predictions: Mapping[int, Mapping[str, Any]]):
+def write_coco_results(
+    path: str | PathLike, predictions: Mapping[int, Mapping[str, Any]], schema: KeypointSchema | None = None
+):
     """Writes a results file for COCO's test server, with coordinates rounded to hundredths of a pixel.
 
     Args:
         path: the JSON file to write. The server accepts `person_keypoints_<set>_<name>_results.json`, zipped.
         predictions: by image id, the `poses` for `coco_records`; written in the order of image ids.
+        schema: as for `coco_records`.
     """
     with results_writer(path) as write:
         for image_id, poses in sorted(predictions.items()):
-            write(coco_records(poses, DECIMALS, image_id=image_id))
+            write(coco_records(poses, DECIMALS, schema, image_id=image_id))

@@ -37,8 +37,9 @@ def draw_beside_truth(
     shown = np.flatnonzero((people.image_ids == image_id) & ~people.is_crowd & (people.visibility > 0).any(axis=1))
     color_of = {person: color for color, person in enumerate(matches.person[poses].tolist())}
     colors = [color_of.get(person, len(poses) + index) for index, person in enumerate(shown.tolist())]
-    predicted = _as_result(matches.keypoints[poses] * scale, np.ones((len(poses), schema.num_keypoints)))
-    truth = _as_result(people.keypoints[shown] * scale, people.visibility[shown] > 0)
+    seen = np.ones((len(poses), schema.num_keypoints))
+    predicted = _as_result(matches.keypoints[poses] * scale, seen, matches.labels[poses])
+    truth = _as_result(people.keypoints[shown] * scale, people.visibility[shown] > 0, people.labels[shown])
     left = draw_poses(image, predicted, schema)
     right = draw_poses(image, truth, schema, keypoint_threshold=0.5, color_indices=colors)
     both = Image.new("RGB", (2 * image.width + _GAP, image.height), "white")
@@ -47,14 +48,14 @@ def draw_beside_truth(
     return both, len(poses)
 
 
-def _as_result(keypoints: np.ndarray, is_shown: np.ndarray) -> dict[str, np.ndarray]:
+def _as_result(keypoints: np.ndarray, is_shown: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Returns poses (n, K, 2) as `draw_poses` needs them, with the boxes around the keypoints shown (n, K)."""
     hidden = ~is_shown.astype(bool)[..., None]
     low = np.where(hidden, np.inf, keypoints).min(axis=1, initial=np.inf)
     high = np.where(hidden, -np.inf, keypoints).max(axis=1, initial=-np.inf)
     return {
         "scores": np.ones(len(keypoints)),
-        "labels": np.zeros(len(keypoints), dtype=int),
+        "labels": labels,
         "keypoints": keypoints,
         "keypoint_scores": is_shown.astype(float),
         "boxes": np.concatenate([low, high], axis=1),

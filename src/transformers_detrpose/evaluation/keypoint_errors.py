@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..keypoint_schemas import KeypointSchema
+from ..pose_arrays import keypoint_similarity
 from .keypoint_metrics import Poses
-from .matching import MatchedPoses, keypoint_similarity
+from .matching import MatchedPoses
 
 GOOD, JITTER, INVERSION, SWAP, MISS = range(5)
 NAMES = ("good", "jitter", "inversion", "swap", "miss")
@@ -34,23 +35,26 @@ def classify_keypoints(matches: MatchedPoses, schema: KeypointSchema) -> np.ndar
     """
     kinds = np.full(matches.keypoints.shape[:2], NOT_JUDGED)
     people = matches.people
+    all_sigmas, mirrored = schema.by_label(matches.labels)[0], np.array(schema.flip_permutation)
     is_labelled = (people.visibility > 0).any(axis=1) & ~people.is_crowd
     neighbours = {id_: np.flatnonzero(is_labelled & (people.image_ids == id_)) for id_ in np.unique(people.image_ids)}
     for pose in np.flatnonzero(matches.is_matched):
         own = matches.person[pose]
         others = neighbours[matches.image_ids[pose]]
-        found = _classify(matches.keypoints[pose], people, own, others[others != own], schema)
+        sigmas = np.broadcast_to(all_sigmas, kinds.shape)[pose]
+        found = _classify(matches.keypoints[pose], people, own, others[others != own], mirrored, sigmas)
         kinds[pose] = np.where(people.visibility[own] > 0, found, NOT_JUDGED)
     return kinds
 
 
-def _classify(keypoints: np.ndarray, people, own: int, others: np.ndarray, schema: KeypointSchema) -> np.ndarray:
+def _classify(
+    keypoints: np.ndarray, people, own: int, others: np.ndarray, mirrored: np.ndarray, sigmas: np.ndarray
+) -> np.ndarray:
     """Classifies the keypoints (K, 2) of the pose of person `own`, with the people `others` in the same image."""
-    mirrored = np.array(schema.flip_permutation)
 
     def similarity(index: np.ndarray, order=slice(None)) -> np.ndarray:
         truth, is_labelled = people.keypoints[index][:, order], people.visibility[index][:, order] > 0
-        return keypoint_similarity(keypoints - truth, people.areas[index], schema.sigmas) * is_labelled
+        return keypoint_similarity(keypoints - truth, people.areas[index], sigmas) * is_labelled
 
     right = similarity(np.array([own]))[0]
     inverted = similarity(np.array([own]), mirrored)[0]

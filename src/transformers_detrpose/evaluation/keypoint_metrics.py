@@ -48,6 +48,8 @@ class KeypointMetric:
             scored.
         keypoint_schema: Keypoint schema of the model, or the name of a known one ("coco", "crowdpose"); its sigmas are
             used for the OKS.
+        max_poses: How many poses of each image and label are collected, the best ones. The scores use at most 20 in any
+            case, as both benchmarks do.
 
     Raises:
         ValueError: if the file is invalid or its keypoints differ from the schema's.
@@ -59,9 +61,12 @@ class KeypointMetric:
         self,
         annotations: str | PathLike | Mapping[str, Any] | CocoAnnotations,
         keypoint_schema: KeypointSchema | dict[str, Any] | str,
+        max_poses: int = MAX_POSES,
     ):
+        self.max_poses = max_poses
         content = read_annotations(annotations, keypoint_schema)
         self.keypoint_schema = content.schema
+        self.categories = content.categories
         self.category_ids = list(content.categories)
         self.images = {image["id"]: image for image in content.images}
         self.has_annotations = content.instances is not None
@@ -92,9 +97,9 @@ class KeypointMetric:
             image_ids: Ids of the images in the annotation file.
             predictions: For each image, the result of `post_process_keypoint_detection` with `threshold=0`: `scores`
                 (n,), `labels` (n,), which are category ids of the file, and `keypoints` (n, K, 2), x, y in pixels; as
-                tensors, arrays or lists. Poses with other labels are dropped, and so are all but the best 20 of each
-                label. `keypoint_scores` (n, K) and `keypoint_std` (n, K, 2) are collected as well if there are any;
-                they do not affect the scores.
+                tensors, arrays or lists. Poses with other labels are dropped, and so are all but the best `max_poses`
+                of each label. `keypoint_scores` (n, K) and `keypoint_std` (n, K, 2) are collected as well if there are
+                any; they do not affect the scores.
 
         Raises:
             ValueError: if an image is unknown or its poses are invalid.
@@ -140,10 +145,27 @@ class KeypointMetric:
         if len(predictions) < len(self.images):
             logger.warning("scoring %d of the %d images in the annotations.", len(predictions), len(self.images))
         with redirect_stdout(io.StringIO()):  # pycocotools prints
-            return self._score(predictions)
+            return self._score(predictions, self.category_ids)
 
-    def _score(self, predictions: Mapping[int, Poses]) -> dict[str, float]:
+    def score_classes(self, predictions: Mapping[int, Poses]) -> dict[str, dict[str, float]]:
+        """Scores the result of `gather` for each category alone, on this process only.
+
+        Returns:
+            By the name of each category, the scores as `score` returns them; none if there is only one category, or no
+            ground truth.
+        """
+        if len(self.categories) < 2 or not self.has_annotations or not predictions:
+            return {}
+        with redirect_stdout(io.StringIO()):
+            scores = {id_: self._score(predictions, [id_]) for id_ in self.categories}
+        names = list(self.categories.values())
+        return {
+            name if names.count(name) == 1 else f"{name} {id_}": scores[id_] for id_, name in self.categories.items()
+        }
+
+    def _score(self, predictions: Mapping[int, Poses], category_ids: Sequence[int]) -> dict[str, float]:
         evaluator = self.make_evaluator(predictions)
+        evaluator.params.catIds = list(category_ids)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -165,11 +187,14 @@ class KeypointMetric:
         coco_class, evaluator_class = library or self._library
         ground_truth = _make_index(coco_class, self._dataset(self.people if people is None else people))
         image_ids = sorted(predictions)
-        records = [record for id_ in image_ids for record in coco_records(predictions[id_], image_id=id_)]
+        schema = self.keypoint_schema
+        records = [
+            record for id_ in image_ids for record in coco_records(predictions[id_], schema=schema, image_id=id_)
+        ]
         # `loadRes` needs at least one record to detect the format.
         found = ground_truth.loadRes(records) if records else _make_index(coco_class, self._dataset([]))
-        evaluator = evaluator_class(ground_truth, found, "keypoints")
-        evaluator.params.kpt_oks_sigmas = np.array(self.keypoint_schema.sigmas)
+        evaluator = _with_own_sigmas(evaluator_class, schema)(ground_truth, found, "keypoints")
+        evaluator.params.kpt_oks_sigmas = np.array(schema.sigmas)
         evaluator.params.catIds = self.category_ids
         evaluator.params.imgIds = image_ids
         return evaluator
@@ -179,8 +204,15 @@ class KeypointMetric:
         return {
             "images": [{"id": image_id} for image_id in self.images],
             "categories": [{"id": category_id} for category_id in self.category_ids],
-            "annotations": list(people),
+            "annotations": list(map(self._with_own_keypoints, people)),
         }
+
+    def _with_own_keypoints(self, person: dict[str, Any]) -> dict[str, Any]:
+        """Returns an annotation with the keypoints of its category only, if categories have different ones."""
+        if self.keypoint_schema.classes is None:
+            return person
+        own = list(self.keypoint_schema.of_class(person["category_id"]).indices)
+        return {**person, "keypoints": np.reshape(person["keypoints"], (-1, 3))[own].ravel().tolist()}
 
     def _prepare_people(self, content: CocoAnnotations) -> list[dict[str, Any]]:
         """Returns the annotations with the fields that the libraries use, with ids counted from 1.
@@ -225,7 +257,7 @@ class KeypointMetric:
         if not (np.isfinite(scores).all() and np.isfinite(keypoints).all()):
             raise ValueError(f"image {image_id}: scores and keypoints must be finite, but some are not.")
         order = np.argsort(-scores, kind="stable")
-        best = np.concatenate([order[labels[order] == label][:MAX_POSES] for label in self.category_ids])
+        best = np.concatenate([order[labels[order] == label][: self.max_poses] for label in self.category_ids])
         confidence = {name: values[best] for name, values in self._confidence(image_id, poses, expected).items()}
         return {"scores": scores[best], "labels": labels[best], "keypoints": keypoints[best], **confidence}
 
@@ -244,8 +276,8 @@ class CocoKeypoints(KeypointMetric):
 
     `compute` returns the average precision AP over OKS thresholds of 0.50, 0.55, ..., 0.95, AP50 and AP75 at a single
     threshold, APM and APL for people of 32² to 96² pixels and of more; and likewise the average recall: AR, AR50, AR75,
-    ARM, ARL. People without a labeled keypoint and crowds are ignored. Scores are averaged over categories. See
-    `KeypointMetric` for the arguments.
+    ARM, ARL. People without a labeled keypoint and crowds are ignored. Scores are averaged over categories, each of
+    which is scored by its own keypoints and sigmas. See `KeypointMetric` for the arguments.
     """
 
 
@@ -287,12 +319,12 @@ class CrowdPoseKeypoints(KeypointMetric):
 
         return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
 
-    def _score(self, predictions: Mapping[int, Poses]) -> dict[str, float]:
-        overall = super()._score(predictions)
+    def _score(self, predictions: Mapping[int, Poses], category_ids: Sequence[int]) -> dict[str, float]:
+        overall = super()._score(predictions, category_ids)
         scores = {name: overall[name] for name in ("AP", "AP50", "AP75", "AR", "AR50", "AR75")}
         for level, ids in self._split(sorted(predictions)).items():
             part = {image_id: predictions[image_id] for image_id in ids}
-            scores[f"AP_{level}"] = super()._score(part)["AP"] if part else UNDEFINED
+            scores[f"AP_{level}"] = super()._score(part, category_ids)["AP"] if part else UNDEFINED
         return scores
 
     def _split(self, image_ids: list[int]) -> dict[str, list[int]]:
@@ -314,6 +346,19 @@ METRICS = {"coco": CocoKeypoints, "crowdpose": CrowdPoseKeypoints}
 
 def _to_array(values, dtype: torch.dtype) -> np.ndarray:
     return torch.as_tensor(values, dtype=dtype).detach().cpu().numpy()
+
+
+def _with_own_sigmas(evaluator_class: type, schema: KeypointSchema) -> type:
+    """Returns a library's evaluator that uses the sigmas of each category, if categories have different keypoints."""
+    if schema.classes is None:
+        return evaluator_class
+
+    class Evaluator(evaluator_class):
+        def computeOks(self, imgId, catId):  # noqa: N802, N803, the library's names
+            self.params.kpt_oks_sigmas = np.array(schema.of_class(catId).schema.sigmas)
+            return super().computeOks(imgId, catId)
+
+    return Evaluator
 
 
 def _make_index(coco_class: type, dataset: dict[str, list[dict[str, Any]]]):

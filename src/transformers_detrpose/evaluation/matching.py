@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from ..pose_arrays import keypoint_similarity
 from .keypoint_metrics import KeypointMetric, Poses
 
 # Below the least OKS of average precision, to judge poses that are wrong but show somebody; Ronchi and Perona's value.
@@ -21,6 +22,7 @@ class People:
 
     Args:
         image_ids (`np.ndarray` of shape `(p,)`): id of the image.
+        labels (`np.ndarray` of shape `(p,)`): category ids.
         keypoints (`np.ndarray` of shape `(p, K, 2)`): x, y in pixels.
         visibility (`np.ndarray` of shape `(p, K)`): 0 not labeled, 1 labeled but not visible, 2 visible.
         areas (`np.ndarray` of shape `(p,)`): areas for the OKS in square pixels.
@@ -30,6 +32,7 @@ class People:
     """
 
     image_ids: np.ndarray
+    labels: np.ndarray
     keypoints: np.ndarray
     visibility: np.ndarray
     areas: np.ndarray
@@ -47,6 +50,7 @@ class MatchedPoses:
 
     Args:
         image_ids (`np.ndarray` of shape `(n,)`): id of the image.
+        labels (`np.ndarray` of shape `(n,)`): category ids.
         scores (`np.ndarray` of shape `(n,)`): scores of the poses.
         keypoints (`np.ndarray` of shape `(n, K, 2)`): x, y in pixels.
         keypoint_scores (`np.ndarray` of shape `(n, K)`): or `None`.
@@ -59,6 +63,7 @@ class MatchedPoses:
     """
 
     image_ids: np.ndarray
+    labels: np.ndarray
     scores: np.ndarray
     keypoints: np.ndarray
     keypoint_scores: np.ndarray | None
@@ -100,6 +105,7 @@ def match_poses(metric: KeypointMetric, predictions: Mapping[int, Poses]) -> Mat
     with redirect_stdout(io.StringIO()):
         evaluator = metric.make_evaluator(predictions, library=(COCO, COCOeval))
         evaluator.params.iouThrs = np.array([MATCHING_OKS])
+        evaluator.params.maxDets = [metric.max_poses]
         evaluator.params.areaRng, evaluator.params.areaRngLbl = [ANY_AREA], ["all"]
         evaluator.evaluate()
     image_ids, fields = _concatenate(predictions, metric.keypoint_schema.num_keypoints)
@@ -124,33 +130,27 @@ def match_poses(metric: KeypointMetric, predictions: Mapping[int, Poses]) -> Mat
     )
 
 
-def keypoint_similarity(errors: np.ndarray, areas: np.ndarray, sigmas) -> np.ndarray:
-    """Returns COCO's keypoint similarity, exp(-d² / (2 · area · (2σ)²)).
-
-    Args:
-        errors: (..., K, 2), dx, dy in pixels.
-        areas: (...), in square pixels.
-        sigmas: (K,), falloff of each keypoint.
-
-    Returns:
-        (..., K), from 0 to 1.
-    """
-    variances = np.asarray(areas)[..., None] * (2 * np.asarray(sigmas)) ** 2
-    return np.exp(-np.square(errors).sum(axis=-1) / (2 * variances))
-
-
 def matched_similarity(matches: MatchedPoses, sigmas) -> tuple[np.ndarray, np.ndarray]:
     """Returns the similarity (n, K) of each pose's keypoints, and where it is known (n, K).
 
-    It is known for the labeled keypoints of matched poses.
+    It is known for the labeled keypoints of matched poses. The sigmas are (K,) or those of each pose (n, K).
     """
     similarity = np.zeros(matches.keypoints.shape[:2])
     known = np.zeros(similarity.shape, dtype=bool)
     people, index = matches.people, matches.person[matches.is_matched]
-    errors = matches.keypoints[matches.is_matched] - people.keypoints[index]
+    errors = matched_errors(matches)[matches.is_matched]
+    sigmas = np.broadcast_to(sigmas, similarity.shape)[matches.is_matched]
     similarity[matches.is_matched] = keypoint_similarity(errors, people.areas[index], sigmas)
     known[matches.is_matched] = people.visibility[index] > 0
     return np.where(known, similarity, 0.0), known
+
+
+def matched_errors(matches: MatchedPoses) -> np.ndarray:
+    """Returns dx, dy (n, K, 2) in pixels from the labeled to the predicted keypoints; 0 for poses not matched."""
+    index = matches.person[matches.is_matched]
+    errors = np.zeros(matches.keypoints.shape)
+    errors[matches.is_matched] = matches.keypoints[matches.is_matched] - matches.people.keypoints[index]
+    return errors
 
 
 def pose_similarity(matches: MatchedPoses, sigmas) -> np.ndarray:
@@ -164,6 +164,7 @@ def _concatenate(predictions: Mapping[int, Poses], num_keypoints: int) -> tuple[
     poses = [predictions[image_id] for image_id in sorted(predictions)]
     image_ids = np.repeat(np.array(sorted(predictions), dtype=np.int64), [len(found["scores"]) for found in poses])
     shapes = {
+        "labels": (),
         "scores": (),
         "keypoints": (num_keypoints, 2),
         "keypoint_scores": (num_keypoints,),
@@ -174,6 +175,7 @@ def _concatenate(predictions: Mapping[int, Poses], num_keypoints: int) -> tuple[
         is_complete = all(name in found for found in poses)
         parts = [np.zeros((0, *shape)), *(found[name] for found in poses)] if is_complete else None
         columns[name] = None if parts is None else np.concatenate(parts).astype(np.float64)
+    columns["labels"] = columns["labels"].astype(np.int64)
     return image_ids, columns
 
 
@@ -182,10 +184,12 @@ def _list_people(metric: KeypointMetric, predictions: Mapping[int, Poses]) -> Pe
     people, num_keypoints = metric.people, metric.keypoint_schema.num_keypoints
     triples = np.array([person["keypoints"] for person in people], dtype=float).reshape(-1, num_keypoints, 3)
     image_ids = np.array([person["image_id"] for person in people], dtype=np.int64)
+    labels = np.array([person["category_id"] for person in people], dtype=np.int64)
     is_crowd = np.array([person["iscrowd"] for person in people], dtype=bool)
     has_keypoints = np.array([person["num_keypoints"] > 0 for person in people], dtype=bool)
     return People(
         image_ids,
+        labels,
         triples[..., :2],
         triples[..., 2],
         np.array([person["area"] for person in people], dtype=float),

@@ -1,7 +1,7 @@
 """Follows people through the frames of one video."""
 
+from ..pose_arrays import Poses, select
 from ..video import PoseSmoother, PoseTracker
-from ..video.poses import Poses, select
 from .models import Predictor
 
 # A person who is half hidden scores lower for a while: such poses continue a track, but begin none (Zhang et al.,

@@ -35,7 +35,7 @@ def predict_images(
     Returns:
         The number of images that could not be read.
     """
-    num_read = 0
+    num_read, schema = 0, predictor.model.config.keypoint_schema
     with (
         results_writer(output / "predictions.json", keep_interrupted=True) as write,
         tqdm(total=len(images), unit="image") as progress,
@@ -46,7 +46,7 @@ def predict_images(
             for (name, picture), result in zip(batch, results, strict=True):
                 with whole_file(written_path(output, name)) as path:
                     predictor.draw(picture, result).save(path, quality=95)
-                write(coco_records(result, DECIMALS, image_id=ids[name], file_name=name))
+                write(coco_records(result, DECIMALS, schema, image_id=ids[name], file_name=name))
             num_read += len(batch)
             progress.update(len(batch))
     return len(images) - num_read

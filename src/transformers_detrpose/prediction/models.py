@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,14 +11,11 @@ from PIL import Image
 
 from ..configuration_detrpose import VARIANTS
 from ..conversion.published import published_folder
-from ..loading import first_line, load_image_processor, load_pose_estimator
+from ..loading import DEMONSTRATION_MODEL, first_line, load_image_processor, load_pose_estimator
+from ..pose_arrays import Poses
 from ..tiles import Box, Tiles, crop, predict_tiles, whole_image
 from ..video import remove_duplicates
-from ..video.poses import Poses
 from ..visualization import draw_poses
-
-DEMONSTRATION_MODEL = Path(__file__).parents[1] / "demonstration_model"
-SAMPLE_PICTURE = DEMONSTRATION_MODEL / "picture.jpg"
 
 logger = logging.getLogger(__name__)
 

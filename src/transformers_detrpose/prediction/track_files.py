@@ -43,9 +43,8 @@ def _mot_rows(lines: Path) -> Iterator[str]:
 def _write_posetrack(file: IO[str], lines: Path, config: DETRPoseConfig):
     """Writes PoseTrack's JSON, which is COCO's with `frame_id`, `vid_id`, `track_id` and the `scores` of keypoints."""
     schema, video = config.keypoint_schema, lines.name.removesuffix(".jsonl")
-    skeleton = [[start + 1, end + 1] for start, end in schema.edges]
     categories = [
-        {"id": label, "name": name, "keypoints": list(schema.names), "skeleton": skeleton}
+        {"id": label, "name": name, **schema.of_class(label).schema.to_coco()}
         for label, name in config.id2label.items()
     ]
     file.write('{"images": [\n')

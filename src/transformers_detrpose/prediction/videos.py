@@ -14,8 +14,11 @@ from tqdm import tqdm
 
 from ..evaluation.coco_results import coco_records
 from ..files import whole_file
+from ..keypoint_schemas import KeypointSchema
+from ..pose_arrays import Poses
 from ..video import smooth_tracks
-from ..video.poses import Poses
+from ..video_files.reading import Frame, Source, UnreadableVideo, Video, describe, is_live, open_video
+from ..video_files.writing import VideoWriter
 from .batches import batched
 from .following import Follower
 from .image_files import DECIMALS
@@ -24,8 +27,6 @@ from .paths import lines_path, tracks_path, written_path
 from .stages import Stages
 from .track_files import write_tracks
 from .video_drawing import VideoDrawer
-from .video_sources import Frame, Source, UnreadableVideo, Video, describe, is_live, open_video
-from .video_writer import VideoWriter
 
 # How many items wait between two stages. Each is a frame or a batch of frames, so that few keep memory small.
 DECODED_FRAMES, PREPARED_BATCHES, PREDICTED_FRAMES, DRAWN_FRAMES = 4, 1, 8, 2
@@ -101,7 +102,7 @@ def predict_video(predictor: Predictor, source: Source, path: Path, options: Vid
     smoothed = _smoothed_poses(predictor, source, path.name, options) if options.smooth == "offline" else None
     with (
         open_video(source) as video,
-        _output_files(path, video) as write,
+        _output_files(path, video, predictor.model.config.keypoint_schema) as write,
         Stages() as stages,
         tqdm(total=_num_frames(video, options), desc=path.name, unit="frame") as progress,
     ):
@@ -171,7 +172,9 @@ def _predict(
 
 
 @contextmanager
-def _output_files(path: Path, video: Video) -> Iterator[Callable[[Predicted, np.ndarray], None]]:
+def _output_files(
+    path: Path, video: Video, schema: KeypointSchema
+) -> Iterator[Callable[[Predicted, np.ndarray], None]]:
     """Yields a function that appends a frame, and its pixels with the poses drawn, to the video and the JSON lines."""
     with (
         whole_file(path, keep_interrupted=True) as unfinished,
@@ -184,14 +187,14 @@ def _output_files(path: Path, video: Video) -> Iterator[Callable[[Predicted, np.
         def write(item: Predicted, pixels: np.ndarray):
             writer.write(pixels, item.frame.timestamp)
             record = {"frame": next(numbers), "timestamp": round(item.frame.timestamp, TIME_DECIMALS)}
-            lines.write(json.dumps({**record, "poses": _records(item.poses)}) + "\n")
+            lines.write(json.dumps({**record, "poses": _records(item.poses, schema)}) + "\n")
 
         yield write
 
 
-def _records(poses: Poses) -> list[dict[str, Any]]:
+def _records(poses: Poses, schema: KeypointSchema) -> list[dict[str, Any]]:
     """Returns the poses of a frame in COCO's results format, and what is known of their tracks."""
-    records = coco_records(poses, DECIMALS)
+    records = coco_records(poses, DECIMALS, schema)
     for name in [name for name in ("track_id", "filled") if name in poses]:
         for record, value in zip(records, poses[name].tolist(), strict=True):
             record[name] = value

@@ -73,8 +73,7 @@ def coco_content(records: list[tuple[dict, list[dict]]], description: str) -> di
         "id": 1,
         "name": "person",
         "supercategory": "person",
-        "keypoints": list(COCO_PERSON.names),
-        "skeleton": [[start + 1, end + 1] for start, end in COCO_PERSON.edges],
+        **COCO_PERSON.to_coco(),
     }
     return {
         "info": {"description": description, "version": "1.0"},

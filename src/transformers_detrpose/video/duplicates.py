@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from ..keypoint_schemas import KeypointSchema
-from .poses import Poses, check_range, keypoint_array, pairwise_similarity, pose_areas, select, to_array
+from ..pose_arrays import Poses, keypoint_array, pairwise_similarity, pose_areas, select, to_array
+from .poses import check_range
 
 
 def remove_duplicates(
@@ -31,14 +32,14 @@ def remove_duplicates(
     if len(keypoints) < 2:
         return dict(poses)
     labels, scores = to_array(poses["labels"]), to_array(poses["scores"])
-    return select(poses, find_distinct(keypoints, scores, labels, np.array(schema.sigmas), threshold))
+    return select(poses, find_distinct(keypoints, scores, labels, schema, threshold))
 
 
 def find_distinct(
     keypoints: np.ndarray,
     scores: np.ndarray,
     labels: np.ndarray,
-    sigmas: np.ndarray,
+    schema: KeypointSchema,
     threshold: float,
     views: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -48,11 +49,11 @@ def find_distinct(
         keypoints: (n, K, 2), x, y in pixels.
         scores: (n,).
         labels: (n,).
-        sigmas: (K,), fall-off of each keypoint.
+        schema: Keypoint schema of the model; the keypoints of a pose's class are compared.
         threshold: Minimum keypoint similarity of similar poses.
         views: (n,), in which view of the scene each pose was found; those of one view are never similar.
     """
-    similarity = pairwise_similarity(keypoints, keypoints, pose_areas(keypoints), sigmas)
+    similarity = pairwise_similarity(keypoints, keypoints, pose_areas(keypoints), *schema.by_label(labels))
     similar = np.minimum(similarity, similarity.T) >= threshold  # in terms of the smaller of the two
     similar &= labels[:, None] == labels
     if views is not None:

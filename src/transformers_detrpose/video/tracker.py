@@ -7,20 +7,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from ..keypoint_schemas import KeypointSchema
+from ..pose_arrays import Poses, keypoint_array, own_mean, pairwise_similarity, pose_areas, squared_length, to_array
 from .duplicates import find_distinct
 from .motion import Motion
-from .poses import (
-    Poses,
-    check_range,
-    check_time,
-    deviation_array,
-    enlargement,
-    keypoint_array,
-    pairwise_similarity,
-    pose_areas,
-    squared_length,
-    to_array,
-)
+from .poses import check_range, check_time, deviation_array, enlargement
 
 UNTRACKED = -1
 ACCELERATION = 3.0  # see `Motion.predicted`
@@ -35,10 +25,10 @@ REACH = 0.7  # sizes of a person within which they are searched for
 class PoseTracker:
     """Gives the poses of the same person in consecutive frames the same number.
 
-    A pose continues the track whose predicted keypoints it resembles most: by keypoint similarity, with a fall-off that
-    grows with the uncertainty of the prediction and of the pose. So it is strict for a person just seen, and looser
-    for small ones and after a gap. Poses with high scores are assigned first, then those with low scores to people who
-    are left over.
+    A pose continues the track of its class whose predicted keypoints it resembles most: by keypoint similarity, with a
+    fall-off that grows with the uncertainty of the prediction and of the pose. So it is strict for a person just seen,
+    and looser for small ones and after a gap. Poses with high scores are assigned first, then those with low scores to
+    people who are left over.
 
     Args:
         schema: Keypoint schema of the model, or the name of a known one ("coco", "crowdpose").
@@ -66,7 +56,6 @@ class PoseTracker:
         self.confirmation = check_range("confirmation", confirmation, 0)
         self.min_similarity = check_range("min_similarity", min_similarity, 0, 1)
         self.max_gap = check_range("max_gap", max_gap, 0)
-        self.falloff = 2 * np.array(self.schema.sigmas)  # relative to the size of a person
         self.reset()
 
     def reset(self):
@@ -131,14 +120,16 @@ class PoseTracker:
         reach = REACH * motion.size + 2 * np.sqrt(motion.variance[..., 0].mean(axis=1))
         near = (squared_length(offsets) < np.square(reach)[:, None]) & (self.labels[tracks][:, None] == labels)
         track, pose = near.nonzero()
-        falloff = np.square(motion.size[:, None] * self.falloff) + LOCALISATION**2
+        sigmas, is_own = self.schema.by_label(self.labels[tracks])
+        falloff = np.square(motion.size[:, None] * (2 * sigmas)) + LOCALISATION**2
         variance = falloff + motion.variance[..., 0]
         total = variance[track] + noise[pose]
         squared = np.zeros_like(total)
         for axis in (0, 1):  # several times as fast as both at once
             squared += np.square(motion.position[..., axis][track] - keypoints[..., axis][pose])
-        likely = np.exp(-0.5 * squared / total).mean(axis=-1)
-        preferred = likely * np.mean((falloff / variance) ** PREFERENCE, axis=-1)[track]
+        own_of_pair = None if is_own is None else is_own[track]
+        likely = own_mean(np.exp(-0.5 * squared / total), own_of_pair)
+        preferred = likely * own_mean((falloff / variance) ** PREFERENCE, is_own)[track]
         similarity[track, pose] = np.where(likely >= self.min_similarity, preferred, 0)
         rows, columns = linear_sum_assignment(similarity, maximize=True)
         accepted = similarity[rows, columns] > 0
@@ -164,13 +155,13 @@ class PoseTracker:
     def _begin(self, chosen: np.ndarray, tracked: np.ndarray, keypoints, noise, scores, labels):
         """Begins tracks with some of the poses, except those that are the same person as a tracked or a better one."""
         chosen = np.flatnonzero(chosen)
-        areas, sigmas = pose_areas(keypoints[chosen]), np.array(self.schema.sigmas)
-        known = pairwise_similarity(keypoints[chosen], keypoints[tracked], areas, sigmas)
+        areas, own = pose_areas(keypoints[chosen]), self.schema.by_label(labels[chosen])
+        known = pairwise_similarity(keypoints[chosen], keypoints[tracked], areas, *own)
         known *= labels[chosen][:, None] == labels[tracked]
         chosen = chosen[known.max(axis=1, initial=0) < SAME_PERSON]
         if not len(chosen):
             return
-        chosen = chosen[find_distinct(keypoints[chosen], scores[chosen], labels[chosen], sigmas, SAME_PERSON)]
+        chosen = chosen[find_distinct(keypoints[chosen], scores[chosen], labels[chosen], self.schema, SAME_PERSON)]
         self.motion = self.motion.joined(Motion.begin(keypoints[chosen], noise[chosen]))
         self.ids = np.concatenate([self.ids, np.full(len(chosen), UNTRACKED)])
         self.labels = np.concatenate([self.labels, labels[chosen]])

@@ -7,8 +7,8 @@ import numpy as np
 import supervision as sv
 from PIL import Image
 
+from .reading import Video
 from .sound import Sound
-from .video_sources import Video
 
 CLOCK = Fraction(1, 90_000)  # seconds: the resolution of times in MPEG
 PRESET = "veryfast"  # of x264, so that encoding does not take the processor from the network
