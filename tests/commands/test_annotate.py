@@ -173,29 +173,33 @@ class TestCoco:
         assert 0 < len(loaded.anns) <= NUM_QUERIES * (NUM_IMAGES - 1)
 
     def test_by_hand(self, tmp_path):
-        """Three keypoints: sure, unsure, and outside of the image; a second pose is outside altogether."""
+        """Three keypoints: sure, unsure, and outside of the image; a second pose is outside altogether; the
+        third is of a class with other keypoints."""
         points = [[10.0, 20.0], [30.0, 60.0], [-5.0, 7.0]]
         row = {
             "id": "a/b.jpg",
             "width": 100,
             "height": 80,
-            "scores": [0.6, 0.9],
-            "labels": [1, 1],
-            "keypoints": [points, [[200.0, 10.0]] * 3],
-            "keypoint_scores": [[0.9, 0.1, 0.9], [0.9] * 3],
+            "scores": [0.6, 0.9, 0.8],
+            "labels": [1, 1, 2],
+            "keypoints": [points, [[200.0, 10.0]] * 3, points],
+            "keypoint_scores": [[0.9, 0.1, 0.9], [0.9] * 3, [0.9] * 3],
             "error": None,
         }
         broken = {**row, "id": "c.jpg", "error": "not an image"}
         (tmp_path / "out" / "data").mkdir(parents=True)
         pq.write_table(shards_module.to_table([row, broken]), tmp_path / "out" / "data" / "0-2.parquet")
         schema = {"names": ["a", "b", "c"], "edges": [[0, 1]]}
-        settings = {"model": "m", "keypoint_schema": schema, "id2label": {"0": "N/A", "1": "person"}}
+        schema["classes"] = {"2": {"schema": {"names": ["c", "a"]}, "indices": [2, 0]}}
+        settings = {"model": "m", "keypoint_schema": schema, "id2label": {"0": "N/A", "1": "person", "2": "ball"}}
         write_coco(tmp_path / "coco.json", tmp_path / "out", settings, 0.2, 0.7)
         content = json.loads((tmp_path / "coco.json").read_text())
         assert content["images"] == [{"id": 1, "file_name": "a/b.jpg", "width": 100, "height": 80}]
-        (category,) = content["categories"]
+        category, ball = content["categories"]
+        assert ball["keypoints"] == ["c", "a"] and ball["id"] == 2
         assert category["keypoints"] == ["a", "b", "c"] and category["skeleton"] == [[1, 2]] and category["id"] == 1
-        (person,) = content["annotations"]
+        person, other = content["annotations"]
+        assert other["keypoints"] == [0, 0, 0, 10, 20, 2] and other["attributes"] == {"review": False}
         assert person["keypoints"] == [10, 20, 2, 30, 60, 1, 0, 0, 0]
         assert person["num_keypoints"] == 2 and person["bbox"] == [10, 20, 20, 40]
         assert person["area"] == pytest.approx(0.53 * 800)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..files import whole_file
 from ..instances import box_areas
+from ..keypoint_schemas import KeypointSchema
 from ..prediction.paths import image_ids
 from .jobs import SHARDS_FOLDER
 
@@ -34,19 +35,21 @@ def write_coco(path: Path, output: Path, settings: Mapping[str, Any], keypoint_t
         keypoint_threshold: Keypoints with a lower score are marked as hidden (visibility 1, "occluded" in CVAT).
         review_below: Poses with a lower score get the attribute `review`.
     """
+    schema = KeypointSchema.of(settings["keypoint_schema"])
+    classes = {int(label): name for label, name in settings["id2label"].items() if name != "N/A"}
     rows = [row for row in read_rows(output) if row["error"] is None]
     ids = image_ids([row["id"] for row in rows])
     if not all(isinstance(value, int) for value in ids.values()):
         ids = {name: number for number, name in enumerate(ids, start=1)}
     annotations: list[dict[str, Any]] = []
     for row in rows:
-        for person in _people(row, keypoint_threshold, review_below):
+        for person in _people(row, schema, keypoint_threshold, review_below):
             annotations.append({"id": len(annotations) + 1, "image_id": ids[row["id"]], **person})
     images = [{"id": ids[row["id"]], "file_name": row["id"], **_size(row)} for row in rows]
     content = {
         "info": {"description": f"Predicted by {settings['model']}"},
         "licenses": [],
-        "categories": _categories(settings),
+        "categories": [schema.of_class(label).schema.to_coco_category(label, classes[label]) for label in classes],
         "images": images,
         "annotations": annotations,
     }
@@ -58,25 +61,17 @@ def _size(row: Mapping[str, Any]) -> dict[str, int]:
     return {"width": row["width"], "height": row["height"]}
 
 
-def _categories(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the classes of the model; those called "N/A" are unused."""
-    schema = settings["keypoint_schema"]
-    skeleton = [[start + 1, end + 1] for start, end in schema["edges"]]  # COCO counts from 1
-    return [
-        {"id": int(label), "name": name, "supercategory": name, "keypoints": schema["names"], "skeleton": skeleton}
-        for label, name in settings["id2label"].items()
-        if name != "N/A"
-    ]
-
-
-def _people(row: Mapping[str, Any], keypoint_threshold: float, review_below: float) -> Iterator[dict[str, Any]]:
-    """Yields the poses of an image as annotations, without those that lie outside of it."""
+def _people(
+    row: Mapping[str, Any], schema: KeypointSchema, keypoint_threshold: float, review_below: float
+) -> Iterator[dict[str, Any]]:
+    """Yields the poses of an image as annotations with the keypoints of their class, without those outside of it."""
     size = np.array([row["width"], row["height"]])
     columns = ("scores", "labels", "keypoints", "keypoint_scores")
     for score, label, points, point_scores in zip(*(row[name] for name in columns), strict=True):
-        points = np.array(points).round(DECIMALS)
+        own = list(schema.of_class(label).indices)
+        points, point_scores = np.array(points)[own].round(DECIMALS), np.array(point_scores)[own]
         is_inside = ((points >= 0) & (points <= size)).all(axis=-1)
-        visibility = np.where(np.array(point_scores) < keypoint_threshold, 1, 2) * is_inside
+        visibility = np.where(point_scores < keypoint_threshold, 1, 2) * is_inside
         if not is_inside.any():
             continue
         low, high = points[is_inside].min(axis=0), points[is_inside].max(axis=0)
