@@ -14,7 +14,7 @@ import supervision as sv
 from transformers import pipeline
 
 from transformers_detrpose.commands.command_line import number, run_command
-from transformers_detrpose.prediction.models import DEMONSTRATION_MODEL
+from transformers_detrpose.loading import DEMONSTRATION_MODEL
 from transformers_detrpose.prediction.sample_video import open_frames
 from transformers_detrpose.video import PoseTracker
 

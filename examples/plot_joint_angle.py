@@ -15,7 +15,7 @@ from transformers import pipeline
 from transformers_detrpose import KeypointSchema
 from transformers_detrpose.commands.command_line import CommandError, run_command
 from transformers_detrpose.files import check_outputs, whole_file
-from transformers_detrpose.prediction.models import DEMONSTRATION_MODEL
+from transformers_detrpose.loading import DEMONSTRATION_MODEL
 from transformers_detrpose.prediction.sample_video import open_frames
 from transformers_detrpose.video import PoseSmoother, PoseTracker
 

@@ -1,14 +1,16 @@
-"""Trains DETRPose on a dataset in COCO's keypoint format.
+"""Trains DETRPose on a dataset in COCO's or YOLO's keypoint format.
 
     accelerate launch examples/train.py --model detrpose-l-init --recipe coco \\
         --train-images train2017 --train-annotations person_keypoints_train2017.json \\
         --val-images val2017 --val-annotations person_keypoints_val2017.json \\
         --output detrpose-l-coco
+    accelerate launch examples/train.py --model detrpose-l --train-data birds/data.yaml --output birds-l
 
 The model is a folder or Hub id to fine-tune (new keypoints or categories get new heads), or a variant (n, s, m, l, x)
 to start from random weights, which needs `--unfreeze-backbone-norms`. The skeleton and the categories are read from the
-training annotations. `--recipe` trains as the published model of this size was trained, which leaves out images without
-people; explicit options override it. Without it, the defaults suit small datasets.
+training annotations; `--schema` gives what these lack. `--recipe` trains as the published model of this size was
+trained, which leaves out images without people; explicit options override it. Without it, the defaults suit small
+datasets.
 
 The output folder holds, always in a complete version: `last` and `best` (averaged weights, for `from_pretrained`),
 `metrics.jsonl` (one line per evaluation) and `state`, from which `--resume` continues: exactly on a CPU, and up
@@ -36,10 +38,12 @@ from transformers_detrpose.commands.command_line import CommandError, run_comman
 from transformers_detrpose.commands.train_arguments import parse_arguments
 from transformers_detrpose.configuration_detrpose import GAUSSIAN_RADII
 from transformers_detrpose.data import (
+    CocoAnnotations,
     CocoPoseDataset,
     check_dataset,
     evaluation_dataloader,
     read_annotations,
+    read_schema,
     train_dataloader,
 )
 from transformers_detrpose.data.augmentation import UNCHANGED, seed_for
@@ -74,12 +78,21 @@ from transformers_detrpose.training import (
 logger = logging.getLogger("transformers_detrpose.train")
 
 
-def get_datasets(args: argparse.Namespace, accelerator: Accelerator) -> tuple[CocoPoseDataset, CocoPoseDataset]:
+def get_annotations(args: argparse.Namespace) -> tuple[CocoAnnotations, CocoAnnotations]:
+    """Returns the training and validation annotations."""
+    schema = read_schema(args.schema)
+    train_annotations = read_annotations(args.train_annotations, schema, "train", not args.no_share_keypoints)
+    val_annotations = read_annotations(args.val_annotations, train_annotations.schema, "val")
+    return train_annotations.located(args.train_images), val_annotations.located(args.val_images)
+
+
+def get_datasets(
+    args: argparse.Namespace, accelerator: Accelerator, annotations: tuple[CocoAnnotations, CocoAnnotations]
+) -> tuple[CocoPoseDataset, CocoPoseDataset]:
     """Returns the training and validation datasets, both checked."""
     # The published models were trained on images with people only.
-    annotations = read_annotations(args.train_annotations, share_keypoints=args.share_keypoints)
-    train_dataset = CocoPoseDataset(args.train_images, annotations, only_with_people=bool(args.recipe))
-    val_dataset = CocoPoseDataset(args.val_images, args.val_annotations, train_dataset.schema)
+    train_dataset = CocoPoseDataset(None, annotations[0], only_with_people=bool(args.recipe))
+    val_dataset = CocoPoseDataset(None, annotations[1])
     for dataset in (train_dataset, val_dataset):
         on_first_process(accelerator, lambda dataset=dataset: check(dataset, args))
     if args.recipe:
@@ -186,6 +199,7 @@ def get_settings(
     files = (args.train_annotations, args.val_annotations)
     train_data, val_data = (f"{file.name} ({len(data)} images)" for file, data in zip(files, datasets, strict=True))
     changes = {"model": Path(args.model).name, "train_annotations": train_data, "val_annotations": val_data}
+    changes["schema"] = args.schema and Path(args.schema).name
     changes |= {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
     return Settings.of({**vars(args), **asdict(recipe), **changes})
 
@@ -214,12 +228,13 @@ class Training:
 
 def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Training:
     """Checks and builds everything the training run needs."""
-    datasets = get_datasets(args, accelerator)
+    annotations = get_annotations(args)
+    datasets = get_datasets(args, accelerator, annotations)
     model = get_model(args, datasets[0])
     recipe = get_recipe(args, model.config)
     schema = model.config.keypoint_schema
     image_processor = get_image_processor(args, schema)
-    metric = METRICS[args.metric](args.val_annotations, schema)
+    metric = METRICS[args.metric](annotations[1], schema)
     loaders = get_dataloaders(args, accelerator, recipe, datasets, image_processor)
     optimizer = build_optimizer(
         model, recipe.lr, recipe.backbone_lr, recipe.weight_decay, recipe.decay_norms_and_biases

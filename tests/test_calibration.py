@@ -9,8 +9,8 @@ from tiny import noisy, tiny_config
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
 from transformers_detrpose.calibration import calibrate_logits, deviation_factors
 from transformers_detrpose.deployment import DETRPoseGraph, export_onnx
+from transformers_detrpose.evaluation.calibrating import calibrated
 from transformers_detrpose.loading import load_config, load_model, load_pose_estimator
-from transformers_detrpose.training.calibrating import calibrated
 
 FITTED = {
     "score_exponents": torch.tensor([2.0, 0.5]),

@@ -1,4 +1,4 @@
-"""Batch norms with fixed statistics and parameters."""
+"""Batch norms with fixed statistics and parameters, and the initial values of norms."""
 
 import torch
 from torch import nn
@@ -22,3 +22,13 @@ def freeze_batch_norms(module: nn.Module):
             setattr(module, name, DETRPoseFrozenBatchNorm2d(child.num_features, eps=child.eps))
         else:
             freeze_batch_norms(child)
+
+
+def init_norm(norm: nn.BatchNorm2d | nn.LayerNorm):
+    """Sets a norm's parameters and statistics to their initial values, in place."""
+    nn.init.ones_(norm.weight)
+    nn.init.zeros_(norm.bias)
+    if isinstance(norm, nn.BatchNorm2d):
+        nn.init.zeros_(norm.running_mean)
+        nn.init.ones_(norm.running_var)
+        nn.init.zeros_(norm.num_batches_tracked)

@@ -2,13 +2,15 @@
 
 import math
 import re
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-from .configuration_ecvit import ECViTConfig
+from .configuration_ecvit import ECViTConfig, is_ecvit
+from .field_checks import is_number, require_field
 from .keypoint_schemas import KeypointSchema
 
 # Stage plans of HGNetV2: stem channels, then per stage input, middle and output channels, blocks and layers.
@@ -450,24 +452,21 @@ class DETRPoseConfig(PretrainedConfig):
         """Raises `ValueError` for the first field whose value is invalid."""
         from transformers.activations import ACT2FN  # here because it imports torch
 
-        def require(field: str, condition: bool, accepted: str):
-            if not condition:
-                raise ValueError(f"`{field}` must be {accepted}, but got {getattr(self, field)!r}.")
-
+        require = partial(require_field, self)
         for field in _SWITCHES:
             require(field, isinstance(getattr(self, field), bool), "True or False")
         for field, minimum in _INTEGERS.items():
             value = getattr(self, field)
-            is_integer = isinstance(value, int) and _is_number(value)
+            is_integer = isinstance(value, int) and is_number(value)
             require(field, is_integer and value >= minimum, f"an integer of at least {minimum}")
         for field, (low, high) in _NUMBERS.items():
             value = getattr(self, field)
             accepted = f"a number above {low}" if high is None else f"a number between {low} and {high}"
-            in_range = _is_number(value) and (value > low if high is None else low <= value <= high)
+            in_range = is_number(value) and (value > low if high is None else low <= value <= high)
             require(field, in_range, accepted)
         for field in _WEIGHTS:
             value = getattr(self, field)
-            require(field, _is_number(value) and value >= 0, "a number of at least 0")
+            require(field, is_number(value) and value >= 0, "a number of at least 0")
         for field in _ACTIVATIONS:
             value = getattr(self, field)
             require(field, isinstance(value, str) and value in ACT2FN, f"one of {', '.join(sorted(ACT2FN))}")
@@ -583,7 +582,7 @@ def _backbone_config(backbone_config, feature_strides) -> PretrainedConfig:
 def _backbone_strides(backbone_config) -> list[int] | None:
     """Returns the strides of HGNetV2's or ECViT's feature maps; `None` for other backbones, which do not say."""
     names = backbone_config.out_features
-    if backbone_config.model_type == ECViTConfig.model_type:
+    if is_ecvit(backbone_config):
         return [{"stem": 16, "stage1": 8, "stage2": 16, "stage3": 32}[name] for name in names]
     if backbone_config.model_type != "hgnet_v2" or not all(re.fullmatch(r"stage[1-9]", name) for name in names):
         return None
@@ -600,10 +599,6 @@ def _id2label(id2label) -> dict[int, str]:
 
 
 def _list_of_numbers(field: str, values) -> list[float]:
-    if not isinstance(values, (list, tuple)) or not all(_is_number(value) for value in values):
+    if not isinstance(values, (list, tuple)) or not all(is_number(value) for value in values):
         raise ValueError(f"`{field}` must be a list of numbers, but got {values!r}.")
     return list(values)
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,6 +1,6 @@
 """ECViT configuration: the hyperparameters of ECPose's backbone, with their validation."""
 
-import math
+from functools import partial
 
 from transformers import PretrainedConfig
 
@@ -9,6 +9,7 @@ try:
 except ImportError:  # transformers 4
     from transformers.utils.backbone_utils import BackboneConfigMixin
 
+from .field_checks import is_number, require_field
 
 # Mean and standard deviation of the RGB images that ECViT was trained on, from 0 to 1 (those of ImageNet).
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -104,17 +105,14 @@ class ECViTConfig(BackboneConfigMixin, PretrainedConfig):
         """Raises `ValueError` for the first field whose value is invalid."""
         from transformers.activations import ACT2FN  # here because it imports torch
 
-        def require(field: str, condition: bool, accepted: str):
-            if not condition:
-                raise ValueError(f"`{field}` must be {accepted}, but got {getattr(self, field)!r}.")
-
+        require = partial(require_field, self)
         projection = () if self.projection_size is None else ("projection_size",)
         for field in (*_INTEGERS, *projection):
             value = getattr(self, field)
             require(field, type(value) is int and value >= 1, "an integer of at least 1")
         for field in _NUMBERS:
             value = getattr(self, field)
-            require(field, type(value) in (int, float) and 0 < value < math.inf, "a number above 0")
+            require(field, is_number(value) and value > 0, "a number above 0")
         require("hidden_size", self.hidden_size % 8 == 0, "divisible by 8")
         remainder = self.hidden_size % (4 * self.num_attention_heads)
         require("num_attention_heads", remainder == 0, f"a divisor of `hidden_size` / 4 = {self.hidden_size / 4:g}")
@@ -133,3 +131,8 @@ _INTEGERS = (
     "num_averaged_layers",
 )
 _NUMBERS = ("rope_theta", "layer_norm_eps", "batch_norm_eps", "initializer_range")
+
+
+def is_ecvit(backbone_config: PretrainedConfig) -> bool:
+    """Returns whether a configuration is of ECViT; the class may be another copy, from code saved with a model."""
+    return backbone_config.model_type == ECViTConfig.model_type

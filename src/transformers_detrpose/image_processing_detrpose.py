@@ -5,6 +5,7 @@ import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -22,7 +23,8 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
 )
 
-from .configuration_ecvit import IMAGE_MEAN, IMAGE_STD, ECViTConfig
+from .configuration_ecvit import IMAGE_MEAN, IMAGE_STD, is_ecvit
+from .field_checks import require_field
 from .images import convert_to_rgb, load_rgb_image, resize_with_pillow
 
 # For `trust_remote_code`, transformers 4 copies only files that this file itself imports.
@@ -116,16 +118,13 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             config: the `DETRPoseConfig` of the model.
             settings: settings to override.
         """
-        if config.backbone_config.model_type == ECViTConfig.model_type:
+        if is_ecvit(config.backbone_config):
             settings = {"do_normalize": True, "image_mean": IMAGE_MEAN, "image_std": IMAGE_STD, **settings}
         return cls(**{"keypoint_schema": config.keypoint_schema, **settings})
 
     def _check_settings(self):
         """Raises `ValueError` for the first invalid setting, for example of a preprocessor_config.json."""
-
-        def require(field: str, condition: bool, accepted: str):
-            if not condition:
-                raise ValueError(f"`{field}` must be {accepted}, but got {getattr(self, field)!r}.")
+        require = partial(require_field, self)
 
         def is_number(value: Any) -> bool:
             return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -141,6 +140,8 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             values = getattr(self, field)
             values = values if isinstance(values, (list, tuple)) else [] if values is None else [values]
             require(field, all(map(is_number, values)), "numbers, one for each channel")
+            is_complete = len(values) in (1, 3) or not self.do_normalize
+            require(field, is_complete, "one or three numbers if `do_normalize` is True")
             require(field, field == "image_mean" or all(value > 0 for value in values), "numbers above 0")
 
     @property
@@ -539,5 +540,5 @@ def _check_values(image: torch.Tensor):
         raise ValueError(f"an image must have two or three dimensions, but got the shape {tuple(image.shape)}.")
     if image.is_complex():
         raise ValueError(f"an image must consist of real numbers, but got {image.dtype}.")
-    if not image.isfinite().all():
+    if image.is_floating_point() and not image.isfinite().all():
         raise ValueError("an image must be finite, but got NaN or infinite values.")

@@ -12,6 +12,10 @@ from PIL import Image, ImageFile, ImageOps
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import load_image
 
+IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+_EXIF_ORIENTATION = 0x0112
+
 
 def load_rgb_image(image: str | os.PathLike | Image.Image, timeout: float | None = None) -> Image.Image:
     """Opens an image, applies its EXIF orientation and converts it to RGB.
@@ -56,6 +60,14 @@ def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
     """
     with _refusing_large_images():
         return Image.open(file)
+
+
+def upright_size_hw(image: Image.Image) -> tuple[int, int]:
+    """Returns the height and width of an image in pixels after applying its EXIF orientation."""
+    # Pillow decodes a whole PNG in search of an orientation that is not in its header.
+    has_orientation = image.format != "PNG" or "exif" in image.info
+    is_on_its_side = has_orientation and image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+    return image.size if is_on_its_side else (image.height, image.width)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 # The sigma of keypoints without a measured one: close to the mean of COCO's (0.062), so that scores stay comparable.
+# `detrpose sigmas` estimates others.
 DEFAULT_SIGMA = 0.05
 # Area of a person relative to their bounding box, where there is no segmentation.
 PERSON_TO_BOX_AREA = 0.53
@@ -142,24 +143,38 @@ class KeypointSchema:
 
         COCO files contain names and edges (`skeleton`, with indices from 1), but neither flip pairs nor sigmas. Pairs
         are names that differ only in `left` and `right` (or a leading or trailing `l` and `r`). If a known schema has
-        the same names, it is returned; otherwise sigmas are `DEFAULT_SIGMA`.
+        the same names, it is returned; otherwise sigmas are `DEFAULT_SIGMA`. The fields `flip_pairs` (indices from 0)
+        and `sigmas`, which other readers ignore and `to_coco_category` writes, replace both.
 
         Args:
-            category: a dictionary with `keypoints` (names) and optionally `skeleton`.
+            category: a dictionary with `keypoints` (names) and optionally `skeleton`, `flip_pairs` and `sigmas`.
 
         Raises:
-            ValueError: if the category has no keypoints, or its skeleton does not match them.
+            ValueError: if the category has no keypoints, or the other fields do not match them.
         """
         label = category.get("name")
         if not category.get("keypoints"):
             raise ValueError(f"category {label!r} has no `keypoints`: it does not describe poses.")
         names = _distinct_names(category["keypoints"])
-        for known in SCHEMAS.values():
-            if known.names == names:
-                return known
+        own = {name: category[name] for name in ("flip_pairs", "sigmas") if category.get(name) is not None}
+        known = next((known for known in SCHEMAS.values() if known.names == names), None)
+        if known is not None and not own:
+            return known
         field, skeleton = f"`skeleton` of category {label!r}", category.get("skeleton") or ()
         edges = tuple((start - 1, end - 1) for start, end in _index_pairs(field, skeleton, len(names), first=1))
-        return cls(names=names, edges=edges, flip_pairs=find_flip_pairs(names))
+        usual = {"flip_pairs": find_flip_pairs(names), "sigmas": None if known is None else known.sigmas}
+        return cls(names=names, edges=edges, **{**usual, **own})
+
+    def to_coco_category(self, category_id: int, name: str) -> dict[str, Any]:
+        """Returns an entry of the `categories` of a COCO file, which `from_coco_category` reads without loss.
+
+        Args:
+            category_id: its `id`.
+            name: its `name`.
+        """
+        skeleton = [[start + 1, end + 1] for start, end in self.edges]
+        own = {"flip_pairs": [list(pair) for pair in self.flip_pairs], "sigmas": list(self.sigmas)}
+        return {"id": category_id, "name": name, "keypoints": list(self.names), "skeleton": skeleton, **own}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,10 @@ from .configuration_detrpose import VARIANTS, DETRPoseConfig
 from .image_processing_detrpose import DETRPoseImageProcessor
 from .modeling_detrpose import DETRPoseForPoseEstimation
 
+# Trained on generated figures only, and bundled with this package; with the picture to show what it does.
+DEMONSTRATION_MODEL = Path(__file__).with_name("demonstration_model")
+SAMPLE_PICTURE = DEMONSTRATION_MODEL / "picture.jpg"
+
 logger = logging.getLogger(__name__)
 
 

@@ -1,6 +1,7 @@
 """The model card of saved weights: what the model predicts, where it comes from and how to run it."""
 
 from .configuration_detrpose import DETRPoseConfig
+from .configuration_ecvit import is_ecvit
 
 _DETRPOSE = """\
 DETRPose predicts the keypoints of every person in an image in one pass, without a person detector, non-maximum
@@ -70,7 +71,7 @@ def model_card(
         The text of a `README.md`.
     """
     rows = "".join(f"| {metric} | {value:.4f} |\n" for metric, value in (metrics or {}).items())
-    is_ecpose = config.backbone_config.model_type == "ecvit"
+    is_ecpose = is_ecvit(config.backbone_config)
     return _TEMPLATE.format(
         license=license or ("unknown" if is_ecpose else "apache-2.0"),
         family="ecpose" if is_ecpose else "detrpose",

@@ -29,7 +29,7 @@ from .attention import (
     DETRPoseZeroLinear,
     bilinear_sample,
 )
-from .batch_norm import DETRPoseFrozenBatchNorm2d, freeze_batch_norms
+from .batch_norm import DETRPoseFrozenBatchNorm2d, freeze_batch_norms, init_norm
 from .calibration import CALIBRATIONS, DETRPoseCalibration, initial_values
 from .configuration_detrpose import DETRPoseConfig
 from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
@@ -644,12 +644,7 @@ class DETRPosePreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight)
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.zeros_(module.running_mean)
-                nn.init.ones_(module.running_var)
-                nn.init.zeros_(module.num_batches_tracked)
+            init_norm(module)
         elif isinstance(module, DETRPoseCalibration):
             for name, value in initial_values(self.config.num_keypoints).items():
                 init_copy(getattr(module, name), value)

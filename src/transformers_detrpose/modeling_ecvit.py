@@ -17,7 +17,8 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import eager_attention_forward
-from .configuration_ecvit import ECViTConfig
+from .batch_norm import init_norm
+from .configuration_ecvit import ECViTConfig, is_ecvit
 from .first_batch import check_pixel_values
 from .hybrid_encoder import DETRPoseConvNorm
 from .position_encoding import pixel_centers
@@ -200,12 +201,7 @@ class ECViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ECViTEmbeddings):
             nn.init.trunc_normal_(module.register_token, std=self.config.initializer_range)
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.zeros_(module.running_mean)
-                nn.init.ones_(module.running_var)
-                nn.init.zeros_(module.num_batches_tracked)
+            init_norm(module)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -291,11 +287,6 @@ class ECViTBackbone(BackboneMixin, ECViTPreTrainedModel):
         )
         return_dict = config.return_dict if return_dict is None else return_dict
         return outputs if return_dict else outputs.to_tuple()
-
-
-def is_ecvit(backbone_config) -> bool:
-    """Returns whether a configuration is of ECViT; the class may be another copy, from code saved with a model."""
-    return backbone_config.model_type == ECViTConfig.model_type
 
 
 def make_backbone(backbone_config) -> PreTrainedModel:

@@ -25,7 +25,7 @@ from transformers_detrpose.deployment.benchmarking.measuring import (
     format_table,
     time_runs,
 )
-from transformers_detrpose.loading import load_image_processor, load_model
+from transformers_detrpose.loading import SAMPLE_PICTURE, load_image_processor, load_model
 
 CPU = torch.device("cpu")
 
@@ -135,7 +135,7 @@ def test_a_backend_that_fails_does_not_end_the_others(command, capsys, monkeypat
 @pytest.fixture
 def job(model_dir):
     model, processor = load_model(str(model_dir)), load_image_processor(str(model_dir))
-    return Benchmark(model, processor, [benchmark.PICTURE], CPU, rounds=2, runs=1, pause=0, threshold=0)
+    return Benchmark(model, processor, [SAMPLE_PICTURE], CPU, rounds=2, runs=1, pause=0, threshold=0)
 
 
 def test_agreement(job):

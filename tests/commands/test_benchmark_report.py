@@ -1,7 +1,6 @@
 """The report of `detrpose benchmark` on a tiny model: what is measured, skipped and written, and mistakes."""
 
 import json
-import shutil
 import subprocess
 import sys
 
@@ -34,8 +33,7 @@ def command(model_dir, device, tmp_path):
 
 
 def test_what_is_written(command, model_dir, device, monkeypatch, tmp_path, capsys):
-    shutil.copy(report_module.DEMONSTRATION / "picture.jpg", model_dir)
-    monkeypatch.setattr(report_module, "DEMONSTRATION", model_dir)
+    monkeypatch.setattr(report_module, "DEMONSTRATION_MODEL", model_dir)
     all_jobs, quick = Report.jobs, ("poses", "precision", "latency", "shares")
     monkeypatch.setattr(Report, "jobs", lambda self: [job for job in all_jobs(self) if job.part in quick])
     assert command("--batch-sizes", 1, 2, "--precisions", "float32") == 0

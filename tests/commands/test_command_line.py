@@ -3,13 +3,13 @@
 import runpy
 import subprocess
 import sys
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 import pytest
 
 import detrpose_cli
-from transformers_detrpose.commands.command_line import CommandError, count, run_command
+from transformers_detrpose.commands.command_line import CommandError, add_num_workers, count, run_command
 
 COMMANDS = Path(detrpose_cli.__file__).parent / "transformers_detrpose" / "commands"
 
@@ -124,3 +124,13 @@ def test_count():
     for text in ("0", "-1", "1.5", "x", ""):
         with pytest.raises(ArgumentTypeError, match="not a whole number of at least 1"):
             count(text)
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "many"])
+def test_number_of_workers(text, capsys):
+    parser = ArgumentParser()
+    add_num_workers(parser)
+    assert parser.parse_args(["--num-workers", "0"]).num_workers == 0
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--num-workers", text])
+    assert f"{text} is not a whole number of at least 0" in capsys.readouterr().err

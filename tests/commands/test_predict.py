@@ -21,6 +21,7 @@ from transformers_detrpose.commands import predict
 from transformers_detrpose.conversion import published
 from transformers_detrpose.conversion.checkpoints import published_tensors
 from transformers_detrpose.images import load_rgb_image
+from transformers_detrpose.loading import DEMONSTRATION_MODEL, SAMPLE_PICTURE
 from transformers_detrpose.prediction import batches, image_files, models, paths
 from transformers_detrpose.synthetic.pictures import generate_picture
 from weights_server import serve_weights
@@ -112,11 +113,11 @@ class TestImages:
 
     def test_uncertainty_is_drawn(self, tmp_path, out):
         # By the demonstration model: all keypoints of an untrained one coincide.
-        picture = load_rgb_image(models.SAMPLE_PICTURE)
+        picture = load_rgb_image(SAMPLE_PICTURE)
         picture.save(tmp_path / "a.png")
-        options = ["--model", models.DEMONSTRATION_MODEL, "--input", tmp_path / "a.png", "--output", out]
+        options = ["--model", DEMONSTRATION_MODEL, "--input", tmp_path / "a.png", "--output", out]
         assert predict.main([*map(str, options), "--device", "cpu", "--uncertainty"]) == 0
-        predictor = models.Predictor(str(models.DEMONSTRATION_MODEL), "cpu", torch.float32, 0.5, 0.2)
+        predictor = models.Predictor(str(DEMONSTRATION_MODEL), "cpu", torch.float32, 0.5, 0.2)
         without = predictor.draw(picture, predictor([picture])[0])
         difference = abs(np.asarray(without).astype(int) - np.asarray(Image.open(out / "a.png"))).sum(axis=-1)
         assert (difference > 30).sum() > 1000
@@ -324,10 +325,10 @@ class TestWithoutModel:
         assert predict.main(["--output", str(out), "--device", "cpu"]) == 0
         (note,) = [line for line in capsys.readouterr().err.splitlines() if "demonstration model" in line]
         assert "HF_HUB_OFFLINE" in note
-        assert (out / models.SAMPLE_PICTURE.name).stat().st_size > 10_000
+        assert (out / SAMPLE_PICTURE.name).stat().st_size > 10_000
         found = json.loads((out / "predictions.json").read_text())
         picture, expected = generate_picture(7, 16, 640, max_people=2, min_height=0.6, plain=True, upright=True)
-        difference = np.asarray(picture, dtype=float) - np.asarray(Image.open(models.SAMPLE_PICTURE))
+        difference = np.asarray(picture, dtype=float) - np.asarray(Image.open(SAMPLE_PICTURE))
         assert np.abs(difference).mean() < 2  # that of storing it as JPEG
         assert len(found) == len(expected) == 2
         for annotation in expected:
@@ -335,7 +336,7 @@ class TestWithoutModel:
             poses = [np.array(pose["keypoints"]).reshape(-1, 3)[:, :2] for pose in found]
             errors = [np.median(np.linalg.norm(pose - truth, axis=1)) for pose in poses]
             assert min(errors) < 0.05 * np.sqrt(annotation["area"])
-        assert sum(path.stat().st_size for path in models.DEMONSTRATION_MODEL.iterdir()) < 10e6
+        assert sum(path.stat().st_size for path in DEMONSTRATION_MODEL.iterdir()) < 10e6
 
     @pytest.mark.parametrize("damage", ["cut off", "missing"])
     def test_the_demonstration_model_replaces_a_broken_download(self, monkeypatch, tmp_path, out, capsys, damage):

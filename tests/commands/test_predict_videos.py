@@ -11,7 +11,8 @@ import pytest
 from colored_people import SIZE, ColorModel, draw_people, save_video, walk
 from transformers_detrpose import DETRPoseImageProcessor
 from transformers_detrpose.commands import predict
-from transformers_detrpose.prediction import models, paths, video_sources, video_writer, videos
+from transformers_detrpose.prediction import models, paths, videos
+from transformers_detrpose.video_files import reading, writing
 from transformers_detrpose.visualization import PALETTE
 
 
@@ -105,8 +106,8 @@ class TestVideos:
         assert files(out) == ["b.mp4", "b.mp4.jsonl"]
 
     def test_fewer_frames_than_announced(self, command, monkeypatch, tmp_path, out, capsys):
-        whole = video_sources._timed_frames
-        monkeypatch.setattr(video_sources, "_timed_frames", lambda *arguments: list(whole(*arguments))[:3])
+        whole = reading._timed_frames
+        monkeypatch.setattr(reading, "_timed_frames", lambda *arguments: list(whole(*arguments))[:3])
         assert command(save_video(tmp_path / "a.mp4", walk(5))) == 0
         assert len(read_lines(out / "a.mp4.jsonl")) == 3
         assert "a.mp4 should have 5 frames, but only 3" in capsys.readouterr().err
@@ -114,11 +115,11 @@ class TestVideos:
     @pytest.mark.parametrize(
         ("owner", "name"),
         [
-            (video_sources, "_upright"),  # decoding
+            (reading, "_upright"),  # decoding
             (models.Predictor, "prepare"),
             (models.Predictor, "predict"),
             (models.Predictor, "draw"),
-            (video_writer.VideoWriter, "write"),
+            (writing.VideoWriter, "write"),
         ],
     )
     def test_a_failing_stage_ends_all_and_leaves_nothing(
@@ -148,8 +149,8 @@ class TestVideos:
 
     def test_decoding_does_not_run_far_ahead(self, command, monkeypatch, tmp_path, out):
         """However long the video is, few frames are in memory."""
-        decode, predict_batch, decoded, predicted, ahead = video_sources._upright, models.Predictor.predict, [], [], []
-        monkeypatch.setattr(video_sources, "_upright", lambda frame: decoded.append(1) or decode(frame))
+        decode, predict_batch, decoded, predicted, ahead = reading._upright, models.Predictor.predict, [], [], []
+        monkeypatch.setattr(reading, "_upright", lambda frame: decoded.append(1) or decode(frame))
 
         def slow_predict(self, batch, *arguments):
             predicted.extend(batch.sizes_hw)
@@ -164,14 +165,14 @@ class TestVideos:
 
 
 def interrupt_after(monkeypatch, num_frames):
-    written, write = [], video_writer.VideoWriter.write
+    written, write = [], writing.VideoWriter.write
 
     def write_or_interrupt(*arguments):
         if len(written) == num_frames:
             raise KeyboardInterrupt
         written.append(write(*arguments))
 
-    monkeypatch.setattr(video_writer.VideoWriter, "write", write_or_interrupt)
+    monkeypatch.setattr(writing.VideoWriter, "write", write_or_interrupt)
 
 
 class TestCameras:
@@ -296,6 +297,9 @@ class TestTracks:
         assert len(lines) == 12
         assert all({"track_id", "filled"} <= pose.keys() for line in lines for pose in line["poses"])
         assert len(lines[-1]["poses"]) == 2
+        # Also where the tracks were not yet confirmed.
+        first_ids, last_ids = ([pose["track_id"] for pose in line["poses"]] for line in (lines[0], lines[-1]))
+        assert sorted(first_ids) == sorted(last_ids) == [0, 1]
 
     def test_low_scores_continue_tracks_and_begin_none(self, command, tmp_path, out):
         """The green person scores 0.73, below the threshold."""
@@ -343,8 +347,12 @@ class TestErrors:
             (["a.mp4"], ["--tracks-format", "mot"], "--tracks-format needs --track"),
             (["0"], ["--track", "--smooth", "offline"], "--smooth offline reads a file twice, but camera 0 is none"),
             (["rtsp://u:p@h/x"], ["--track", "--smooth", "offline"], "but stream rtsp://h/x is none: use online"),
-            (["http://host/a.jpg"], [], "is an image: by URL, only videos and streams are read"),
-            (["http://"], [], "http:// is not the URL of a video or stream"),
+            (
+                ["http://user:secret@host/a.jpg?token=secret#secret"],
+                [],
+                "error: http://host/a.jpg is an image: by URL, only videos and streams are read",
+            ),
+            (["http://?secret"], [], "error: http:// is not the URL of a video or stream"),
             (["0", "camera0.mp4"], [], "the result for camera0.mp4 would overwrite"),
         ],
     )
@@ -354,5 +362,5 @@ class TestErrors:
         assert command(*inputs, options=options) == 1
         printed = capsys.readouterr().err
         assert printed.count("\n") == 1 and printed.startswith("detrpose predict: error: ")
-        assert message in printed
+        assert message in printed and "secret" not in printed
         assert not out.exists()

@@ -1,7 +1,6 @@
 """Quantization of an exported model: outputs, and errors."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -16,6 +15,7 @@ from transformers_detrpose.commands import quantize as quantize_onnx  # noqa: E4
 from transformers_detrpose.deployment import export_onnx  # noqa: E402
 from transformers_detrpose.deployment.graph import output_shapes  # noqa: E402
 from transformers_detrpose.loading import (  # noqa: E402
+    DEMONSTRATION_MODEL,
     load_config,
     load_image_processor,
     load_model,
@@ -23,7 +23,6 @@ from transformers_detrpose.loading import (  # noqa: E402
 )
 from transformers_detrpose.synthetic.pictures import generate_picture  # noqa: E402
 
-DEMONSTRATION_MODEL = Path(quantize_onnx.__file__).parents[1] / "demonstration_model"
 SIZE = 192
 
 

@@ -490,6 +490,6 @@ def test_a_recipe(dataset, tmp_path, caplog):
     assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (2, 2, 1e-4)
     assert (recipe.mixup, recipe.copy_paste) == (0.25, 0.5)
     with caplog.at_level("INFO"):
-        train_dataset, val_dataset = train.get_datasets(args, Accelerator())
+        train_dataset, val_dataset = train.get_datasets(args, Accelerator(), train.get_annotations(args))
     assert "--recipe coco: 4 images without people are left out" in caplog.text
     assert (len(train_dataset), len(val_dataset)) == (8, 12)

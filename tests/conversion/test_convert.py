@@ -89,6 +89,7 @@ def test_folder_is_complete(converted):
         "configuration_detrpose.py",
         "configuration_ecvit.py",
         "denoising.py",
+        "field_checks.py",
         "first_batch.py",
         "hybrid_encoder.py",
         "image_processing_detrpose.py",

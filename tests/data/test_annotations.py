@@ -169,7 +169,7 @@ def test_ten_problems_are_listed_and_the_rest_counted(write):
         (json.dumps({**CONTENT, "categories": [7]}), "`categories` is missing or not a list"),
         (
             json.dumps({**CONTENT, "categories": []}),
-            "no entry of `categories` has `keypoints`: add their names, or pass",
+            "no entry of `categories` has `keypoints`: add their names, or give",
         ),
     ],
 )

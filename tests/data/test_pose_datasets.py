@@ -88,7 +88,7 @@ def test_a_schema_may_be_given(folder, caplog):
     assert "['left_hand', 'right_hand', 'head'] are taken for ['a', 'b', 'c']" in caplog.text
     folder.categories = [{"id": 1, "name": "person"}]
     assert CocoPoseDataset(*folder.arguments, schema="coco").schema == COCO_PERSON
-    with pytest.raises(ValueError, match="no entry of `categories` has `keypoints`: add their names, or pass"):
+    with pytest.raises(ValueError, match="no entry of `categories` has `keypoints`: add their names, or give"):
         CocoPoseDataset(*folder.arguments)
 
 

@@ -11,7 +11,8 @@ for name in ("onnx", "onnxruntime", "onnxslim"):
 import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 
-from transformers_detrpose.deployment import ExportError, export_onnx, validate_onnx  # noqa: E402
+from transformers_detrpose.deployment import ExportError, export_onnx, onnx_export, validate_onnx  # noqa: E402
+from transformers_detrpose.deployment.onnx_export import Variant  # noqa: E402
 from transformers_detrpose.deployment.tf32 import tf32  # noqa: E402
 
 
@@ -65,6 +66,35 @@ def test_a_graph_for_one_batch_size(export, model, tmp_path):
     onnx.save(graph, tmp_path / "model.onnx")
     with pytest.raises(ExportError, match="does not run on images of the shape \\(3, 3, "):
         validate_onnx(tmp_path / "model.onnx", model)
+
+
+@pytest.mark.parametrize(("name", "axis", "meaning"), [("pixel_values", 0, "batch_size"), ("logits", 0, "batch_size")])
+def test_axes_that_are_fixed_by_mistake(export, model, tmp_path, name, axis, meaning):
+    """Such a graph runs and agrees, in the one size that it has."""
+    graph = onnx.load(export("default") / "model.onnx")
+    value = next(value for value in (*graph.graph.input, *graph.graph.output) if value.name == name)
+    value.type.tensor_type.shape.dim[axis].dim_value = 3
+    onnx.save(graph, tmp_path / "model.onnx")
+    axes = {name: {axis: meaning}}
+    validate_onnx(export("default") / "model.onnx", model, axes=axes)
+    with pytest.raises(ExportError, match=f"the {meaning} of {name} must be dynamic, but the graph fixes it to 3"):
+        validate_onnx(tmp_path / "model.onnx", model, axes=axes)
+
+
+def test_an_export_checks_its_axes(model, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(Variant, "input_axes", lambda self: {"pixel_values": {0: "batch_size", 2: "height"}})
+    simplified = onnx_export.simplify
+
+    def fix_height(file, size_hw, stride):
+        simplified(file, size_hw, stride)
+        graph = onnx.load(file)
+        graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value = size_hw[0]
+        onnx.save(graph, file)
+
+    monkeypatch.setattr(onnx_export, "simplify", fix_height)
+    with pytest.raises(ExportError, match="the height of pixel_values must be dynamic, but the graph fixes it to 96"):
+        export_onnx(model, processor, tmp_path / "out", size_hw=(96, 96))
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_outputs(export, model):

@@ -417,7 +417,7 @@ class TestInterface:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"annotations": [person(TRIANGLE[:2], id=7)]}, r"annotation 7 of image 1.*9 finite numbers.*\(6 values"),
+            ({"annotations": [person(TRIANGLE[:1], id=7)]}, r"annotation 7 of image 1.*9 finite numbers.*\(3 values"),
             ({"annotations": [person(TRIANGLE, bbox=[1, 2, 3], id=7)]}, "annotation 7 of image 1: `bbox`.*3 values"),
             ({"images": [{"file_name": "1.png"}]}, "image number 0: `id` must be an integer, but got None"),
             (
@@ -489,7 +489,7 @@ class TestDifferentKeypoints:
             results = results_of(found, tmp_path / "results.json")
             expected[label] = run_pycocotools(single, results, self.SCHEMAS[label].sigmas, tmp_path / "truth.json")
             assert list(of_classes[self.NAMES[label]].values()) == pytest.approx(expected[label], abs=1e-6)
-            assert 0.02 < expected[label][0] < 0.9
+            assert 0.05 < expected[label][0] < 0.95  # neither perfect nor hopeless
         for column, score in enumerate(overall.values()):
             defined = [scores[column] for scores in expected.values() if scores[column] > -1]
             assert score == pytest.approx(np.mean(defined), abs=1e-6)
@@ -525,5 +525,5 @@ class TestDifferentKeypoints:
         content["categories"] = [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}]
         metric = CocoKeypoints(content, SCHEMA)
         compute(metric, poses(TRIANGLE))
-        precision = {name: scores["AP"] for name, scores in metric.score_classes(metric.gather()).items()}
-        assert precision == pytest.approx({"cat 1": 1, "cat 2": -1})
+        scores = {name: scores["AP"] for name, scores in metric.score_classes(metric.gather()).items()}
+        assert scores == pytest.approx({"cat 1": 1, "cat 2": -1})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from transformers_detrpose.evaluation.reliability import ellipse_coverage, reliability
+from transformers_detrpose.evaluation.reliability import area_under_curve, ellipse_coverage, reliability
 
 
 def test_reliability_by_hand():
@@ -14,6 +14,22 @@ def test_reliability_by_hand():
     assert found.outcomes == pytest.approx([0.5, 1 / 3])
     assert found.calibration_error == pytest.approx((0.4 + 1.2) / 5)
     assert (found.mean_score, found.mean_outcome) == pytest.approx((2.8 / 5, 2 / 5))
+
+
+def test_expected_calibration_error_by_hand():
+    # Two bins of two: the first claims 0.1 and has 0.3, the second claims 0.9 and has 0.8.
+    found = reliability(np.array([0.1, 0.1, 0.9, 0.9]), np.array([0.2, 0.4, 1.0, 0.6]))
+    assert found.calibration_error == pytest.approx((2 * 0.2 + 2 * 0.1) / 4)
+
+
+def test_area_under_curve_by_hand():
+    # Of six pairs, four are in order and one is a tie.
+    scores = np.array([0.9, 0.4, 0.6, 0.3, 0.4])
+    assert area_under_curve(scores, np.array([True, True, False, False, False])) == pytest.approx(4.5 / 6)
+
+
+def test_area_under_curve_needs_both_kinds():
+    assert np.isnan(area_under_curve(np.array([0.1, 0.2]), np.array([True, True])))
 
 
 def test_reliability_of_perfect_scores():

@@ -11,7 +11,7 @@ from test_keypoint_metrics import SCHEMA, random_case
 from transformers_detrpose import KeypointSchema, unite_schemas
 from transformers_detrpose.evaluation import CocoKeypoints, CrowdPoseKeypoints
 from transformers_detrpose.evaluation.report import write_report
-from transformers_detrpose.video.poses import own_mean
+from transformers_detrpose.pose_arrays import own_mean
 
 NUM_IMAGES = 6
 SIZE_WH = (60, 40)

@@ -96,6 +96,21 @@ def test_another_length_moves_phases_and_drop_in_proportion():
     assert RECIPES["coco"]["m"].changed(epochs=32, lr_drop_epoch=20).lr_drop_epoch == 20
 
 
+@pytest.mark.parametrize(
+    ("dataset", "variant", "epochs", "starts"),
+    [
+        ("coco", "ecpose-s", 50, [0, 4, 25, 48]),  # its own lengths, 4 and 2
+        ("coco", "ecpose-l", 20, [0, 2, 10, 18]),
+        ("coco", "l", 100, [0, 5, 50, 96]),
+        ("crowdpose", "n", 300, [0, 5, 150, 280]),
+        ("crowdpose", "x", 40, [0, 4, 20, 48]),  # augmentation never ends
+    ],
+)
+def test_another_length_keeps_the_first_and_the_last_phase(dataset, variant, epochs, starts):
+    recipe = RECIPES[dataset][variant].changed(epochs=epochs)
+    assert [phase.first_epoch for phase in recipe.phases()] == starts
+
+
 @pytest.mark.parametrize(("num_images", "expected"), [(60, 35), (8, 5), (2000, 500)])
 def test_warm_up_is_at_most_a_tenth_of_a_small_training(num_images, expected):
     steps_per_epoch = num_images // FINE_TUNING.batch_size

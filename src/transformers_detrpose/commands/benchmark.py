@@ -40,10 +40,9 @@ from ..deployment.benchmarking.report_page import format_page
 from ..deployment.benchmarking.reporting import format_report, plot, title, to_json
 from ..files import check_outputs, whole_file
 from ..images import load_rgb_image
-from ..loading import load_config, load_image_processor, load_model, model_files
-from .command_line import CommandError, add_max_pixels, check_device, count, number, run_command
+from ..loading import SAMPLE_PICTURE, load_config, load_image_processor, load_model, model_files
+from .command_line import CommandError, add_device, add_max_pixels, check_device, count, number, run_command
 
-PICTURE = Path(__file__).parents[1] / "demonstration_model" / "picture.jpg"
 BACKEND_OPTIONS = ("model", "backends", "runs", "pause", "images", "output")
 REPORT_OPTIONS = ("models", "time_limit")
 PRECISIONS = ("float32", "float16", "bfloat16")
@@ -143,8 +142,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Benchmarks a model, alone and from image files to poses, or reports on the machine.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda or cuda:1")
+    add_device(parser)
     parser.add_argument("--threads", type=count, help="CPU threads; PyTorch's default if not given")
     parser.add_argument("--size", type=count, help="height and width in pixels; the model's own if not given")
     text = "precisions; if not given, float32, and for a report on a GPU also float16"
@@ -172,7 +170,7 @@ def add_backend_arguments(group: argparse._ArgumentGroup):
     )
     group.add_argument("--runs", type=count, default=3, help="timed calls per round, after two warm-up calls")
     group.add_argument("--pause", type=number(0), default=0.2, help="seconds before each measurement")
-    group.add_argument("--images", type=Path, nargs="+", default=[PICTURE], metavar="FILE", help="image files")
+    group.add_argument("--images", type=Path, nargs="+", default=[SAMPLE_PICTURE], metavar="FILE", help="image files")
     group.add_argument("--output", type=Path, metavar="DIR", help="folder for benchmark.json and benchmark.png")
 
 

@@ -18,18 +18,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..data import CocoPoseDataset, Phase, train_dataloader
+from ..data import CocoPoseDataset, Phase, read_annotations, train_dataloader
 from ..data.augmentation import FULL
 from ..deployment.benchmarking.measuring import Timing, describe_machine, format_table, peak_memory
 from ..files import check_outputs, whole_file
 from ..loading import load_config, load_model, model_files
 from ..training.benchmarking import TrainingStep, make_batch, measure_loader, measure_steps
-from .command_line import CommandError, add_set, count, number, run_command
+from .command_line import CommandError, add_num_workers, add_set, count, number, run_command
 
 
 def loader_images_per_second(args: argparse.Namespace) -> float:
     """Returns the throughput of the data loader, in images per second."""
-    dataset = CocoPoseDataset(args.images, args.annotations)
+    dataset = CocoPoseDataset(args.images, read_annotations(args.annotations, split="train"))
     if len(dataset) < args.batch_size:
         raise CommandError(f"--annotations {args.annotations}: {len(dataset)} images do not fill a batch")
     phases = (Phase(0, FULL, multi_scale=False),)
@@ -59,12 +59,13 @@ def report(args: argparse.Namespace, result: dict[str, Any], timings: dict[str, 
 
 def benchmark(args: argparse.Namespace):
     """Measures, and prints and saves the results."""
-    if (args.images is None) != (args.annotations is None):
+    if args.images and not args.annotations:
         raise CommandError("--images and --annotations must be given together")
     if args.output and not args.output.absolute().parent.is_dir():
         raise CommandError(f"--output {args.output} must be a file in an existing folder")
     if args.output:
-        data = [args.annotations, *args.images.rglob("*")] if args.images else []
+        data = [args.annotations] if args.annotations else []
+        data += args.images.rglob("*") if args.images else []
         check_outputs([args.output], [*data, *model_files(args.model)])
     # accelerate selects device and precision, as in training.
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.cpu)
@@ -79,7 +80,7 @@ def benchmark(args: argparse.Namespace):
         "milliseconds": {name: timing.to_dict() for name, timing in timings.items()},
         "peak_memory_mib": peak_memory(accelerator.device),
         "pictures_per_second": timings["step"].per_second(args.batch_size),
-        "loader_pictures_per_second": loader_images_per_second(args) if args.images else None,
+        "loader_pictures_per_second": loader_images_per_second(args) if args.annotations else None,
     }
     report(args, result, timings)
     if args.output:
@@ -105,8 +106,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=whole, default=3, help="warm-up steps")
     parser.add_argument("--cpu", action="store_true", help="do not use the GPU")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of images, to measure the data loader")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO-format JSON file")
-    parser.add_argument("--num-workers", type=whole, default=4, help="processes that load images")
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="their COCO-format JSON file, or data.yaml of YOLO instead of both",
+    )
+    add_num_workers(parser)
     parser.add_argument("--seed", type=whole, default=0, help="random seed of weights, images and people")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the numbers to")
     args = parser.parse_args(argv)

@@ -19,23 +19,37 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from ..configuration_detrpose import GAUSSIAN_RADII
-from ..data import CocoAnnotations, evaluation_dataloader, read_annotations
-from ..evaluation import evaluate_model
-from ..files import check_new_folder, whole_folder
-from ..image_processing_detrpose import DETRPoseImageProcessor
-from ..loading import load_config, load_image_processor, load_model
-from ..modeling_detrpose import DETRPoseForPoseEstimation
-from ..training.calibrating import (
-    MatchedPoses,
-    PoseMatcher,
+from ..data import CocoAnnotations, CocoPoseDataset, evaluation_dataloader, read_annotations
+from ..evaluation import CocoKeypoints, evaluate_model
+from ..evaluation.calibrating import (
+    Observations,
     calibrated,
     calibrated_confidence,
     fit_calibration,
     fit_radii,
     measure,
+    observe,
     uncalibrated_confidence,
 )
-from .command_line import CommandError, add_max_pixels, check_device, count, load_images, run_command
+from ..evaluation.matching import match_poses
+from ..files import check_new_folder, whole_folder
+from ..image_processing_detrpose import DETRPoseImageProcessor
+from ..keypoint_schemas import KeypointSchema
+from ..loading import load_config, load_image_processor, load_model
+from ..modeling_detrpose import DETRPoseForPoseEstimation
+from .command_line import (
+    CommandError,
+    add_device,
+    add_max_pixels,
+    add_num_workers,
+    add_schema,
+    add_split,
+    check_device,
+    count,
+    locate_images,
+    run_command,
+    schema_of_model,
+)
 
 # What is printed of the result of `measure`.
 ROWS = {
@@ -51,61 +65,63 @@ ROWS = {
 
 def calibrate(arguments: argparse.Namespace):
     """Calibrates the model, and prints how well."""
-    if (arguments.val_images is None) != (arguments.val_annotations is None):
+    if arguments.val_images and not arguments.val_annotations:
         raise CommandError("--val-images and --val-annotations must be given together")
     check_new_folder(arguments.output)
     device = check_device(arguments.device)
     if (Path(arguments.model) / "model.onnx").is_file():
         raise CommandError(f"--model {arguments.model} is an exported model: calibrate the model that it was made from")
     # Without an earlier calibration, which is replaced.
-    config = load_config(arguments.model, use_calibration=False, ellipse_radii=GAUSSIAN_RADII)
+    schema = schema_of_model(load_config(arguments.model), arguments.schema)
+    changes = {"keypoint_schema": schema.to_dict(), "use_calibration": False, "ellipse_radii": GAUSSIAN_RADII}
+    config = load_config(arguments.model, **changes)
     if not config.use_fdr_heads:
         raise CommandError(f"--model {arguments.model} has no FDR heads, and so no standard deviations to calibrate")
     model = load_model(arguments.model, config).eval().to(device)
-    sets = {"images": read(arguments, model, "images", "annotations")}
-    if arguments.val_images:
-        sets["val-images"] = read(arguments, model, "val_images", "val_annotations")
+    sets = {"annotations": read(arguments, model)}
+    if arguments.val_annotations:
+        sets["val-annotations"] = read(arguments, model, "val_")
 
-    sigmas = torch.tensor(config.keypoint_schema.sigmas).double()
-    poses = {name: match(arguments, model, *data, sigmas) for name, data in sets.items()}
-    fitted = fit_calibration(poses["images"], sigmas)
-    radii = fit_radii(poses["images"], fitted)
+    poses = {name: match(arguments, model, *data) for name, data in sets.items()}
+    fitted = fit_calibration(poses["annotations"])
+    radii = fit_radii(poses["annotations"], fitted)
     save(arguments, calibrated(model, fitted, radii))
     print(f"{arguments.output}: 50 % and 90 % ellipses have radii of {radii[0]:.2f} and {radii[1]:.2f} deviations")
     for name, part in poses.items():
-        print(f"{len(part.matched_logits)} people found in --{name}")
-        report(part, fitted, radii, sigmas)
+        print(f"{len(part.matched_logits)} people found in the images of --{name}")
+        report(part, fitted, radii)
 
 
-def read(arguments: argparse.Namespace, model: DETRPoseForPoseEstimation, images: str, file: str) -> tuple:
-    """Returns annotations and their images, given by these two options."""
-    path, folder = getattr(arguments, file), getattr(arguments, images)
-    options = [f"--{name.replace('_', '-')}" for name in (images, file)]
-    annotations = read_annotations(path, model.config.keypoint_schema).first_images(arguments.max_images)
+def read(arguments: argparse.Namespace, model: DETRPoseForPoseEstimation, prefix: str = "") -> tuple:
+    """Returns annotations and their images, given by the options with this prefix."""
+    path, folder, split = (getattr(arguments, prefix + name) for name in ("annotations", "images", "split"))
+    option = "--" + prefix.replace("_", "-")
+    annotations = read_annotations(path, model.config.keypoint_schema, split).first_images(arguments.max_images)
     if not annotations.images or annotations.instances is None:
         missing = "images" if not annotations.images else "annotations"
-        raise CommandError(f"{options[1]} {path} has no {missing}")
-    return annotations, load_images(folder, annotations, options[0])
+        raise CommandError(f"{option}annotations {path} has no {missing}")
+    annotations = locate_images(folder, annotations, f"{option}images")
+    return annotations, CocoPoseDataset(None, annotations)
 
 
 def match(
     arguments: argparse.Namespace,
     model: DETRPoseForPoseEstimation,
     annotations: CocoAnnotations,
-    dataset,
-    sigmas: torch.Tensor,
-) -> MatchedPoses:
+    dataset: CocoPoseDataset,
+) -> Observations:
     """Predicts the poses in some images and matches them to the people."""
-    processor, matcher = unscaled_processor(arguments.model), PoseMatcher(annotations, sigmas)
+    schema = model.config.keypoint_schema
+    processor = unscaled_processor(arguments.model, schema)
+    metric = CocoKeypoints(annotations, schema, max_poses=model.config.num_queries)
     loader = evaluation_dataloader(dataset, arguments.batch_size, processor, arguments.num_workers)
-    evaluate_model(model.fuse(), processor, loader, matcher)
-    # The loop runs in inference mode, whose tensors cannot be used for fitting; here, `gather` makes others.
-    return matcher.gather()
+    return observe(match_poses(metric, evaluate_model(model.fuse(), processor, loader, metric)), schema)
 
 
-def unscaled_processor(name: str) -> DETRPoseImageProcessor:
-    """Returns the image processor of a calibrated model."""
+def unscaled_processor(name: str, schema: KeypointSchema) -> DETRPoseImageProcessor:
+    """Returns the image processor of a calibrated model with this schema."""
     processor = load_image_processor(name)
+    processor.keypoint_schema = schema
     processor.do_scale_deviations = False
     return processor
 
@@ -115,15 +131,15 @@ def save(arguments: argparse.Namespace, model: DETRPoseForPoseEstimation):
     files = [path for path in (Path(arguments.model) / "README.md",) if path.is_file()]
     with whole_folder(arguments.output) as folder:
         model.to(load_config(arguments.model).dtype or torch.float32).save_pretrained(folder)
-        unscaled_processor(arguments.model).save_pretrained(folder)
+        unscaled_processor(arguments.model, model.config.keypoint_schema).save_pretrained(folder)
         for path in files:
             (folder / path.name).write_bytes(path.read_bytes())
 
 
-def report(poses: MatchedPoses, fitted: dict[str, torch.Tensor], radii: list[float], sigmas: torch.Tensor):
+def report(poses: Observations, fitted: dict[str, torch.Tensor], radii: list[float]):
     """Prints how well the confidences agree with the annotations, before and after."""
-    before = measure(poses, *uncalibrated_confidence(poses, sigmas), GAUSSIAN_RADII, sigmas)
-    after = measure(poses, *calibrated_confidence(poses, fitted), radii, sigmas)
+    before = measure(poses, *uncalibrated_confidence(poses), GAUSSIAN_RADII)
+    after = measure(poses, *calibrated_confidence(poses, fitted), radii)
     print(f"{'':36}  before   after")
     for name, text in ROWS.items():
         print(f"{text:36}  {before[name]:6.3f}  {after[name]:6.3f}")
@@ -138,17 +154,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     required = {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--model", **required, help="model folder or Hub id")
-    parser.add_argument("--images", type=Path, **required, metavar="DIR", help="folder of the images to fit to")
-    parser.add_argument("--annotations", type=Path, **required, metavar="FILE", help="their COCO-format JSON file")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images to fit to; not for YOLO")
+    parser.add_argument(
+        "--annotations", type=Path, **required, metavar="FILE", help="their COCO-format JSON file, or data.yaml of YOLO"
+    )
     parser.add_argument("--output", type=Path, **required, metavar="DIR", help="folder to write; must not exist")
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="folder of other images, to measure on")
-    parser.add_argument("--val-annotations", type=Path, metavar="FILE", help="their COCO-format JSON file")
+    parser.add_argument("--val-annotations", type=Path, metavar="FILE", help="their annotations, as --annotations")
+    add_split(parser, "val")
+    add_split(parser, "test", "--val-split", "--val-annotations")
+    add_schema(parser, "the model's, also in the calibrated model")
     parser.add_argument("--batch-size", type=count, default=16, help="images per batch")
-    parser.add_argument("--num-workers", type=int, default=4, help="data-loading workers")
+    add_num_workers(parser)
     parser.add_argument("--max-images", type=count, help="use only the first images of each file")
     add_max_pixels(parser)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda, cuda:1 or mps")
+    add_device(parser)
     return parser.parse_args(argv)
 
 

@@ -16,9 +16,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..data import CocoAnnotations, CocoPoseDataset
+from ..configuration_detrpose import DETRPoseConfig
+from ..data import CocoAnnotations, read_schema
+from ..data.schema_files import completed_schema
+from ..data.yolo_files import SPLITS
 from ..instances import DataError
+from ..keypoint_schemas import KeypointSchema
 from ..loading import first_line
+from ..tiles import Tiles
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
@@ -146,6 +151,39 @@ def add_max_pixels(parser: argparse.ArgumentParser):
     )
 
 
+def add_tiles(parser: argparse.ArgumentParser):
+    """Adds `--tiles` and `--overlap`, see `read_tiles`."""
+    parser.add_argument(
+        "--tiles",
+        type=count,
+        metavar="PIXELS",
+        help="also look at tiles of this height and width, of twice that and so on, to find small people",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=number(0, 0.9),
+        default=0.25,
+        metavar="FRACTION",
+        help="minimum overlap of neighboring tiles, as a fraction of their size",
+    )
+
+
+def read_tiles(arguments: argparse.Namespace) -> Tiles | None:
+    """Returns the tiles that `--tiles` and `--overlap` ask for."""
+    return None if arguments.tiles is None else Tiles(arguments.tiles, arguments.overlap)
+
+
+def add_device(parser: argparse.ArgumentParser):
+    """Adds `--device`, by default a GPU if there is one; see `check_device`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda, cuda:1 or mps")
+
+
+def add_num_workers(parser: argparse._ActionsContainer, help: str = "processes that load images"):
+    """Adds `--num-workers`, the number of a data loader's processes."""
+    parser.add_argument("--num-workers", type=number(0, kind=int), default=4, help=help)
+
+
 def check_device(name: str) -> torch.device:
     """Returns a device, after checking that PyTorch can use it.
 
@@ -178,24 +216,59 @@ def find_images(paths: list[Path], option: str) -> list[Path]:
     return images
 
 
-def load_images(folder: Path, annotations: CocoAnnotations, option: str = "--images") -> CocoPoseDataset:
-    """Returns the images of an annotation file, after checking that their files exist.
+def locate_images(folder: Path | None, annotations: CocoAnnotations, option: str = "--images") -> CocoAnnotations:
+    """Returns annotations with the folder of their images, after checking that the files exist.
 
     Args:
-        folder: folder of the images.
+        folder: folder of the images; `None` for a YOLO dataset, which says itself where they are.
         annotations: the content of the annotation file.
         option: option that specified the folder, for error messages.
 
     Raises:
-        CommandError: if the folder or a file does not exist.
+        CommandError: if the folder or a file does not exist, or the folder is not given.
     """
-    if not folder.is_dir():
+    if folder is None and annotations.image_folder is None:
+        raise CommandError(f"{option} is needed, as {annotations.source} does not say where its images are")
+    if folder is not None and not folder.is_dir():
         raise CommandError(f"{option} {folder}: no such folder")
-    dataset = CocoPoseDataset(folder, annotations)
-    for name, image_id in zip(dataset.file_names, dataset.image_ids, strict=True):
-        if not (folder / name).is_file():
-            raise CommandError(f"{option} {folder}: no file {name} for image {image_id}")
-    return dataset
+    located = annotations.located(folder)
+    for image in () if located.has_image_sizes else located.images:  # they have been opened
+        if not (Path(located.image_folder) / image["file_name"]).is_file():
+            raise CommandError(f"{option} {folder}: no file {image['file_name']} for image {image['id']}")
+    return located
+
+
+def add_schema(parser: argparse.ArgumentParser, whose: str = "the dataset's"):
+    """Adds `--schema`, for `read_schema`."""
+    parser.add_argument(
+        "--schema",
+        metavar="FILE",
+        help="JSON or YAML file of names, edges, flip_pairs or sigmas of the keypoints, or coco or crowdpose, in place "
+        f"of {whose}",
+    )
+
+
+def add_split(parser: argparse.ArgumentParser, default: str, option: str = "--split", annotations="--annotations"):
+    """Adds the option that selects the images of a YOLO dataset."""
+    parser.add_argument(
+        option,
+        choices=SPLITS,
+        default=default,
+        help=f"images to read if {annotations} is the data.yaml of a YOLO dataset",
+    )
+
+
+def schema_of_model(config: DETRPoseConfig, file: str | None) -> KeypointSchema:
+    """Returns the keypoint schema of a model, with the fields that `--schema` gives in place of its own.
+
+    Raises:
+        CommandError: if the file has another number of keypoints.
+    """
+    own, given = config.keypoint_schema, read_schema(file)
+    schema = own if given is None else completed_schema(given, own)
+    if schema.num_keypoints != own.num_keypoints:
+        raise CommandError(f"--schema {file} has {schema.num_keypoints} keypoints, but the model {own.num_keypoints}")
+    return schema
 
 
 def add_set(parser: argparse.ArgumentParser):

@@ -1,8 +1,9 @@
-"""Computes a model's average precision and recall on COCO, CrowdPose or any dataset in COCO's format.
+"""Computes a model's average precision and recall on COCO, CrowdPose or any dataset in COCO's or YOLO's format.
 
     detrpose evaluate --model detrpose-l --images val2017 --annotations person_keypoints_val2017.json
     accelerate launch -m transformers_detrpose evaluate --model detrpose-l-crowdpose --images images \\
         --annotations test.json --metric crowdpose
+    detrpose evaluate --model birds --annotations birds/data.yaml --split test
 
 `accelerate launch` distributes the images over all GPUs. `--results` writes the best 20 poses of each image and
 category in COCO's results format, for a test server or other tools; for a test set without annotations, it is required.
@@ -29,18 +30,31 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
-from ..data import CocoAnnotations, evaluation_dataloader, read_annotations
+from ..data import CocoAnnotations, CocoPoseDataset, evaluation_dataloader, read_annotations
 from ..evaluation import METRICS, KeypointMetric, evaluate_model, write_coco_results
 from ..files import check_new_folder, check_outputs, whole_file
+from ..keypoint_schemas import KeypointSchema
 from ..loading import load_image_processor, load_pose_estimator, model_files
-from .command_line import CommandError, add_max_pixels, count, load_images, run_command
+from .command_line import (
+    CommandError,
+    add_max_pixels,
+    add_num_workers,
+    add_schema,
+    add_split,
+    add_tiles,
+    count,
+    locate_images,
+    read_tiles,
+    run_command,
+    schema_of_model,
+)
 
 
-def load_metric(arguments: argparse.Namespace, annotations: CocoAnnotations, config) -> KeypointMetric:
+def load_metric(
+    arguments: argparse.Namespace, annotations: CocoAnnotations, config, schema: KeypointSchema
+) -> KeypointMetric:
     """Returns the metric for the images to evaluate."""
-    metric = METRICS[arguments.metric](annotations, config.keypoint_schema)
-    if not metric.images:
-        raise CommandError(f"--annotations {arguments.annotations} lists no images")
+    metric = METRICS[arguments.metric](annotations, schema)
     if arguments.report and not metric.has_annotations:
         raise CommandError(f"--annotations {arguments.annotations} has no annotations, which --report needs")
     if not (metric.has_annotations or arguments.results):
@@ -70,7 +84,7 @@ def format_table(scores: Mapping[str, float], classes: Mapping[str, Mapping[str,
 
 def check_paths(arguments: argparse.Namespace):
     """Raises an error if the folder of images does not exist, or if files cannot or must not be written."""
-    if not arguments.images.is_dir():
+    if arguments.images and not arguments.images.is_dir():
         raise CommandError(f"--images {arguments.images}: no such folder")
     for option in ("results", "scores"):
         path = getattr(arguments, option)
@@ -82,7 +96,7 @@ def check_paths(arguments: argparse.Namespace):
     if arguments.report:
         check_report(arguments.report, outputs)
     inputs = [arguments.annotations, *model_files(arguments.model)]
-    check_outputs(outputs, chain(inputs, arguments.images.rglob("*")))
+    check_outputs(outputs, chain(inputs, arguments.images.rglob("*") if arguments.images else ()))
 
 
 def check_report(folder: Path, outputs: list[Path]):
@@ -99,21 +113,38 @@ def evaluate(arguments: argparse.Namespace):
     check_paths(arguments)
     model = load_pose_estimator(arguments.model, accelerator.device, getattr(torch, arguments.dtype))
     image_processor = load_image_processor(arguments.model)
-    annotations = read_annotations(arguments.annotations, model.config.keypoint_schema)
-    annotations = annotations.first_images(arguments.max_images)
-    metric = load_metric(arguments, annotations, model.config)
-    dataset = load_images(arguments.images, annotations)
+    schema = schema_of_model(model.config, arguments.schema)
+    annotations = read_annotations(arguments.annotations, schema, arguments.split).first_images(arguments.max_images)
+    if not annotations.images:
+        raise CommandError(f"--annotations {arguments.annotations} lists no images")
+    annotations = locate_images(arguments.images, annotations)
+    check_outputs(filter(None, (arguments.results, arguments.scores)), Path(annotations.image_folder).rglob("*"))
+    metric = load_metric(arguments, annotations, model.config, schema)
+    dataset = CocoPoseDataset(None, annotations)
     # Each process gets a share of the batches, on its device.
+    tiles = read_tiles(arguments)
     loader = accelerator.prepare(
-        evaluation_dataloader(dataset, arguments.batch_size, image_processor, arguments.num_workers)
+        evaluation_dataloader(
+            dataset,
+            arguments.batch_size if tiles is None else 1,
+            image_processor,
+            arguments.num_workers,
+            crop=None if tiles is None else tiles.crops,
+        )
     )
-    predictions = evaluate_model(model, image_processor, loader, metric, progress=accelerator.is_main_process)
+    show = accelerator.is_main_process
+    predictions = evaluate_model(model, image_processor, loader, metric, show, tiles, arguments.batch_size)
     if accelerator.is_main_process:
-        report(arguments, metric, predictions)
+        report(arguments, metric, predictions, dataset.image_folder)
     accelerator.end_training()
 
 
-def report(arguments: argparse.Namespace, metric: KeypointMetric, predictions: Mapping[int, Mapping[str, Any]]):
+def report(
+    arguments: argparse.Namespace,
+    metric: KeypointMetric,
+    predictions: Mapping[int, Mapping[str, Any]],
+    image_folder: str,
+):
     """Writes the requested files, and prints the table."""
     if arguments.results:
         write_coco_results(arguments.results, predictions, metric.keypoint_schema)
@@ -131,7 +162,7 @@ def report(arguments: argparse.Namespace, metric: KeypointMetric, predictions: M
         from ..evaluation.report import write_report  # drawing takes long to import
 
         heading = f"{arguments.model} on {arguments.annotations}"
-        write_report(arguments.report, metric, predictions, arguments.images, heading)
+        write_report(arguments.report, metric, predictions, image_folder, heading)
         print(f"report written to {arguments.report / 'index.html'}")
 
 
@@ -139,14 +170,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="detrpose evaluate",
-        description="Computes a model's average precision and recall on a dataset in COCO's format.",
+        description="Computes a model's average precision and recall on a dataset in COCO's or YOLO's format.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     # Hides the default of required arguments in the help text.
     required = {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--model", **required, help="model folder or Hub id")
-    parser.add_argument("--images", type=Path, **required, metavar="DIR", help="folder of the images")
-    parser.add_argument("--annotations", type=Path, **required, metavar="FILE", help="COCO-format JSON file")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images; not for a YOLO dataset")
+    parser.add_argument(
+        "--annotations", type=Path, **required, metavar="FILE", help="COCO-format JSON file, or data.yaml of YOLO"
+    )
+    add_split(parser, "val")
+    add_schema(parser, "the model's")
     parser.add_argument("--metric", choices=METRICS, default="coco", help="definition of the metrics")
     parser.add_argument(
         "--results", type=Path, metavar="FILE", help="file to write the poses to, in COCO's results format"
@@ -155,8 +190,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="folder to create for a page about the errors, with pictures"
     )
-    parser.add_argument("--batch-size", type=count, default=16, help="images per batch and process")
-    parser.add_argument("--num-workers", type=int, default=4, help="data-loading workers per process")
+    parser.add_argument("--batch-size", type=count, default=16, help="images, or tiles, per batch and process")
+    add_tiles(parser)
+    add_num_workers(parser, "processes that load images, for each that evaluates")
     add_max_pixels(parser)
     parser.add_argument("--max-images", type=count, help="evaluate only the first images of the file")
     parser.add_argument(

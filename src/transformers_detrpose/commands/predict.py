@@ -52,18 +52,21 @@ import torch  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from ..data import read_annotations  # noqa: E402
-from ..loading import model_files  # noqa: E402
+from ..loading import SAMPLE_PICTURE, model_files  # noqa: E402
 from ..prediction.image_files import predict_images  # noqa: E402
-from ..prediction.models import SAMPLE_PICTURE, Predictor, find_model  # noqa: E402
+from ..prediction.models import Predictor, find_model  # noqa: E402
 from ..prediction.paths import find_inputs, image_ids  # noqa: E402
 from ..prediction.track_files import SUFFIXES  # noqa: E402
-from ..prediction.video_sources import Source, describe  # noqa: E402
 from ..prediction.videos import VideoOptions, predict_videos  # noqa: E402
+from ..video_files.reading import Source, describe  # noqa: E402
 from .command_line import (  # noqa: E402
     CommandError,
+    add_device,
     add_max_pixels,
+    add_tiles,
     check_device,
     count,
+    read_tiles,
     run_command,
     show_log,
 )
@@ -88,6 +91,8 @@ def predict(arguments: argparse.Namespace):
         arguments.uncertainty,
         arguments.remove_duplicates,
         arguments.max_people,
+        read_tiles(arguments),
+        arguments.batch_size,
     )
     output.mkdir(parents=True, exist_ok=True)
     num_failed = predict_images(predictor, images, ids, output, arguments.batch_size) if images else 0
@@ -184,7 +189,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="draw the ellipses that contain 50 %% and 90 %% of the true keypoints, once the model is calibrated",
     )
-    parser.add_argument("--batch-size", type=count, default=8, help="images or frames per batch")
+    parser.add_argument("--batch-size", type=count, default=8, help="images, frames or tiles per batch")
+    add_tiles(parser)
     add_max_pixels(parser)
     parser.add_argument("--max-frames", type=count, help="maximum number of frames per video or camera")
     parser.add_argument(
@@ -206,8 +212,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         help="formats to export tracks in, besides the JSON lines",
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="torch device, such as cpu, cuda, cuda:1 or mps")
+    add_device(parser)
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="precision of the model"
     )

@@ -1,6 +1,7 @@
 """Draws augmented training samples, to check that images and labels match.
 
     detrpose show-samples --images train2017 --annotations person_keypoints_train2017.json --output samples
+    detrpose show-samples --annotations birds/data.yaml --output samples
 
 Each person has lines of one color. Keypoints on their left are red, on their right green, others white; those that are
 labeled but not visible are hollow. Faces show best whether flipping is correct: if a person faces the viewer, their
@@ -22,10 +23,26 @@ from tqdm import tqdm
 warnings.filterwarnings("ignore", message="OpenCV .* is not installed")
 logging.getLogger("supervision").setLevel(logging.ERROR)
 
-from ..data import Augmentation, CocoPoseDataset, check_dataset, paper_phases, train_dataloader  # noqa: E402
+from ..data import (  # noqa: E402
+    Augmentation,
+    CocoPoseDataset,
+    check_dataset,
+    paper_phases,
+    read_annotations,
+    read_schema,
+    train_dataloader,
+)
 from ..files import check_new_folder  # noqa: E402
 from ..sample_pictures import write_samples  # noqa: E402
-from .command_line import CommandError, add_max_pixels, count, number, run_command  # noqa: E402
+from .command_line import (  # noqa: E402
+    CommandError,
+    add_max_pixels,
+    add_schema,
+    add_split,
+    count,
+    number,
+    run_command,
+)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -36,8 +53,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     required, whole = {"required": True, "default": argparse.SUPPRESS}, number(0, kind=int)
-    parser.add_argument("--images", metavar="DIR", help="folder of images", **required)
-    parser.add_argument("--annotations", metavar="FILE", help="annotations in COCO's format", **required)
+    parser.add_argument("--images", metavar="DIR", help="folder of images; not for a YOLO dataset")
+    parser.add_argument(
+        "--annotations", metavar="FILE", help="annotations in COCO's format, or data.yaml of YOLO", **required
+    )
+    add_split(parser, "train")
+    add_schema(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write to", **required)
     parser.add_argument("--num", type=count, default=16, help="number of samples")
     parser.add_argument("--epoch", type=whole, default=10, help="epoch to show, from 0")
@@ -63,7 +84,8 @@ def show(arguments: argparse.Namespace):
         raise CommandError(f"--epoch must be from 0 to {arguments.num_epochs - 1}, but got {arguments.epoch}")
     augmentation = Augmentation(mixup=arguments.mixup, copy_paste=arguments.copy_paste)
     check_new_folder(arguments.output)
-    dataset = CocoPoseDataset(arguments.images, arguments.annotations)
+    annotations = read_annotations(arguments.annotations, read_schema(arguments.schema), arguments.split)
+    dataset = CocoPoseDataset(arguments.images, annotations)
     if not len(dataset):
         raise CommandError(f"--annotations {arguments.annotations} lists no images")
     check_dataset(dataset)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..evaluation import METRICS
 from ..training import FINE_TUNING, RECIPES
-from .command_line import add_max_pixels, add_set, count, number
+from .command_line import add_max_pixels, add_num_workers, add_schema, add_set, count, number
 
 RESUME_HELP = """go on from the state in --output, with the same options; learning rates may change. On a CPU the result
     is exactly that of a training that never stopped; on a GPU, which sums some gradients in any order, nearly"""
@@ -17,18 +17,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         prog="detrpose train",
-        description="Trains DETRPose on a dataset in COCO's keypoint format.",
+        description="Trains DETRPose on a dataset in COCO's or YOLO's keypoint format.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     whole = number(0, kind=int)
     required = {"required": True, "default": argparse.SUPPRESS}
     folder = {"type": Path, "metavar": "DIR", **required}
-    file = {"type": Path, "metavar": "FILE", **required}
+    data = parser.add_argument_group("data, of which --train-data stands for the other four")
     parser.add_argument("--model", **required, help="folder or Hub id to go on from, or n, s, m, l, x to start fresh")
-    parser.add_argument("--train-images", **folder, help="folder of the training images")
-    parser.add_argument("--train-annotations", **file, help="their COCO-format JSON file")
-    parser.add_argument("--val-images", **folder, help="folder of the validation images")
-    parser.add_argument("--val-annotations", **file, help="their COCO-format JSON file")
+    data.add_argument("--train-data", type=Path, metavar="FILE", help="data.yaml of a YOLO dataset: its train and val")
+    data.add_argument("--train-images", type=Path, metavar="DIR", help="folder of the training images")
+    data.add_argument(
+        "--train-annotations", type=Path, metavar="FILE", help="their COCO-format JSON file, or data.yaml"
+    )
+    data.add_argument("--val-images", type=Path, metavar="DIR", help="folder of the validation images")
+    data.add_argument("--val-annotations", type=Path, metavar="FILE", help="their COCO-format JSON file, or data.yaml")
+    add_schema(data)
     parser.add_argument("--output", **folder, help="folder for checkpoints and metrics")
     parser.add_argument("--resume", action="store_true", help=RESUME_HELP)
     parser.add_argument(
@@ -66,10 +70,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-grad-norm", type=number(0), default=0.1, help="gradients are clipped to it; 0: never")
     parser.add_argument("--ema-decay", type=number(0, 1), default=0.9999, help="decay of the averaged weights per step")
     parser.add_argument(
-        "--share-keypoints",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="take keypoints of the same name in categories with different keypoints for one",
+        "--no-share-keypoints",
+        action="store_true",
+        help="keep keypoints of the same name apart in categories with different keypoints; else they are one",
     )
     parser.add_argument("--no-augment", action="store_true", help="only resize the training images")
     parser.add_argument(
@@ -77,7 +80,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_set(parser)
     parser.add_argument("--seed", type=whole, default=0, help="of weights, order, augmentation and noise")
-    parser.add_argument("--num-workers", type=whole, default=4, help="processes that load images, for each that trains")
+    add_num_workers(parser, "processes that load images, for each that trains")
     parser.add_argument("--eval-batch-size", type=count, default=16, help="images per process in evaluation")
     parser.add_argument("--eval-epochs", type=count, default=1, help="epochs between evaluations, and saved states")
     parser.add_argument("--gradient-accumulation-steps", type=count, default=1, help=ACCUMULATION_HELP)
@@ -92,4 +95,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--decode-images", action="store_true", help="decode all images once to find broken ones first")
     args = parser.parse_args(argv)
     args.set = dict(args.set)
+    _check_data(parser, args)
     return args
+
+
+def _check_data(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Checks that the data are given in one way, and puts `--train-data` in the place of the other options."""
+    options = ("train_images", "train_annotations", "val_images", "val_annotations")
+    given = ["--" + name.replace("_", "-") for name in options if getattr(args, name)]
+    if args.train_data and given:
+        parser.error(f"--train-data says where all images are, so it cannot be given with {', '.join(given)}")
+    if args.train_data:
+        args.train_annotations = args.val_annotations = args.train_data
+    missing = [f"--{part}-annotations" for part in ("train", "val") if not getattr(args, f"{part}_annotations")]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}, or --train-data")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..configuration_detrpose import DETRPOSE_VARIANTS, DETRPoseConfig, model_name
+from ..configuration_ecvit import is_ecvit
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 from .checkpoints import StateDict, check_variant, fill, read_state_dict
 from .names import COMPUTED, is_bare_ecvit, is_dfine, official_table, translate
@@ -107,7 +108,7 @@ def _check_constants(official: Mapping[str, torch.Tensor], config: DETRPoseConfi
     """Raises `ValueError` if the weighting function or the periods of a checkpoint are not the configuration's."""
     expected = {f"{part}.{field}": [getattr(config, field)] for part in _DECODERS for field in ("reg_scale", "up")}
     backbone = config.backbone_config
-    if backbone.model_type == "ecvit":
+    if is_ecvit(backbone):
         number = backbone.hidden_size // backbone.num_attention_heads // 4
         expected["backbone.backbone.rope_embed.periods"] = [backbone.rope_theta ** (i / number) for i in range(number)]
     for name, numbers in expected.items():

@@ -1,8 +1,8 @@
 """Annotations, datasets, augmentation and batches, for training and evaluation.
 
-`read_annotations` reads and validates files in COCO format; `CocoPoseDataset` and `HubPoseDataset` provide images with
-their people; `check_dataset` checks all images before training; `train_dataloader` and `evaluation_dataloader` make
-batches for the model.
+`read_annotations` reads and validates files in COCO's and YOLO's formats; `CocoPoseDataset` and `HubPoseDataset`
+provide images with their people; `check_dataset` checks all images before training; `train_dataloader` and
+`evaluation_dataloader` make batches for the model.
 """
 
 from ..instances import DataError
@@ -27,6 +27,7 @@ from .batches import (
 )
 from .checks import DatasetReport, check_dataset
 from .pose_datasets import CocoPoseDataset, HubPoseDataset, PoseDataset
+from .schema_files import read_schema
 
 __all__ = [
     "Augmentation",
@@ -49,6 +50,7 @@ __all__ = [
     "phase_at",
     "read_annotations",
     "read_coco_categories",
+    "read_schema",
     "to_device",
     "to_labels",
     "train_dataloader",

@@ -1,4 +1,4 @@
-"""Reads and validates annotation files in COCO format, for training, evaluation and everything else."""
+"""Reads and validates annotation files, in COCO or YOLO format, for training, evaluation and everything else."""
 
 import json
 import logging
@@ -7,10 +7,14 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from ..instances import LARGEST_COORDINATE, DataError, Instances, Problems, is_id, parse_instances
 from ..keypoint_schemas import KeypointSchema, unite_schemas
+from .schema_files import completed_schema
+from .tool_exports import find_file_names, tidy_annotations, tidy_categories, tidy_images
+from .yolo_files import YOLO_SUFFIXES, read_yolo, read_yolo_file
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +24,7 @@ LARGEST_CATEGORY_ID = 10_000
 
 @dataclass(frozen=True)
 class CocoAnnotations:
-    """The validated content of an annotation file in COCO format.
+    """The validated content of an annotation file, in the terms of COCO's format.
 
     Args:
         source: name of the file, for messages.
@@ -28,6 +32,8 @@ class CocoAnnotations:
         categories: names by id of the categories with keypoints, or of all categories if none lists its keypoints.
         images: image entries of the file, each with a unique `id`.
         instances: annotations of these categories; `None` if the file has no `annotations`, as for test sets.
+        image_folder: folder that the images' `file_name` is relative to; `None` if the file does not say, as in COCO.
+        has_image_sizes: whether the heights and widths were read from the images themselves.
     """
 
     source: str
@@ -35,6 +41,8 @@ class CocoAnnotations:
     categories: dict[int, str]
     images: list[Mapping[str, Any]]
     instances: Instances | None
+    image_folder: str | None = None
+    has_image_sizes: bool = False
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -48,27 +56,71 @@ class CocoAnnotations:
         instances = None if self.instances is None else self.instances[self.instances.image_index < count]
         return replace(self, images=self.images[:count], instances=instances)
 
+    def located(self, image_folder: str | os.PathLike | None) -> "CocoAnnotations":
+        """Returns the annotations with the folder of their images, and with file names that exist in it.
+
+        Args:
+            image_folder: the folder; `None` if the annotations have it.
+
+        Raises:
+            FileNotFoundError: if there is no such folder.
+            DataError: a `ValueError`, if neither or both say where the images are, or an image has no file name.
+        """
+        if image_folder is None:
+            if self.image_folder is None:
+                raise DataError(f"{self.source}: in COCO's format, the folder of the images must be given, too.")
+            return self
+        if self.image_folder is not None:
+            raise DataError(
+                f"{self.source}: its images are in {self.image_folder}, so no other folder can be given, but got "
+                f"{os.fspath(image_folder)}."
+            )
+        folder = os.fspath(image_folder)
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"image folder {folder} does not exist or is not a folder.")
+        names = find_file_names(folder, _file_names(self), self.source)
+        images = [
+            image if image["file_name"] == name else {**image, "file_name": name}
+            for image, name in zip(self.images, names, strict=True)
+        ]
+        return replace(self, images=images, image_folder=folder)
+
+
+def _file_names(content: CocoAnnotations) -> list[str]:
+    """Returns the file name of each image."""
+    problems = Problems(content.source)
+    names = [image.get("file_name") for image in content.images]
+    for image, name in zip(content.images, names, strict=True):
+        if not name:
+            problems.add(f"image {image['id']}", "`file_name`", "the name of a file", name)
+    problems.raise_any()
+    return names
+
 
 def read_annotations(
     annotations: str | os.PathLike | Mapping[str, Any] | CocoAnnotations,
-    schema: KeypointSchema | dict | str | None = None,
+    schema: KeypointSchema | Mapping[str, Any] | str | None = None,
+    split: str = "val",
     share_keypoints: bool = True,
 ) -> CocoAnnotations:
-    """Reads and validates annotations in COCO format.
+    """Reads and validates annotations in COCO's format, or the `data.yaml` of a YOLO pose dataset (see `read_yolo`).
 
-    The file has `images` (`id`; optionally `file_name`, `height` and `width` in pixels, CrowdPose's `crowdIndex`),
+    A COCO file has `images` (`id`; optionally `file_name`, `height` and `width` in pixels, CrowdPose's `crowdIndex`),
     `categories` (`id`, `name`, and `keypoints`, their names in order; optionally `skeleton`) and `annotations`
     (`image_id`, `category_id`; optionally `id`, `keypoints`, `bbox`, `area`, `iscrowd` and `num_keypoints`; see
     `parse_instances`), except for test sets, which have none. Ids are unique integers. Annotations of categories
     without keypoints are left out if other categories have keypoints. Missing and empty boxes and areas are accepted;
-    see `Instances.completed` for their substitutes.
+    see `Instances.completed` for their substitutes. What annotation tools write otherwise is read as well, and noted in
+    the log; see `tool_exports`.
 
     Categories may have different keypoints. The schema is then their union, and an annotation holds the keypoints of
     its category.
 
     Args:
-        annotations: a path, the content of a file, or a result of this function, which is not validated again.
-        schema: the keypoints of the model, or a known name; read from `categories` if not given.
+        annotations: a path, the content of a COCO file, or a result of this function, which is not validated again.
+        schema: the keypoints of the model, or a known name; read from `categories` if not given. A dictionary with some
+            fields of a schema, such as a result of `read_schema`, takes the others from `categories`.
+        split: images to read of a YOLO dataset: "train", "val" or "test".
         share_keypoints: whether keypoints of the same name in several categories are one keypoint, if the schema is
             read from `categories`; see `unite_schemas`.
 
@@ -77,26 +129,62 @@ def read_annotations(
         DataError: a `ValueError`, if anything is invalid. The message has one line for each of the first ten problems,
             with file, annotation, field, what was found and what would be accepted.
     """
-    schema = None if schema is None else KeypointSchema.of(schema)
     if isinstance(annotations, CocoAnnotations):
-        if schema is None:
-            return annotations
-        _check_order(annotations.source, "the file", annotations.schema, schema)
-        _check_classes(annotations, schema)
-        return replace(annotations, schema=schema)
+        return _with_schema(annotations, schema)
+    if _is_yolo(annotations):
+        yolo = read_yolo(annotations, split)
+        result = _read_content(yolo.content, yolo.source, schema, share_keypoints)
+        if result.instances is not None:
+            result.instances.names[:] = yolo.names
+        return replace(result, image_folder=yolo.folder, has_image_sizes=True)
+    return _read_content(*_load(annotations), schema, share_keypoints)
 
-    content, source = _load(annotations)
-    images, categories = _entries(content, "images", source), _entries(content, "categories", source)
+
+def _is_yolo(annotations: Any) -> bool:
+    return not isinstance(annotations, Mapping) and Path(annotations).suffix.lower() in YOLO_SUFFIXES
+
+
+def _with_schema(annotations: CocoAnnotations, schema) -> CocoAnnotations:
+    """Returns annotations with another schema of the same keypoints."""
+    if schema is None:
+        return annotations
+    is_partial = isinstance(schema, Mapping)
+    schema = completed_schema(schema, annotations.schema) if is_partial else KeypointSchema.of(schema)
+    _check_order(annotations.source, "the file", annotations.schema, schema)
+    _check_classes(annotations, schema)
+    return replace(annotations, schema=schema)
+
+
+def _read_content(content: Any, source: str, schema, share_keypoints: bool) -> CocoAnnotations:
+    """Reads the content of a COCO file."""
+    images = tidy_images(_entries(content, "images", source), source)
+    categories = tidy_categories(_entries(content, "categories", source), source)
     people = _entries(content, "annotations", source) if "annotations" in content else None
+    if isinstance(schema, Mapping):
+        schema = _completed(schema, categories, source, share_keypoints)
+    schema = None if schema is None else KeypointSchema.of(schema)
     names, schema = _read_categories(categories, schema, source, share_keypoints)
     problems = Problems(source)
     index_of = _index_images(images, problems)
     instances = None
     if people is not None:
+        people = tidy_annotations(people, categories, schema.num_keypoints, source)
         others = {category["id"] for category in categories} - set(names)
         instances = _read_instances(people, index_of, set(names), others, schema, problems)
     problems.raise_any()
-    return CocoAnnotations(source, schema, names, list(images), instances)
+    return CocoAnnotations(source, schema, names, images, instances)
+
+
+def _completed(
+    given: Mapping[str, Any], categories: Sequence[Mapping[str, Any]], source: str, share_keypoints: bool
+) -> KeypointSchema:
+    """Returns a schema of the given fields and, for others, of those in `categories`."""
+    has_keypoints = any(category.get("keypoints") for category in categories)
+    own = _read_categories(categories, None, source, share_keypoints)[1] if has_keypoints else None
+    try:
+        return completed_schema(given, own)
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
 
 
 def read_coco_categories(
@@ -105,7 +193,7 @@ def read_coco_categories(
     """Reads the schema and the category names from the `categories` of a COCO keypoint file.
 
     Args:
-        annotation_file: a COCO-format JSON file.
+        annotation_file: a COCO-format JSON file, or the `data.yaml` of a YOLO dataset.
         share_keypoints: see `read_annotations`.
 
     Returns:
@@ -116,8 +204,12 @@ def read_coco_categories(
         OSError: if the file cannot be opened.
         ValueError: if the file is not a COCO file, or has no categories with keypoints.
     """
-    content, source = _load(annotation_file)
-    names, schema = _read_categories(_entries(content, "categories", source), None, source, share_keypoints)
+    if _is_yolo(annotation_file):
+        content, source = {"categories": read_yolo_file(annotation_file).categories}, os.fspath(annotation_file)
+    else:
+        content, source = _load(annotation_file)
+    categories = tidy_categories(_entries(content, "categories", source), source)
+    names, schema = _read_categories(categories, None, source, share_keypoints)
     return schema, CocoAnnotations(source, schema, names, [], None).id2label
 
 
@@ -126,7 +218,7 @@ def _load(annotations: str | os.PathLike | Mapping[str, Any]) -> tuple[Any, str]
     if isinstance(annotations, Mapping):
         return annotations, "annotations"
     source = os.fspath(annotations)
-    with open(source, encoding="utf-8") as file:
+    with open(source, encoding="utf-8-sig") as file:  # with or without a byte order mark
         try:
             return json.load(file), source
         except (ValueError, RecursionError) as error:
@@ -166,14 +258,27 @@ def _read_categories(
         return names, schema
     if not found:
         raise DataError(
-            f"{source}: no entry of `categories` has `keypoints`: add their names, or pass `schema` in Python."
+            f"{source}: no entry of `categories` has `keypoints`: add their names, or give a schema that has them."
         )
-    if len(set(found.values())) == 1:
-        return names, next(iter(found.values()))
+    if len({own.names for own in found.values()}) == 1:
+        return names, _with_all_edges(list(found.values()), source)
     try:
         return names, unite_schemas(found, names, share_keypoints)
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
+
+
+def _with_all_edges(schemas: Sequence[KeypointSchema], source: str) -> KeypointSchema:
+    """Returns the schema of categories with the same keypoints, which has the edges of all of them."""
+    first = schemas[0]
+    edges: dict[frozenset, tuple[int, int]] = {}
+    for edge in (edge for schema in schemas for edge in schema.edges):
+        edges.setdefault(frozenset(edge), edge)
+    if any(set(map(frozenset, schema.edges)) != set(edges) for schema in schemas):
+        logger.warning("%s: categories have the same keypoints, but other edges: all edges are drawn.", source)
+    if any((schema.flip_pairs, schema.sigmas) != (first.flip_pairs, first.sigmas) for schema in schemas):
+        logger.warning("%s: categories have other `flip_pairs` or `sigmas`: those of the first are used.", source)
+    return first if set(map(frozenset, first.edges)) == set(edges) else replace(first, edges=tuple(edges.values()))
 
 
 def _check_categories(categories: Sequence[Mapping[str, Any]], source: str):

@@ -6,17 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from ..images import load_rgb_image
+from ..images import load_rgb_image, upright_size_hw
 from ..instances import DataError
 from .people import fit_to_image
 from .pose_datasets import PoseDataset
 
 logger = logging.getLogger(__name__)
 
-_EXIF_ORIENTATION = 0x0112
 _SHOWN = 5  # names per kind of finding in a report
 
 # Maps each kind of finding, by a short name, to the annotations or images concerned.
@@ -108,8 +106,9 @@ def check_dataset(
 
     Args:
         dataset: the dataset.
-        images: "header" opens every image and compares its size; "decode" also decodes it, which takes a hundred times
-            as long and is the only way to find truncated files; `None` checks annotations only.
+        images: "header" opens every image and compares its size, unless the sizes were read from there; "decode" also
+            decodes it, which takes a hundred times as long and is the only way to find truncated files; `None` checks
+            annotations only.
         num_threads: number of images checked in parallel; twice the number of processors if not given.
         progress: show a progress bar.
 
@@ -123,7 +122,7 @@ def check_dataset(
         raise ValueError(f"`images` must be 'header', 'decode' or None, but got {images!r}.")
     findings: Findings = {}
     sizes_hw = list(dataset.sizes_hw)
-    if images is not None:
+    if images == "decode" or (images == "header" and not dataset.has_image_sizes):
         sizes_hw = _check_images(dataset, images == "decode", num_threads, progress, findings)
     num_people = _check_people(dataset, sizes_hw, findings)
     report = DatasetReport(len(sizes_hw), num_people, {kind: findings[kind] for kind in DEFECTS if kind in findings})
@@ -159,14 +158,6 @@ def _check_images(
             found = f": {size_hw} instead of {dataset.sizes_hw[index]}" if kind == "image_size" else ""
             findings.setdefault(kind, []).append(dataset.image_name(index) + found)
     return [size_hw for _, size_hw in results]
-
-
-def upright_size_hw(image: Image.Image) -> tuple[int, int]:
-    """Returns the height and width of an image in pixels after applying its EXIF orientation."""
-    # Pillow decodes a whole PNG in search of an orientation that is not in its header.
-    has_orientation = image.format != "PNG" or "exif" in image.info
-    is_on_its_side = has_orientation and image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
-    return image.size if is_on_its_side else (image.height, image.width)
 
 
 def _check_people(dataset: PoseDataset, sizes_hw: list[tuple[int, int] | None], findings: Findings) -> int:

@@ -1,4 +1,4 @@
-"""Datasets of people with keypoints: COCO-format files and Hugging Face Hub datasets."""
+"""Datasets of people with keypoints: COCO-format files, YOLO datasets and Hugging Face Hub datasets."""
 
 import io
 import os
@@ -45,6 +45,9 @@ class PoseDataset(Dataset):
             that flips do not swap left and right, and `area` is not updated.
         only_with_people: leave out images without people to train on, as the paper does.
     """
+
+    # Whether the sizes are those of the images themselves, so that they need not be compared.
+    has_image_sizes = False
 
     def __init__(
         self,
@@ -112,13 +115,13 @@ class PoseDataset(Dataset):
 
 
 class CocoPoseDataset(PoseDataset):
-    """A dataset in COCO format: a folder of images and a JSON file (COCO, CrowdPose or your own).
+    """A folder of images and an annotation file in COCO's format (COCO, CrowdPose or your own), or a YOLO dataset.
 
     Args:
-        image_folder: folder that the `file_name` of each image is relative to.
-        annotation_file: path of the file, or the result of `read_annotations`, which documents the format.
-        schema: the keypoints, such as `model.config.keypoint_schema`, a name or a dictionary; read from the file if not
-            given.
+        image_folder: folder that the `file_name` of each image is relative to; `None` for a YOLO dataset.
+        annotation_file: path of the file, or the result of `read_annotations`, which documents the formats. Of the path
+            of a YOLO dataset, the validation images are read.
+        schema: the keypoints, such as `model.config.keypoint_schema`, a name or a dictionary; see `read_annotations`.
         transform: see `PoseDataset`.
         only_with_people: see `PoseDataset`.
 
@@ -129,17 +132,17 @@ class CocoPoseDataset(PoseDataset):
 
     def __init__(
         self,
-        image_folder: str | os.PathLike,
+        image_folder: str | os.PathLike | None,
         annotation_file: str | os.PathLike | CocoAnnotations,
         schema: KeypointSchema | dict | str | None = None,
         transform: Callable[[Sample], Sample] | None = None,
         only_with_people: bool = False,
     ):
-        self.image_folder = os.fspath(image_folder)
-        if not os.path.isdir(self.image_folder):
-            raise FileNotFoundError(f"image folder {self.image_folder} does not exist or is not a folder.")
-        content = read_annotations(annotation_file, schema)
-        self.file_names = _file_names(content)
+        if image_folder is not None and not os.path.isdir(image_folder):  # before the slow reading
+            raise FileNotFoundError(f"image folder {image_folder} does not exist or is not a folder.")
+        content = read_annotations(annotation_file, schema).located(image_folder)
+        self.image_folder = content.image_folder
+        self.file_names = [image["file_name"] for image in content.images]
         super().__init__(
             schema=content.schema,
             id2label=content.id2label,
@@ -149,6 +152,7 @@ class CocoPoseDataset(PoseDataset):
             transform=transform,
             only_with_people=only_with_people,
         )
+        self.has_image_sizes = content.has_image_sizes
 
     def open_image(self, image_index: int) -> Image.Image:
         return open_image(os.path.join(self.image_folder, self.file_names[image_index]))
@@ -227,17 +231,6 @@ class HubPoseDataset(PoseDataset):
 
     def image_name(self, image_index: int) -> str:
         return f"image {self.image_ids[image_index]} (row {image_index})"
-
-
-def _file_names(content: CocoAnnotations) -> list[str]:
-    """Returns the file name of each image."""
-    problems = Problems(content.source)
-    names = [image.get("file_name") for image in content.images]
-    for image, name in zip(content.images, names, strict=True):
-        if not name:
-            problems.add(f"image {image['id']}", "`file_name`", "the name of a file", name)
-    problems.raise_any()
-    return names
 
 
 def _instances_of(content: CocoAnnotations) -> Instances:

@@ -110,7 +110,7 @@ def export_onnx(
         inputs = kind.sample_inputs(2, size_hw, model.dtype)
         write_graph(DETRPoseGraph(model, kind.post_process, kind.target), file, inputs, axes, opset)
         simplify(file, size_hw, config.feature_strides[-1])
-        differences = validate_onnx(file, model, kind.post_process, tolerance(model.dtype), size_hw)
+        differences = validate_onnx(file, model, kind.post_process, tolerance(model.dtype), size_hw, axes)
         config.save_pretrained(folder)
         processor.save_pretrained(folder)
     log_success(Path(output) / MODEL_FILE, differences)

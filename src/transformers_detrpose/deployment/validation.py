@@ -1,6 +1,7 @@
 """Validation of an exported graph against its model."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ def validate_onnx(
     post_process: bool = False,
     atol: float = 1e-4,
     size_hw: tuple[int, int] = (640, 640),
+    axes: Mapping[str, Mapping[int, str]] | None = None,
 ) -> dict[str, float]:
     """Runs a graph in ONNX Runtime on noise images and compares every output with PyTorch's, on the model's device.
 
@@ -38,18 +40,20 @@ def validate_onnx(
         post_process: whether the graph returns poses, see [`compute_outputs`].
         atol: maximum difference, relative to the largest value of the output if that is above 1.
         size_hw: height and width of the images in pixels, if they are dynamic in the graph.
+        axes: the axes of inputs and outputs that must be dynamic, as for `torch.onnx.export`; none if not given.
 
     Returns:
         The largest difference of each output, and of the scores of the `ranking`.
 
     Raises:
-        ExportError: if the outputs have unexpected names or shapes, or differ by more than `atol`.
+        ExportError: if the outputs have unexpected names or shapes, or differ by more than `atol`, or an axis is fixed.
     """
     model = copy.deepcopy(model).float().eval()
     session, rankings = open_session(file, model.device)
     found, expected = [output.name for output in session.get_outputs()], output_shapes(model.config, post_process)
     if set(found) - set(rankings) != set(expected):
         raise ExportError(f"{file} must have the outputs {', '.join(expected)}, but has {', '.join(found)}.")
+    check_dynamic(session, axes or {})
 
     differences = dict.fromkeys((*expected, "ranking"), 0.0)
     height, width = size_hw
@@ -66,6 +70,16 @@ def validate_onnx(
             f"{format_differences(differences)}."
         )
     return differences
+
+
+def check_dynamic(session: onnxruntime.InferenceSession, axes: Mapping[str, Mapping[int, str]]):
+    """Raises `ExportError` if one of the axes, {input or output: {axis: its name}}, has a fixed length in a graph."""
+    shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+    for name, names in axes.items():
+        for axis, meaning in names.items():
+            length = shapes[name][axis]
+            if isinstance(length, int):
+                raise ExportError(f"the {meaning} of {name} must be dynamic, but the graph fixes it to {length}.")
 
 
 def format_differences(differences: dict[str, float]) -> str:

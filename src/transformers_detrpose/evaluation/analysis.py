@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from ..video.poses import own_mean
+from ..pose_arrays import own_mean
 from .keypoint_errors import INVERSION, JITTER, MISS, NAMES, SWAP, classify_keypoints, correct_keypoints, replace_field
 from .keypoint_metrics import UNDEFINED, KeypointMetric, Poses
-from .matching import MatchedPoses, match_poses, matched_similarity, pose_similarity
+from .matching import MatchedPoses, match_poses, matched_errors, matched_similarity, pose_similarity
 from .precision_recall import (
     Group,
     PrecisionRecall,
@@ -139,9 +139,7 @@ def find_coverage(matches: MatchedPoses, known: np.ndarray, names: tuple[str, ..
     """Returns the coverage of the predicted distributions of the keypoints `known` (n, K); `None` without any."""
     if matches.keypoint_std is None:
         return None
-    errors = np.zeros(matches.keypoints.shape)
-    index = matches.person[matches.is_matched]
-    errors[matches.is_matched] = matches.keypoints[matches.is_matched] - matches.people.keypoints[index]
+    errors = matched_errors(matches)
     levels = tuple(sorted({*PLOTTED_LEVELS, *LEVELS}))
     fractions = ellipse_coverage(errors[known], matches.keypoint_std[known], levels)
     of_keypoints = {

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..keypoint_schemas import KeypointSchema
+from ..pose_arrays import keypoint_similarity
 from .keypoint_metrics import Poses
-from .matching import MatchedPoses, keypoint_similarity
+from .matching import MatchedPoses
 
 GOOD, JITTER, INVERSION, SWAP, MISS = range(5)
 NAMES = ("good", "jitter", "inversion", "swap", "miss")

@@ -48,6 +48,8 @@ class KeypointMetric:
             scored.
         keypoint_schema: Keypoint schema of the model, or the name of a known one ("coco", "crowdpose"); its sigmas are
             used for the OKS.
+        max_poses: How many poses of each image and label are collected, the best ones. The scores use at most 20 in any
+            case, as both benchmarks do.
 
     Raises:
         ValueError: if the file is invalid or its keypoints differ from the schema's.
@@ -59,7 +61,9 @@ class KeypointMetric:
         self,
         annotations: str | PathLike | Mapping[str, Any] | CocoAnnotations,
         keypoint_schema: KeypointSchema | dict[str, Any] | str,
+        max_poses: int = MAX_POSES,
     ):
+        self.max_poses = max_poses
         content = read_annotations(annotations, keypoint_schema)
         self.keypoint_schema = content.schema
         self.categories = content.categories
@@ -93,9 +97,9 @@ class KeypointMetric:
             image_ids: Ids of the images in the annotation file.
             predictions: For each image, the result of `post_process_keypoint_detection` with `threshold=0`: `scores`
                 (n,), `labels` (n,), which are category ids of the file, and `keypoints` (n, K, 2), x, y in pixels; as
-                tensors, arrays or lists. Poses with other labels are dropped, and so are all but the best 20 of each
-                label. `keypoint_scores` (n, K) and `keypoint_std` (n, K, 2) are collected as well if there are any;
-                they do not affect the scores.
+                tensors, arrays or lists. Poses with other labels are dropped, and so are all but the best `max_poses`
+                of each label. `keypoint_scores` (n, K) and `keypoint_std` (n, K, 2) are collected as well if there are
+                any; they do not affect the scores.
 
         Raises:
             ValueError: if an image is unknown or its poses are invalid.
@@ -253,7 +257,7 @@ class KeypointMetric:
         if not (np.isfinite(scores).all() and np.isfinite(keypoints).all()):
             raise ValueError(f"image {image_id}: scores and keypoints must be finite, but some are not.")
         order = np.argsort(-scores, kind="stable")
-        best = np.concatenate([order[labels[order] == label][:MAX_POSES] for label in self.category_ids])
+        best = np.concatenate([order[labels[order] == label][: self.max_poses] for label in self.category_ids])
         confidence = {name: values[best] for name, values in self._confidence(image_id, poses, expected).items()}
         return {"scores": scores[best], "labels": labels[best], "keypoints": keypoints[best], **confidence}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from ..pose_arrays import keypoint_similarity
 from .keypoint_metrics import KeypointMetric, Poses
 
 # Below the least OKS of average precision, to judge poses that are wrong but show somebody; Ronchi and Perona's value.
@@ -104,6 +105,7 @@ def match_poses(metric: KeypointMetric, predictions: Mapping[int, Poses]) -> Mat
     with redirect_stdout(io.StringIO()):
         evaluator = metric.make_evaluator(predictions, library=(COCO, COCOeval))
         evaluator.params.iouThrs = np.array([MATCHING_OKS])
+        evaluator.params.maxDets = [metric.max_poses]
         evaluator.params.areaRng, evaluator.params.areaRngLbl = [ANY_AREA], ["all"]
         evaluator.evaluate()
     image_ids, fields = _concatenate(predictions, metric.keypoint_schema.num_keypoints)
@@ -128,21 +130,6 @@ def match_poses(metric: KeypointMetric, predictions: Mapping[int, Poses]) -> Mat
     )
 
 
-def keypoint_similarity(errors: np.ndarray, areas: np.ndarray, sigmas) -> np.ndarray:
-    """Returns COCO's keypoint similarity, exp(-d² / (2 · area · (2σ)²)).
-
-    Args:
-        errors: (..., K, 2), dx, dy in pixels.
-        areas: (...), in square pixels.
-        sigmas: (K,) or (..., K), falloff of each keypoint.
-
-    Returns:
-        (..., K), from 0 to 1.
-    """
-    variances = np.asarray(areas)[..., None] * (2 * np.asarray(sigmas)) ** 2
-    return np.exp(-np.square(errors).sum(axis=-1) / (2 * variances))
-
-
 def matched_similarity(matches: MatchedPoses, sigmas) -> tuple[np.ndarray, np.ndarray]:
     """Returns the similarity (n, K) of each pose's keypoints, and where it is known (n, K).
 
@@ -151,11 +138,19 @@ def matched_similarity(matches: MatchedPoses, sigmas) -> tuple[np.ndarray, np.nd
     similarity = np.zeros(matches.keypoints.shape[:2])
     known = np.zeros(similarity.shape, dtype=bool)
     people, index = matches.people, matches.person[matches.is_matched]
-    errors = matches.keypoints[matches.is_matched] - people.keypoints[index]
+    errors = matched_errors(matches)[matches.is_matched]
     sigmas = np.broadcast_to(sigmas, similarity.shape)[matches.is_matched]
     similarity[matches.is_matched] = keypoint_similarity(errors, people.areas[index], sigmas)
     known[matches.is_matched] = people.visibility[index] > 0
     return np.where(known, similarity, 0.0), known
+
+
+def matched_errors(matches: MatchedPoses) -> np.ndarray:
+    """Returns dx, dy (n, K, 2) in pixels from the labeled to the predicted keypoints; 0 for poses not matched."""
+    index = matches.person[matches.is_matched]
+    errors = np.zeros(matches.keypoints.shape)
+    errors[matches.is_matched] = matches.keypoints[matches.is_matched] - matches.people.keypoints[index]
+    return errors
 
 
 def pose_similarity(matches: MatchedPoses, sigmas) -> np.ndarray:

@@ -51,6 +51,37 @@ def reliability(scores: np.ndarray, outcomes: np.ndarray, num_bins: int = NUM_BI
     return Reliability(counts, *means, error, mean_score, mean_outcome)
 
 
+def area_under_curve(scores: np.ndarray, is_positive: np.ndarray) -> float:
+    """Returns the area under the ROC curve: the probability that a positive has a higher score than a negative.
+
+    Args:
+        scores: (n,).
+        is_positive: (n,) bool.
+
+    Returns:
+        The area, to which ties contribute a half; NaN if there are not both kinds.
+    """
+    negatives, positives = np.sort(scores[~is_positive]), scores[is_positive]
+    if not (len(negatives) and len(positives)):
+        return float("nan")
+    below = np.searchsorted(negatives, positives) + np.searchsorted(negatives, positives, side="right")
+    return float(below.mean() / (2 * len(negatives)))
+
+
+def normalized_distances(errors: np.ndarray, deviations: np.ndarray) -> np.ndarray:
+    """Returns √((dx/sx)² + (dy/sy)²), the radius of the ellipse on which a keypoint lies, in standard deviations.
+
+    Args:
+        errors: (..., 2), dx, dy from the predicted to the true keypoint.
+        deviations: (..., 2), predicted standard deviations sx, sy, in the same unit.
+
+    Returns:
+        (...).
+    """
+    # The smallest normal number stands for a deviation of 0, outside of which all errors but 0 are.
+    return np.linalg.norm(errors / np.maximum(deviations, np.finfo(np.float32).tiny), axis=-1)
+
+
 def ellipse_coverage(errors: np.ndarray, deviations: np.ndarray, levels: Sequence[float] = LEVELS) -> list[float]:
     """Returns the fraction of keypoints inside the ellipses that should contain given fractions of them.
 
@@ -66,6 +97,5 @@ def ellipse_coverage(errors: np.ndarray, deviations: np.ndarray, levels: Sequenc
     """
     if len(errors) == 0:
         return [float("nan")] * len(levels)
-    # The smallest normal number stands for a deviation of 0, outside of which all errors but 0 are.
-    distances = np.square(errors / np.maximum(deviations, np.finfo(np.float32).tiny)).sum(axis=-1)
-    return [float((distances <= -2 * np.log1p(-level)).mean()) for level in levels]
+    distances = normalized_distances(errors, deviations)
+    return [float((distances <= np.sqrt(-2 * np.log1p(-level))).mean()) for level in levels]

@@ -11,7 +11,14 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ..keypoint_schemas import KeypointSchema
-from ..video.poses import SMALLEST_SIDE, keypoint_array, pairwise_similarity, pose_areas, squared_length, to_array
+from ..pose_arrays import (
+    SMALLEST_SIDE,
+    keypoint_array,
+    keypoint_similarity,
+    pairwise_similarity,
+    pose_areas,
+    to_array,
+)
 
 MATCHED = 0.5  # minimum keypoint similarity of a pose and the person it is
 
@@ -153,7 +160,7 @@ def measure_smoothness(
             velocity = 0.5 * (true[2] - true[0])[visible] / height
             late -= (velocity * errors[1][visible] / height).sum()
             moved += np.square(velocity).sum()
-            similarity = np.exp(-squared_length(errors[1]) / (8 * pose_areas(true[1:2]) * np.square(sigmas)))
+            similarity = keypoint_similarity(errors[1], pose_areas(true[1:2])[0], sigmas)
             similarities += similarity[visible].tolist()
     if not jitter:
         raise ValueError("nobody is found by the same track in three frames in a row.")

@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..files import check_outputs
+from ..images import IMAGE_SUFFIXES
+from ..video_files.reading import Source, is_url, without_secrets
 from .track_files import SUFFIXES
-from .video_sources import Source, is_url
 
-IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".mp4", ".png", ".webp"}
 
@@ -62,10 +62,12 @@ def _stream_name(source: str | int) -> str:
         return f"camera{source}.mp4"
     parts = urlsplit(source)
     if Path(parts.path).suffix.lower() in IMAGE_SUFFIXES:
-        raise ValueError(f"{source} is an image: by URL, only videos and streams are read; download it first")
+        raise ValueError(
+            f"{without_secrets(source)} is an image: by URL, only videos and streams are read; download it first"
+        )
     name = re.sub(r"[^\w.-]+", "_", f"{parts.hostname or ''}{parts.path}").strip("_.")
     if not name:
-        raise ValueError(f"{source} is not the URL of a video or stream")
+        raise ValueError(f"{without_secrets(source)} is not the URL of a video or stream")
     return name if name.lower().endswith(".mp4") else f"{name}.mp4"
 
 

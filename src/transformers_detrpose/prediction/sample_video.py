@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..synthetic.videos import Video
-from .video_sources import open_video
+from ..video_files.reading import open_video
 
 FPS, SECONDS = 10.0, 6.0  # of the generated video
 SIZE_HW = (360, 640)

@@ -3,7 +3,7 @@
 import numpy as np
 import supervision as sv
 
-from ..video.poses import Poses
+from ..pose_arrays import Poses
 from ..visualization import PALETTE_ON_RGB
 from .models import Predictor
 

@@ -179,7 +179,7 @@ def _open_folder(folder: Path, name: str) -> Callable[[Image.Image, int], str]:
 
 def _open_mp4(stack: ExitStack, path: Path, size: tuple[int, int], fps: float) -> Callable[[Image.Image, int], str]:
     """Returns a function that appends a frame to a video file, and returns the file's name."""
-    from ..prediction.video_writer import VideoWriter  # imported here because its libraries take a second
+    from ..video_files.writing import VideoWriter  # imported here because its libraries take a second
 
     writer = stack.enter_context(VideoWriter(path, sv.VideoInfo(width=size[1], height=size[0], fps=fps)))
 

@@ -52,15 +52,23 @@ class Recipe:
     def changed(self, **fields: Any) -> "Recipe":
         """Returns a copy of the recipe with the fields that are not `None` replaced.
 
-        Changing the number of epochs rescales the augmentation phases and the learning-rate drop in proportion.
+        Another number of epochs moves the learning-rate drop in proportion, and the end of mosaics to the middle. The
+        first and the last augmentation phase keep their lengths, but take at most a tenth of the epochs each.
         """
         fields = {name: value for name, value in fields.items() if value is not None}
         epochs = fields.get("epochs", self.epochs)
-        if epochs != self.epochs:
-            fields |= {"mosaic_start": None, "mosaic_end": None, "final_start": None}
-            if self.lr_drop_epoch is not None:
-                fields.setdefault("lr_drop_epoch", max(1, round(self.lr_drop_epoch * epochs / self.epochs)))
-        return replace(self, **fields)
+        return replace(self, **{**(self._moved(epochs) if epochs != self.epochs else {}), **fields})
+
+    def _moved(self, epochs: int) -> dict[str, int | None]:
+        """Returns the fields that count epochs, for another number of epochs."""
+        moved: dict[str, int | None] = {"mosaic_end": None}
+        if self.mosaic_start is not None:
+            moved["mosaic_start"] = min(self.mosaic_start, epochs // 10)
+        if self.final_start is not None:
+            moved["final_start"] = epochs - min(self.epochs - self.final_start, epochs // 10)
+        if self.lr_drop_epoch is not None:
+            moved["lr_drop_epoch"] = max(1, round(self.lr_drop_epoch * epochs / self.epochs))
+        return moved
 
     def phases(self) -> tuple[Phase, ...]:
         """Returns the augmentation schedule."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from .poses import pose_areas, squared_length
+from ..pose_arrays import pose_areas, squared_length
 
 FIRST_SPEED = 8.0  # standard deviation of the velocity of a new track, in person sizes per second
 SWING_TIME = 0.3  # seconds for which arms and legs keep swinging; the body as a whole keeps its velocity

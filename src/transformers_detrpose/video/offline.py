@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from .poses import Poses, check_range, check_time, deviation_array, pose_areas, tracked_keypoints, with_keypoints
+from ..pose_arrays import Poses, pose_areas
+from .poses import check_range, check_time, deviation_array, tracked_keypoints, with_keypoints
 
 JERK = 25.0  # of keypoints, in person sizes per second^2.5; a person's size is the root of their area
 FIRST_SPEED, FIRST_ACCELERATION = 3.0, 20.0  # standard deviations at the beginning, in sizes and seconds

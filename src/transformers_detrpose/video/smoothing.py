@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from ..pose_arrays import Poses
 from .motion import Motion
-from .poses import Poses, check_range, check_time, deviation_array, enlargement, tracked_keypoints, with_keypoints
+from .poses import check_range, check_time, deviation_array, enlargement, tracked_keypoints, with_keypoints
 
 
 class PoseSmoother:

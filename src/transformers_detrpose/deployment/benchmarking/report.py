@@ -16,7 +16,7 @@ import torch
 
 from ...configuration_detrpose import VARIANTS
 from ...image_processing_detrpose import DETRPoseImageProcessor
-from ...loading import load_image_processor, load_model
+from ...loading import DEMONSTRATION_MODEL, SAMPLE_PICTURE, load_image_processor, load_model
 from ...modeling_detrpose import DETRPoseForPoseEstimation
 from .backends import Setting, fused
 from .benchmark import Benchmark
@@ -24,8 +24,6 @@ from .measuring import Laps, describe_machine
 from .precision import compare_poses, compare_precisions, without_zeros
 from .reporting import to_json
 from .schedule import Job, Schedule
-
-DEMONSTRATION = Path(__file__).parents[2] / "demonstration_model"
 
 
 @dataclass(frozen=True)
@@ -163,8 +161,8 @@ class Report:
 
     def poses(self) -> Iterable[dict[str, Any]]:
         """Returns how far the poses of the demonstration model are from those in float32 on the CPU."""
-        name = str(DEMONSTRATION)
-        return compare_poses(load_model(name), load_image_processor(name), DEMONSTRATION / "picture.jpg", self.device)
+        name = str(DEMONSTRATION_MODEL)
+        return compare_poses(load_model(name), load_image_processor(name), SAMPLE_PICTURE, self.device)
 
     def latency(self, batch_size: int, precision: str, name: str, backends: list[str]) -> Iterator[dict[str, Any]]:
         """Yields the latency of a model in each backend."""

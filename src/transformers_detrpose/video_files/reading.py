@@ -82,8 +82,13 @@ def describe(source: Source) -> str:
         return f"camera {source}"
     if isinstance(source, Path):
         return f"video {source}"
-    parts = urlsplit(source)
-    return f"stream {parts._replace(netloc=parts.netloc.rpartition('@')[2], query='').geturl()}"
+    return f"stream {without_secrets(source)}"
+
+
+def without_secrets(url: str) -> str:
+    """Returns a URL without what may be secret: user name, password, query and fragment."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 @contextmanager

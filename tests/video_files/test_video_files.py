@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from colored_people import draw_people, save_video
-from transformers_detrpose.prediction import video_sources
-from transformers_detrpose.prediction.video_sources import UnreadableVideo, describe, is_live, open_video
-from transformers_detrpose.prediction.video_writer import VideoWriter
+from transformers_detrpose.video_files import reading
+from transformers_detrpose.video_files.reading import UnreadableVideo, describe, is_live, open_video
+from transformers_detrpose.video_files.writing import VideoWriter
 
 
 def grays(num_frames, height=48, width=64):
@@ -72,8 +72,8 @@ class TestReading:
                 return np.zeros((4, 4, 3), dtype=np.uint8)
 
         times = [5.0, 5.1, 9.0, 9.0, 1.0, 1.1, None]
-        video = video_sources.Video(4, 4, 10.0, None, iter(()), start=5.0)
-        frames = video_sources._timed_frames(map(Decoded, times), video, "rtsp://camera/")
+        video = reading.Video(4, 4, 10.0, None, iter(()), start=5.0)
+        frames = reading._timed_frames(map(Decoded, times), video, "rtsp://camera/")
         expected = [0, 0.1, 4.0, 4.1, 4.2, 4.3, 4.4]
         assert [frame.timestamp for frame in frames] == pytest.approx(expected)
 

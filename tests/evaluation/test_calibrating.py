@@ -8,20 +8,18 @@ import pytest
 import torch
 
 from transformers_detrpose.calibration import calibrate_logits
-from transformers_detrpose.data import read_annotations
-from transformers_detrpose.training.calibrating import (
-    MatchedPoses,
-    PoseMatcher,
-    area_under_curve,
-    assign_in_order,
+from transformers_detrpose.evaluation import CocoKeypoints
+from transformers_detrpose.evaluation.calibrating import (
+    Observations,
     calibrated_confidence,
-    expected_calibration_error,
     fit_calibration,
     fit_radii,
-    lies_in,
     measure,
+    observe,
     uncalibrated_confidence,
 )
+from transformers_detrpose.evaluation.matching import match_poses
+from transformers_detrpose.keypoint_schemas import KeypointSchema, unite_schemas
 
 SIGMAS = torch.tensor([0.03, 0.05, 0.1, 0.05], dtype=torch.float64)
 BOX = torch.tensor([0.0, 0.0, 100.0, 200.0], dtype=torch.float64)
@@ -47,7 +45,7 @@ def draw_poses(count, seed, outliers=0.0):
     is_labelled[:, 3] = False
     is_labelled[:, 0] = True
     matched = (similarities * is_labelled).sum(-1) / is_labelled.sum(-1)
-    return MatchedPoses(
+    return Observations(
         logits=torch.cat([logits, normal(count) - 2]),
         pose_similarities=torch.cat([matched, torch.zeros(count)]),
         matched_logits=logits,
@@ -56,12 +54,14 @@ def draw_poses(count, seed, outliers=0.0):
         errors=errors,
         similarities=similarities,
         is_labelled=is_labelled,
+        sigmas=SIGMAS.expand(count, 4),
+        is_own=torch.ones(count, 4, dtype=bool),
     )
 
 
 @pytest.fixture(scope="module")
 def fitted():
-    return fit_calibration(draw_poses(4000, seed=0), SIGMAS)
+    return fit_calibration(draw_poses(4000, seed=0))
 
 
 class TestFit:
@@ -86,9 +86,9 @@ class TestFit:
     def test_other_poses(self, outliers):
         """Also if errors are not Gaussian: a tenth of them ten times as large."""
         poses = draw_poses(4000, seed=1, outliers=outliers)
-        fitted = fit_calibration(poses, SIGMAS)
+        fitted = fit_calibration(poses)
         others = draw_poses(4000, seed=2, outliers=outliers)
-        result = measure(others, *calibrated_confidence(others, fitted), fit_radii(poses, fitted), SIGMAS)
+        result = measure(others, *calibrated_confidence(others, fitted), fit_radii(poses, fitted))
         assert result["keypoint_error"] < 0.05 and result["pose_error"] < 0.05
         assert result["coverage_50"] == pytest.approx(0.5, abs=0.05)
         assert result["coverage_90"] == pytest.approx(0.9, abs=0.05)
@@ -96,44 +96,7 @@ class TestFit:
 
     def test_too_few_poses(self):
         with pytest.raises(ValueError, match="only 20 poses match a person, but a calibration needs 50"):
-            fit_calibration(draw_poses(20, seed=0), SIGMAS)
-
-
-def test_better_scores_choose_first():
-    table = torch.tensor([[0.5, 0.6], [0.3, 0.9], [0.2, 0.05], [0.4, 0.4]])
-    rows, columns = assign_in_order(table)
-    # The first takes column 1, the second what is left of it, column 0; nothing is left for the others.
-    assert (rows.tolist(), columns.tolist()) == ([0, 1], [1, 0])
-
-
-@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
-def test_nothing_to_assign(shape):
-    rows, columns = assign_in_order(torch.zeros(shape))
-    assert len(rows) == len(columns) == 0
-
-
-def test_too_dissimilar_to_match():
-    assert assign_in_order(torch.tensor([[0.09], [0.11]]))[0].tolist() == [1]
-
-
-def test_lies_in():
-    boxes = torch.tensor([[0.0, 0, 10, 10], [8, 8, 18, 18], [50, 50, 60, 60]])
-    regions = torch.tensor([[0.0, 0, 20, 9], [50, 50, 55, 54]])
-    assert lies_in(boxes, regions).tolist() == [True, False, False]
-    assert lies_in(boxes, regions[:0]).tolist() == [False] * 3
-
-
-def test_expected_calibration_error_by_hand():
-    # Two bins of two: the first claims 0.1 and has 0.3, the second claims 0.9 and has 0.8.
-    scores = torch.tensor([0.1, 0.1, 0.9, 0.9], dtype=torch.float64)
-    similarities = torch.tensor([0.2, 0.4, 1.0, 0.6], dtype=torch.float64)
-    assert expected_calibration_error(scores, similarities) == pytest.approx((2 * 0.2 + 2 * 0.1) / 4)
-
-
-def test_area_under_curve_by_hand():
-    # Of six pairs, four are in order and one is a tie.
-    scores = torch.tensor([0.9, 0.4, 0.6, 0.3, 0.4])
-    assert area_under_curve(scores, torch.tensor([True, True, False, False, False])) == pytest.approx(4.5 / 6)
+            fit_calibration(draw_poses(20, seed=0))
 
 
 def test_measures_without_calibration():
@@ -148,43 +111,41 @@ def test_measures_without_calibration():
         similarities=torch.ones(100, 4),
         is_labelled=torch.ones(100, 4, dtype=bool),
     )
-    result = measure(poses, *uncalibrated_confidence(poses, SIGMAS), (1.0, 2.0), SIGMAS)
+    result = measure(poses, *uncalibrated_confidence(poses), (1.0, 2.0))
     assert result["pose_error"] == pytest.approx(0.25)
     assert result["mean_score"] == pytest.approx(0.5, abs=1e-3)
     assert result["keypoint_error"] == pytest.approx(0.5, abs=1e-3)
     assert result["coverage_50"] == result["coverage_90"] == 1
 
 
-class TestPoseMatcher:
+class TestObserve:
     """One image with a person of three keypoints, one of them not labelled, and a crowd."""
 
     PERSON = {"id": 1, "image_id": 7, "category_id": 1, "area": 1000.0, "bbox": [10, 10, 20, 50], "iscrowd": 0}
     PERSON |= {"keypoints": [10, 10, 2, 30, 60, 1, 0, 0, 0], "num_keypoints": 2}
-    CROWD = {"id": 2, "image_id": 7, "category_id": 1, "area": 1e4, "bbox": [100, 100, 100, 100], "iscrowd": 1}
+    CROWD = {"id": 2, "image_id": 7, "category_id": 1, "area": 1e4, "bbox": [300, 300, 100, 100], "iscrowd": 1}
     CROWD |= {"keypoints": [0] * 9, "num_keypoints": 0}
+    CATEGORIES = [{"id": id_, "name": name, "keypoints": ["a", "b", "c"]} for id_, name in ((0, "ape"), (1, "person"))]
+    CLOSE = ((12.0, 10), (30, 61), (25, 25))
 
-    @pytest.fixture
-    def matched(self):
-        content = {
-            "images": [{"id": 7}],
-            "categories": [{"id": 1, "name": "person", "keypoints": ["a", "b", "c"]}],
-            "annotations": [self.PERSON, self.CROWD],
+    def observe(self, people, poses, labels):
+        """Observes poses of falling scores from 0.9."""
+        content = {"images": [{"id": 7}], "categories": self.CATEGORIES, "annotations": people}
+        schema = KeypointSchema(names=("a", "b", "c"), sigmas=(0.1,) * 3)
+        metric = CocoKeypoints(content, schema, max_poses=len(poses))
+        predictions = {
+            "scores": 0.9 - 0.1 * torch.arange(len(poses)),
+            "labels": torch.tensor(labels),
+            "keypoints": torch.tensor(poses),
+            "keypoint_std": torch.ones(len(poses), 3, 2),
         }
-        matcher = PoseMatcher(read_annotations(content), torch.full((3,), 0.1, dtype=torch.float64))
-        close = [[12.0, 10], [30, 61], [25, 25]]
-        in_crowd = [[120.0, 120], [150, 190], [130, 130]]
-        keypoints = torch.tensor([close, close, in_crowd, close])
-        poses = {
-            "scores": torch.tensor([0.9, 0.8, 0.7, 0.6]),
-            "labels": torch.tensor([0, 1, 1, 1]),  # the best one has another label
-            "keypoints": keypoints,
-            "keypoint_std": torch.ones(4, 3, 2),
-            "boxes": torch.cat([keypoints.amin(1), keypoints.amax(1)], dim=1),
-        }
-        matcher.update([7], [poses])
-        return matcher.gather()
+        metric.update([7], [predictions])
+        return observe(match_poses(metric, metric.gather()), schema)
 
-    def test_matches(self, matched):
+    def test_matches(self):
+        in_crowd = ((320.0, 320), (350, 390), (330, 330))
+        # The best one has another label.
+        matched = self.observe([self.PERSON, self.CROWD], [self.CLOSE, self.CLOSE, in_crowd, self.CLOSE], [0, 1, 1, 1])
         assert matched.matched_logits.tolist() == pytest.approx([math.log(0.8 / 0.2)], abs=1e-5)
         # The pose on the crowd is left out; the other label and the duplicate are similar to nobody.
         assert matched.logits.sigmoid().tolist() == pytest.approx([0.9, 0.8, 0.6], abs=1e-6)
@@ -194,3 +155,48 @@ class TestPoseMatcher:
         assert matched.similarities[0, :2].tolist() == pytest.approx(similarities)
         assert matched.is_labelled.tolist() == [[True, True, False]]
         assert matched.errors[0, :2].tolist() == [[2, 0], [0, 1]]
+        assert matched.boxes.tolist() == [[12, 10, 30, 61]]
+
+    def test_better_scores_choose_first(self):
+        # The first takes the nearer person, the second, which is nearer to the same one, what is left.
+        people = [self.moved(0), self.moved(8, id=2)]
+        matched = self.observe(people, [self.shifted(5), self.shifted(7), self.shifted(4)], [1, 1, 1])
+        assert matched.errors[:, 0, 0].tolist() == [5 - 8, 7 - 0]
+        assert (matched.pose_similarities > 0).tolist() == [True, True, False]
+
+    def test_too_dissimilar_to_match(self):
+        distance = math.sqrt(-2 * 1000 * 0.2**2 * math.log(0.1))
+        matched = self.observe([self.moved(0)], [self.shifted(distance + 0.1), self.shifted(distance - 0.1)], [1, 1])
+        assert matched.matched_logits.sigmoid().tolist() == pytest.approx([0.8])
+
+    def test_more_poses_than_the_metric_scores(self):
+        matched = self.observe([self.moved(0)], [self.shifted(200)] * 24 + [self.shifted(1)], [1] * 25)
+        assert len(matched.logits) == 25 and len(matched.matched_logits) == 1
+
+    def test_classes_have_keypoints_and_sigmas_of_their_own(self):
+        ape = {**self.PERSON, "category_id": 0, "keypoints": [20, 20, 2, 40, 60, 2], "bbox": [10, 10, 40, 60]}
+        schemas = {0: KeypointSchema(("c", "a"), sigmas=(0.3, 0.2)), 1: KeypointSchema(("a", "b"), sigmas=(0.1, 0.4))}
+        schema = unite_schemas(schemas, {0: "ape", 1: "person"})
+        categories = [{"id": label, "name": str(label), **own.to_coco()} for label, own in schemas.items()]
+        content = {"images": [{"id": 7}], "categories": categories, "annotations": [ape]}
+        metric = CocoKeypoints(content, schema)
+        pose = dict.fromkeys(schema.names, (500.0, 500.0)) | {"c": (21.0, 20.0), "a": (40.0, 60.0)}
+        predictions = {
+            "scores": torch.tensor([0.9]),
+            "labels": torch.tensor([0]),
+            "keypoints": torch.tensor([list(pose.values())]),
+            "keypoint_std": torch.ones(1, 3, 2),
+        }
+        metric.update([7], [predictions])
+        observed = observe(match_poses(metric, metric.gather()), schema)
+        own = [schema.names.index(name) for name in ("c", "a")]
+        assert observed.is_own.sum() == 2 and observed.is_own[0, own].all()
+        assert observed.sigmas[0, own].tolist() == [0.3, 0.2]
+        assert observed.boxes.tolist() == [[21, 20, 40, 60]]
+        assert observed.similarities[0, own].tolist() == pytest.approx([math.exp(-1 / (2 * 1000 * 0.6**2)), 1])
+
+    def moved(self, x, **fields):
+        return self.PERSON | {"keypoints": [10 + x, 10, 2, 30 + x, 60, 1, 0, 0, 0], **fields}
+
+    def shifted(self, x):
+        return ((10.0 + x, 10), (30 + x, 60), (25, 25))

@@ -1,6 +1,6 @@
 """Writes the sound of a video into another one."""
 
-from .video_sources import Video
+from .reading import Video
 
 COPIED_CODECS = {"aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"}  # that players expect in MP4
 AAC_RATE = 48_000  # samples per second

@@ -1,0 +1,1 @@
+"""Video files, streams and cameras: frames with their times, and the sound."""
