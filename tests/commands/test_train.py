@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import three_kinds
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -18,7 +19,8 @@ from safetensors.torch import load_file
 
 import fixed_norms
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
-from transformers_detrpose.commands import train
+from transformers_detrpose.commands import evaluate, train
+from transformers_detrpose.prediction.models import DEMONSTRATION_MODEL
 from transformers_detrpose.training import Checkpoints
 
 NUM_IMAGES = 12
@@ -493,3 +495,35 @@ def test_a_recipe(dataset, tmp_path, caplog):
         train_dataset, val_dataset = train.get_datasets(args, Accelerator(), train.get_annotations(args))
     assert "--recipe coco: 4 images without people are left out" in caplog.text
     assert (len(train_dataset), len(val_dataset)) == (8, 12)
+
+
+def test_classes_with_different_keypoints(tmp_path, capsys):
+    """A model of people learns dogs and balls as well, goes on with other keypoints, and is scored for each class."""
+    images, file = three_kinds.write_figures(tmp_path / "data", range(6), size=96)
+    data = ["--train-images", images, "--train-annotations", file, "--val-images", images, "--val-annotations", file]
+    fields = ["--set", "classification_loss=focal", "num_denoising=4"]
+    options = ["--size", "96", "--batch-size", "6", "--num-workers", "0", "--unfreeze-backbone-norms", "--no-augment"]
+    options += ["--lr", "4e-4", "--backbone-lr", "2e-4", "--warmup-steps", "0"]
+
+    def run(model, output, *extra):
+        assert train.main(list(map(str, ["--model", model, *data, "--output", output, *options, *extra, *fields]))) == 0
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        return DETRPoseConfig.from_pretrained(output / "last"), lines
+
+    config, lines = run(DEMONSTRATION_MODEL, tmp_path / "shared", "--epochs", "8", "--eval-epochs", "4")
+    assert config.keypoint_schema == three_kinds.SCHEMA and config.num_keypoints == 23
+    assert all({"AP", "AP person", "AP dog", "AP ball"} <= line.keys() for line in lines)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    config, _ = run(tmp_path / "shared" / "last", tmp_path / "apart", "--epochs", "1", "--no-share-keypoints")
+    assert config.num_keypoints == 24 and "dog.nose" in config.keypoint_schema.names
+    card = (tmp_path / "apart" / "last" / "README.md").read_text()
+    assert "- dog: 6, in this order: tail, nose, " in card and "- ball: 1, in this order: center." in card
+
+    capsys.readouterr()
+    arguments = ["--model", tmp_path / "apart" / "last", "--images", images, "--annotations", file]
+    arguments += ["--scores", tmp_path / "scores.json", "--num-workers", "0"]
+    assert evaluate.main(list(map(str, arguments))) == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert rows[-4:] == ["all", "person", "dog", "ball"]
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["AP"] == pytest.approx(np.mean([found["AP"] for found in scores["classes"].values()]))
