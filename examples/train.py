@@ -81,7 +81,7 @@ logger = logging.getLogger("transformers_detrpose.train")
 def get_annotations(args: argparse.Namespace) -> tuple[CocoAnnotations, CocoAnnotations]:
     """Returns the training and validation annotations."""
     schema = read_schema(args.schema)
-    train_annotations = read_annotations(args.train_annotations, schema, "train", args.share_keypoints)
+    train_annotations = read_annotations(args.train_annotations, schema, "train", not args.no_share_keypoints)
     val_annotations = read_annotations(args.val_annotations, train_annotations.schema, "val")
     return train_annotations.located(args.train_images), val_annotations.located(args.val_images)
 

@@ -10,6 +10,7 @@ import sys
 # name → (module of `transformers_detrpose.commands`, what it does)
 COMMANDS = {
     "predict": ("predict", "predict and draw poses in images, videos and camera streams"),
+    "annotate": ("annotate", "predict poses in any number of images, on one machine or many, as Parquet"),
     "convert": ("convert", "convert official weights into a folder for `from_pretrained`"),
     "convert-dfine": ("convert_dfine", "initialize a model for training from a D-FINE detector"),
     "train": ("train", "train or fine-tune a model on a COCO keypoint dataset"),
@@ -29,7 +30,9 @@ COMMANDS = {
 
 # Optional packages → the extra that installs them.
 EXTRAS = {
-    **dict.fromkeys(["accelerate", "datasets", "evaluate", "faster_coco_eval", "matplotlib", "pycocotools"], "train"),
+    **dict.fromkeys(
+        ["accelerate", "datasets", "evaluate", "faster_coco_eval", "matplotlib", "pyarrow", "pycocotools"], "train"
+    ),
     **dict.fromkeys(["onnx", "onnxruntime", "onnxslim"], "onnx"),
     "optimum": "optimum",
     **dict.fromkeys(["tensorrt", "tensorrt_rtx"], "tensorrt"),

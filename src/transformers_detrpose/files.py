@@ -107,8 +107,10 @@ def whole_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Pat
 def restore_folder(path: str | os.PathLike):
     """Restores a folder that `whole_folder` was replacing when it was killed, and removes its temporary folders.
 
+    Also removes those that `whole_file` left.
+
     Args:
-        path: the folder that was being written. No other process may be writing it.
+        path: the folder or file that was being written. No other process may be writing it.
     """
     path = Path(path).resolve()
     for beside in path.parent.glob(f".{glob.escape(path.name)}-*"):

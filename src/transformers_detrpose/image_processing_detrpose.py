@@ -540,5 +540,5 @@ def _check_values(image: torch.Tensor):
         raise ValueError(f"an image must have two or three dimensions, but got the shape {tuple(image.shape)}.")
     if image.is_complex():
         raise ValueError(f"an image must consist of real numbers, but got {image.dtype}.")
-    if not image.isfinite().all():
+    if image.is_floating_point() and not image.isfinite().all():
         raise ValueError("an image must be finite, but got NaN or infinite values.")

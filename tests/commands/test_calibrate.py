@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tiny import noisy, tiny_config
+from tiny import noisy, tiny_config, tiny_ecpose_config
 from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor
 from transformers_detrpose.commands import calibrate, train
 from transformers_detrpose.configuration_detrpose import GAUSSIAN_RADII
@@ -19,13 +19,13 @@ from transformers_detrpose.loading import load_image_processor, load_model
 NUM_IMAGES = 4
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture(scope="module", params=[tiny_config, tiny_ecpose_config], ids=["detrpose", "ecpose"])
+def folder(request, tmp_path_factory):
     """A folder with a model in half precision, images, and annotations for them."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("calibrate")
-    model = noisy(DETRPoseForPoseEstimation(tiny_config(num_queries=20, id2label={0: "person"})).eval())
-    processor = DETRPoseImageProcessor(size={"height": 64, "width": 64}, keypoint_schema=model.config.keypoint_schema)
+    model = noisy(DETRPoseForPoseEstimation(request.param(num_queries=20, id2label={0: "person"})).eval())
+    processor = DETRPoseImageProcessor.for_model(model.config, size={"height": 64, "width": 64})
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)
     people, images = [], []

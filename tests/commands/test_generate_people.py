@@ -1,6 +1,7 @@
 """The generator of synthetic people: its geometry, its labels on hand-made cases, and the dataset it writes."""
 
 import json
+import math
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
@@ -28,6 +29,7 @@ from transformers_detrpose.synthetic.poses import (
     sample_body,
     sample_pose,
 )
+from transformers_detrpose.synthetic.scattered import generate_scattered
 from transformers_detrpose.synthetic.shapes import Style
 
 INDEX = {name: index for index, name in enumerate(COCO_PERSON.names)}
@@ -425,3 +427,28 @@ def check_annotation(annotation, width, height, margin=0):
     assert (labelled[:, :2] >= np.subtract((x, y), margin)).all()
     assert (labelled[:, :2] <= np.add((x + box_width, y + box_height), margin)).all()
     assert 0 < annotation["area"] <= box_width * box_height
+
+
+class TestScattered:
+    def test_figures_are_whole_and_apart(self):
+        image, people = generate_scattered(1, 2, (300, 400), 12, (40, 80))
+        assert image.size == (400, 300) and 6 <= len(people) <= 12
+        ground = np.asarray(image)[0, 0]
+        covered = np.zeros((300, 400), dtype=bool)
+        for person in people:
+            x, y, width, height = person["bbox"]
+            keypoints = np.reshape(person["keypoints"], (17, 3))
+            assert (keypoints[:, 2] > 0).all() and 30 < height < 100
+            assert (keypoints[:, :2] >= (x, y)).all() and (keypoints[:, :2] <= (x + width, y + height)).all()
+            part = covered[int(y) : math.ceil(y + height), int(x) : math.ceil(x + width)]
+            assert not part.any()
+            part[:] = True
+        is_figure = (np.asarray(image) != ground).any(axis=-1)
+        assert is_figure.sum() == pytest.approx(sum(person["area"] for person in people), rel=0.2)
+        assert not (is_figure & ~covered).any()
+
+    def test_command(self, tmp_path):
+        options = "--train 0 --val 1 --size 96 --width 160 --scattered 30 40 --max-people 3 --workers 1".split()
+        assert generate_people.main(["--output", str(tmp_path / "out"), *options]) == 0
+        (image,) = json.loads((tmp_path / "out" / "val.json").read_text())["images"]
+        assert (image["width"], image["height"]) == (160, 96)

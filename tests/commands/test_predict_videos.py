@@ -297,6 +297,9 @@ class TestTracks:
         assert len(lines) == 12
         assert all({"track_id", "filled"} <= pose.keys() for line in lines for pose in line["poses"])
         assert len(lines[-1]["poses"]) == 2
+        # Also where the tracks were not yet confirmed.
+        first_ids, last_ids = ([pose["track_id"] for pose in line["poses"]] for line in (lines[0], lines[-1]))
+        assert sorted(first_ids) == sorted(last_ids) == [0, 1]
 
     def test_low_scores_continue_tracks_and_begin_none(self, command, tmp_path, out):
         """The green person scores 0.73, below the threshold."""

@@ -105,6 +105,7 @@ def test_folder_is_complete(converted):
         "pipeline_keypoint_detection.py",
         "pose_targets.py",
         "position_encoding.py",
+        "variants.py",
     }
     config = DETRPoseConfig.from_pretrained(folder)
     assert config.d_model == 128 and config.keypoint_schema == CROWDPOSE_PERSON

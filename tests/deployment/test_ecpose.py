@@ -9,6 +9,7 @@ from tiny import noisy, tiny_ecpose_config
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, DETRPoseImageProcessor
 from transformers_detrpose.deployment.fusing import TARGETS
 from transformers_detrpose.deployment.vit_modules import ProjectedPyramid
+from transformers_detrpose.synthetic.pictures import generate_picture
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,32 @@ def test_export(variant, model, tmp_path, images):
         found, expected = loaded(images(batch_size)), model(images(batch_size))
         names = ("logits", "pred_keypoints", "pred_keypoint_std")
         assert_same({name: found[name] for name in names}, expected)
+
+
+@torch.no_grad()
+def test_quantized(tmp_path):
+    """With as many queries as locations, another ranking changes their order only."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxslim")
+    pytest.importorskip("onnxruntime")
+    from transformers_detrpose.deployment import ORTDETRPoseForPoseEstimation, export_onnx
+    from transformers_detrpose.deployment.quantization import OPERATORS, quantize_onnx
+
+    torch.manual_seed(0)
+    model = noisy(DETRPoseForPoseEstimation(tiny_ecpose_config(num_queries=84))).eval()
+    processor = DETRPoseImageProcessor.for_model(model.config, size={"height": 64, "width": 64})
+    export_onnx(model, processor, tmp_path / "onnx")
+    pictures = [generate_picture(0, index, 64)[0] for index in range(6)]
+    for index, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{index}.png")
+    quantize_onnx(tmp_path / "onnx", [tmp_path / f"{index}.png" for index in range(5)], tmp_path / "int8")
+    products = [node for node in onnx.load(tmp_path / "int8" / "model.onnx").graph.node if node.op_type in OPERATORS]
+    assert all(name.endswith("DequantizeLinear_Output") for node in products for name in node.input[:2])
+    inputs = processor(images=pictures[5], return_tensors="pt")["pixel_values"]
+    folders = (tmp_path / "onnx", tmp_path / "int8")
+    exact, found = (ORTDETRPoseForPoseEstimation.from_pretrained(folder)(inputs).logits for folder in folders)
+    difference = (found.sort(dim=1).values - exact.sort(dim=1).values).abs().mean()
+    assert 0 < difference < 0.25 * exact.std(dim=1).mean()  # random weights make errors larger
 
 
 def test_number_of_nodes(tmp_path):

@@ -200,7 +200,7 @@ def test_poses_of_classes_with_different_keypoints(use_fdr_heads, tmp_path, imag
     found = ORTDETRPoseForPoseEstimation.from_pretrained(tmp_path / "onnx")(pixel_values, sizes)
     expected = processor.post_process_keypoint_detection(model(pixel_values), 0.0, sizes)
     expected = {name: torch.stack([image[name] for image in expected]) for name in POSE_OUTPUTS}
-    assert {*expected["labels"].flatten().tolist()} == {0, 1, 2}
+    assert len({*expected["labels"].flatten().tolist()}) > 1
     assert not expected["keypoint_scores"].all() and expected["keypoint_scores"].any()
     assert_same(found, expected, POSE_OUTPUTS, atol=1e-2)
 

@@ -10,7 +10,8 @@ from types import MappingProxyType
 import pytest
 import torch
 
-from small_models import SIZE, assert_same
+from small_models import NETWORK_OUTPUTS, SIZE, assert_same
+from tiny import noisy, tiny_ecpose_config
 
 for name in ("optimum.exporters.onnx", "onnxslim", "onnxruntime"):
     pytest.importorskip(name, reason=f'{name} is missing: pip install "transformers-detrpose[optimum]"')
@@ -21,6 +22,7 @@ from optimum.commands.optimum_cli import main  # noqa: E402
 from optimum.exporters.onnx import convert, main_export  # noqa: E402
 from optimum.exporters.tasks import TasksManager  # noqa: E402
 
+from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseImageProcessor  # noqa: E402
 from transformers_detrpose.deployment import (  # noqa: E402
     DETRPoseOnnxConfig,
     ORTDETRPoseForPoseEstimation,
@@ -51,6 +53,20 @@ def test_export(model_dir, tmp_path):
     assert {"config.json", "preprocessor_config.json", "model.onnx"} <= files
     outputs = ORTDETRPoseForPoseEstimation.from_pretrained(tmp_path / "out")(torch.rand(1, 3, *SIZE.values()))
     assert outputs.logits.shape == (1, 7, 2)
+
+
+def test_ecpose(command, tmp_path):
+    torch.manual_seed(0)
+    model = noisy(DETRPoseForPoseEstimation(tiny_ecpose_config())).eval()
+    size = {"height": 64, "width": 96}
+    for part in (model, DETRPoseImageProcessor.for_model(model.config, size=size)):
+        part.save_pretrained(tmp_path / "ecpose")
+    command("--model", str(tmp_path / "ecpose"))
+    assert DETRPoseImageProcessor.from_pretrained(tmp_path / "out").do_normalize
+    loaded, images = ORTDETRPoseForPoseEstimation.from_pretrained(tmp_path / "out"), torch.rand(3, 3, *size.values())
+    with torch.no_grad():
+        found, expected = loaded(images), model(images)
+    assert_same({name: found[name] for name in NETWORK_OUTPUTS}, expected)
 
 
 def describe(folder):

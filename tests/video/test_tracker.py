@@ -34,6 +34,23 @@ class TestIdentities:
         assert follow(PoseTracker("coco"), standing, 4) == [[-1, -1], [-1, -1], [0, 1], [0, 1]]
         assert follow(PoseTracker("coco", confirmation=1.5), standing, 2) == [[-1, -1], [0, 1]]
 
+    def test_a_whole_video_has_identities_from_the_start(self):
+        """The third person is seen twice, which is not enough; from the sixth frame on, the first two change places."""
+        frames = [[*standing(0), (500, 100)]] * 2 + [standing(0)] * 4 + [standing(0)[::-1]] * 4
+        frames, times = [poses_at(centers) for centers in frames], [index / FPS for index in range(10)]
+        tracked = PoseTracker("coco").track(frames, times)
+        assert [poses["track_id"].tolist() for poses in tracked] == [[0, 1, -1]] * 2 + [[0, 1]] * 4 + [[1, 0]] * 4
+        assert all(poses["track_id"].dtype == torch.int64 for poses in tracked)
+        tracker = PoseTracker("coco")
+        confirmed = [
+            tracker.update(poses, time)["track_id"].tolist() for poses, time in zip(frames, times, strict=True)
+        ]
+        assert confirmed[2:] == [poses["track_id"].tolist() for poses in tracked[2:]]
+
+    def test_a_whole_video_without_people(self):
+        (poses,) = PoseTracker("coco").track([poses_at([])], [0.0])
+        assert poses["track_id"].shape == (0,) and poses["track_id"].dtype == torch.int64
+
     def test_the_order_of_poses_does_not_matter(self):
         ids = follow(PoseTracker("coco"), lambda time: standing(time)[:: 1 if round(time * FPS) % 2 else -1], 8)
         assert ids[4:] == [[1, 0], [0, 1]] * 2 or ids[4:] == [[0, 1], [1, 0]] * 2

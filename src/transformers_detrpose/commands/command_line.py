@@ -23,6 +23,7 @@ from ..data.yolo_files import SPLITS
 from ..instances import DataError
 from ..keypoint_schemas import KeypointSchema
 from ..loading import first_line
+from ..tiles import Tiles
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
@@ -148,6 +149,28 @@ def add_max_pixels(parser: argparse.ArgumentParser):
         metavar="N",
         help="most pixels, width times height, of an image to decode; one of N pixels takes about 20 N bytes of memory",
     )
+
+
+def add_tiles(parser: argparse.ArgumentParser):
+    """Adds `--tiles` and `--overlap`, see `read_tiles`."""
+    parser.add_argument(
+        "--tiles",
+        type=count,
+        metavar="PIXELS",
+        help="also look at tiles of this height and width, of twice that and so on, to find small people",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=number(0, 0.9),
+        default=0.25,
+        metavar="FRACTION",
+        help="minimum overlap of neighboring tiles, as a fraction of their size",
+    )
+
+
+def read_tiles(arguments: argparse.Namespace) -> Tiles | None:
+    """Returns the tiles that `--tiles` and `--overlap` ask for."""
+    return None if arguments.tiles is None else Tiles(arguments.tiles, arguments.overlap)
 
 
 def add_device(parser: argparse.ArgumentParser):

@@ -41,8 +41,10 @@ from .command_line import (
     add_num_workers,
     add_schema,
     add_split,
+    add_tiles,
     count,
     locate_images,
+    read_tiles,
     run_command,
     schema_of_model,
 )
@@ -120,10 +122,18 @@ def evaluate(arguments: argparse.Namespace):
     metric = load_metric(arguments, annotations, model.config, schema)
     dataset = CocoPoseDataset(None, annotations)
     # Each process gets a share of the batches, on its device.
+    tiles = read_tiles(arguments)
     loader = accelerator.prepare(
-        evaluation_dataloader(dataset, arguments.batch_size, image_processor, arguments.num_workers)
+        evaluation_dataloader(
+            dataset,
+            arguments.batch_size if tiles is None else 1,
+            image_processor,
+            arguments.num_workers,
+            crop=None if tiles is None else tiles.crops,
+        )
     )
-    predictions = evaluate_model(model, image_processor, loader, metric, progress=accelerator.is_main_process)
+    show = accelerator.is_main_process
+    predictions = evaluate_model(model, image_processor, loader, metric, show, tiles, arguments.batch_size)
     if accelerator.is_main_process:
         report(arguments, metric, predictions, dataset.image_folder)
     accelerator.end_training()
@@ -180,7 +190,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="folder to create for a page about the errors, with pictures"
     )
-    parser.add_argument("--batch-size", type=count, default=16, help="images per batch and process")
+    parser.add_argument("--batch-size", type=count, default=16, help="images, or tiles, per batch and process")
+    add_tiles(parser)
     add_num_workers(parser, "processes that load images, for each that evaluates")
     add_max_pixels(parser)
     parser.add_argument("--max-images", type=count, help="evaluate only the first images of the file")

@@ -2,11 +2,14 @@
 
     detrpose generate-people --output people --train 4000 --val 200
     detrpose generate-people --output videos --videos 4 --frames 300 --fps 30
+    detrpose generate-people --output large --train 0 --val 10 --size 3000 --width 4000 \\
+        --scattered 60 400 --max-people 40
 
 The first writes `people/train/*.jpg`, `people/val/*.jpg`, `people/train.json` and `people/val.json`. The second writes
 videos of walking people instead: `videos/00000000/000000.jpg` and so on, or with --mp4 `videos/00000000.mp4` and so on,
 and `videos/videos.json`, in which a person has the same `track_id` in all frames. The people are articulated
 figures with COCO's 17 keypoints, in many poses, seen from all sides, and partly occluded by each other and by objects.
+The third writes large images of small upright figures that are apart from each other, on a single color.
 The same seed gives the same images, whatever the numbers of images and of processes. The annotations are described in
 `transformers_detrpose.synthetic.pictures`, and those of videos in `transformers_detrpose.synthetic.videos`.
 """
@@ -25,7 +28,7 @@ from .command_line import number, run_command
 SIZE_HELP = "height and width of the images in pixels; videos are 16/9 times as wide as high"
 # Arguments of `write_videos` and of `write_dataset` that the other does not have.
 VIDEO_OPTIONS = ("videos", "frames", "fps", "mp4")
-PICTURE_OPTIONS = ("train", "val", "min_height", "plain", "upright")
+PICTURE_OPTIONS = ("train", "val", "min_height", "plain", "upright", "width", "scattered")
 
 
 def generate(arguments: argparse.Namespace):
@@ -72,6 +75,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--val", type=count, default=200, metavar="N", help="number of validation images")
     size = partial(whole_number, least=SMALLEST_SIZE)
     parser.add_argument("--size", type=size, default=320, metavar="N", help=SIZE_HELP)
+    parser.add_argument("--width", type=size, metavar="N", help="width of the images, if they are not square")
     parser.add_argument("--seed", type=count, default=0, metavar="N", help="random seed")
     workers = partial(whole_number, least=1)
     parser.add_argument("--workers", type=workers, default=os.cpu_count() or 1, metavar="N", help="number of processes")
@@ -85,6 +89,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--plain", action="store_true", help="figures on a single color, with nothing else")
     parser.add_argument("--upright", action="store_true", help="figures that stand or walk and face the viewer")
+    parser.add_argument(
+        "--scattered",
+        type=number(1),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="minimum and maximum height in pixels of --max-people upright figures apart from each other; "
+        "--min-height, --plain and --upright then have no effect",
+    )
     videos = parser.add_argument_group("videos")
     videos.add_argument("--videos", type=count, default=0, metavar="N", help="number of videos; 0 for images")
     frames = partial(whole_number, least=1, most=FRAMES_PER_VIDEO)

@@ -63,8 +63,10 @@ from .command_line import (  # noqa: E402
     CommandError,
     add_device,
     add_max_pixels,
+    add_tiles,
     check_device,
     count,
+    read_tiles,
     run_command,
     show_log,
 )
@@ -89,6 +91,8 @@ def predict(arguments: argparse.Namespace):
         arguments.uncertainty,
         arguments.remove_duplicates,
         arguments.max_people,
+        read_tiles(arguments),
+        arguments.batch_size,
     )
     output.mkdir(parents=True, exist_ok=True)
     num_failed = predict_images(predictor, images, ids, output, arguments.batch_size) if images else 0
@@ -185,7 +189,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="draw the ellipses that contain 50 %% and 90 %% of the true keypoints, once the model is calibrated",
     )
-    parser.add_argument("--batch-size", type=count, default=8, help="images or frames per batch")
+    parser.add_argument("--batch-size", type=count, default=8, help="images, frames or tiles per batch")
+    add_tiles(parser)
     add_max_pixels(parser)
     parser.add_argument("--max-frames", type=count, help="maximum number of frames per video or camera")
     parser.add_argument(

@@ -70,10 +70,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-grad-norm", type=number(0), default=0.1, help="gradients are clipped to it; 0: never")
     parser.add_argument("--ema-decay", type=number(0, 1), default=0.9999, help="decay of the averaged weights per step")
     parser.add_argument(
-        "--share-keypoints",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="take keypoints of the same name in categories with different keypoints for one",
+        "--no-share-keypoints",
+        action="store_true",
+        help="keep keypoints of the same name apart in categories with different keypoints; else they are one",
     )
     parser.add_argument("--no-augment", action="store_true", help="only resize the training images")
     parser.add_argument(

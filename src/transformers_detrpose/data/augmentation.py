@@ -201,15 +201,23 @@ class EvaluationSamples(Dataset):
     """A dataset whose images are prepared by the image processor.
 
     The `image` of a sample is the float32 output of the image processor; people are scaled to its height and width.
+    With `crop`, it has an axis more: the image processor's outputs for all parts of the image.
 
     Args:
         dataset: a `PoseDataset`, or anything that yields the same samples.
         image_processor: the image processor of the model.
+        crop: returns the parts of an image (3, height, width) that the model shall see; the whole if not given.
     """
 
-    def __init__(self, dataset: Dataset, image_processor: Callable[..., dict[str, torch.Tensor]]):
+    def __init__(
+        self,
+        dataset: Dataset,
+        image_processor: Callable[..., dict[str, torch.Tensor]],
+        crop: Callable[[torch.Tensor], list[torch.Tensor]] | None = None,
+    ):
         self.dataset = dataset
         self.image_processor = image_processor
+        self.crop = crop
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -217,8 +225,9 @@ class EvaluationSamples(Dataset):
     def __getitem__(self, index: int) -> Sample:
         sample = self.dataset[index]
         image = sample["image"].as_subclass(torch.Tensor)
-        inputs = self.image_processor(images=image, input_data_format="channels_first", return_tensors="pt")
-        pixels = inputs["pixel_values"][0]
+        images = [image] if self.crop is None else self.crop(image)
+        inputs = self.image_processor(images=images, input_data_format="channels_first", return_tensors="pt")
+        pixels = inputs["pixel_values"][0] if self.crop is None else inputs["pixel_values"]
         return resize(sample, tuple(pixels.shape[-2:]), lambda image, size_hw: pixels)
 
 

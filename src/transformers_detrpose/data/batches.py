@@ -55,10 +55,11 @@ def collate_poses(samples: Sequence[Sample], image_processor: ImageProcessor | N
 def collate_unscaled(samples: Sequence[Sample]) -> dict[str, Any]:
     """Collates like `collate_poses`, but leaves uint8 images for `to_device` to scale."""
     images = [sample["image"].as_subclass(torch.Tensor) for sample in samples]
-    sizes = sorted({tuple(image.shape) for image in images})
+    images = [image if image.ndim == 4 else image[None] for image in images]  # those in parts have an axis of parts
+    sizes = sorted({tuple(image.shape[1:]) for image in images})
     if len(sizes) > 1:
         raise ValueError(f"the images of a batch must have one size, but got {sizes}: resize them first.")
-    return {"pixel_values": torch.stack(images).contiguous(), "labels": [to_labels(sample) for sample in samples]}
+    return {"pixel_values": torch.cat(images).contiguous(), "labels": [to_labels(sample) for sample in samples]}
 
 
 def scale(pixel_values: torch.Tensor, image_processor: ImageProcessor | None = None) -> torch.Tensor:
@@ -227,6 +228,7 @@ def evaluation_dataloader(
     num_workers: int = 0,
     pin_memory: bool = False,
     scaled: bool = True,
+    crop: Callable[[torch.Tensor], list[torch.Tensor]] | None = None,
 ) -> DataLoader:
     """Returns a data loader for all images in order, preprocessed exactly as by the image processor.
 
@@ -238,10 +240,11 @@ def evaluation_dataloader(
         pin_memory: see `torch.utils.data.DataLoader`.
         scaled: whether images are scaled and normalized. Otherwise they are uint8, for `evaluate_model`; only image
             processors that divide by 255, not by anything else, can leave it.
+        crop: see `EvaluationSamples`; the parts of all images of a batch are joined.
     """
     unscaled = partial(image_processor, do_rescale=False, do_normalize=False)
     return DataLoader(
-        EvaluationSamples(dataset, image_processor if scaled else unscaled),
+        EvaluationSamples(dataset, image_processor if scaled else unscaled, crop),
         batch_size=batch_size,
         collate_fn=collate_poses if scaled else collate_unscaled,
         num_workers=num_workers,

@@ -99,6 +99,9 @@ def fuse(model: DETRPoseForPoseEstimation, target: str = "pytorch") -> FusedDETR
     projections of the same input into one, all in float32; modules that only training needs are removed. The copy has
     the model's dtype and device. Keep the model: the copy cannot be trained or saved.
 
+    Weights can amplify the rounding errors of float32: with the random ones of its reference case, logits of ECPose-L
+    differ by up to 1.3e-4, no less if folded in float64; either model differs nearly as much from itself in float64.
+
     Args:
         model: the trained model, which is not modified.
         target: runtime of the copy. "pytorch" is optimized for the device that the model is on now. The others are for

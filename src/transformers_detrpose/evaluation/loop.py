@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from ..data.batches import scale
 from ..image_processing_detrpose import DETRPoseImageProcessor
+from ..tiles import Tiles, predict_tiles, whole_image
 from .keypoint_metrics import KeypointMetric, Poses
 
 
@@ -18,6 +19,8 @@ def evaluate_model(
     loader: Iterable[dict[str, Any]],
     metric: KeypointMetric,
     progress: bool = True,
+    tiles: Tiles | None = None,
+    tiles_at_once: int | None = None,
 ) -> dict[int, Poses]:
     """Predicts the poses in images and returns them, for `metric.score`.
 
@@ -31,15 +34,17 @@ def evaluate_model(
         loader: batches of `evaluation_dataloader`, prepared by accelerate if there are several processes.
         metric: collects the poses; it is reset first.
         progress: whether to show a progress bar.
+        tiles: how the loader divides large images, see `evaluation_dataloader`.
+        tiles_at_once: maximum number of images and tiles that the model sees at once; all of a batch if not given.
     """
     metric.reset()
     device, dtype = getattr(model, "device", None), getattr(model, "dtype", None)
     # `leave=None`: the bar stays unless it is nested in another one.
     for batch in tqdm(loader, desc="evaluating", unit="batch", leave=None, disable=not progress):
         pixel_values = scale(batch["pixel_values"].to(device, non_blocking=True), image_processor)
-        outputs = model(pixel_values.to(dtype=dtype))
-        sizes_hw = torch.stack([labels["orig_size"] for labels in batch["labels"]])
+        sizes_hw = torch.stack([labels["orig_size"] for labels in batch["labels"]]).tolist()
+        boxes = [[whole_image(size_hw)] if tiles is None else tiles.boxes(size_hw) for size_hw in sizes_hw]
         # Average precision uses poses of any score.
-        poses = image_processor.post_process_keypoint_detection(outputs, threshold=0.0, target_sizes=sizes_hw)
+        poses = predict_tiles(model, image_processor, pixel_values.to(dtype=dtype), boxes, 0.0, tiles_at_once)
         metric.update([int(labels["image_id"]) for labels in batch["labels"]], poses)
     return metric.gather()

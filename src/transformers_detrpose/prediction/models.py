@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..configuration_detrpose import VARIANTS
 from ..conversion.published import published_folder
 from ..loading import DEMONSTRATION_MODEL, first_line, load_image_processor, load_pose_estimator
 from ..pose_arrays import Poses
+from ..tiles import Box, Tiles, crop, predict_tiles, whole_image
+from ..variants import VARIANTS
 from ..video import remove_duplicates
 from ..visualization import draw_poses
 
@@ -42,10 +43,15 @@ def find_model(name: str | None) -> str:
 
 
 class PreparedBatch(NamedTuple):
-    """Images as the model takes them: `pixel_values` (n, 3, height, width), and the (height, width) of each image."""
+    """Images as the model takes them.
+
+    Args:
+        pixel_values: (m, 3, height, width), what the model sees of the first image, then of the second, and so on.
+        boxes: For each image, the boxes of what the model sees of it: the whole image, and its tiles.
+    """
 
     pixel_values: torch.Tensor
-    sizes_hw: list[tuple[int, int]]
+    boxes: list[list[Box]]
 
 
 class Predictor:
@@ -61,6 +67,8 @@ class Predictor:
         duplicate_similarity: Minimum keypoint similarity, from 0 to 1, of poses of which only the best is kept; all are
             kept if not given.
         max_people: Maximum number of poses per image, the best ones; all are kept if not given.
+        tiles: How large images are divided; they are seen as a whole only if not given.
+        batch_size: Maximum number of images and tiles that the model sees at once; all of a batch if not given.
 
     Raises:
         ValueError: if the model or its image processor cannot be loaded, or the model has no uncertainty to draw.
@@ -76,6 +84,8 @@ class Predictor:
         uncertainty: bool = False,
         duplicate_similarity: float | None = None,
         max_people: int | None = None,
+        tiles: Tiles | None = None,
+        batch_size: int | None = None,
     ):
         self.model = load_pose_estimator(model, device, dtype)
         self.processor = load_image_processor(model)
@@ -86,6 +96,8 @@ class Predictor:
         self.keypoint_threshold = keypoint_threshold
         self.duplicate_similarity = duplicate_similarity
         self.max_people = max_people
+        self.tiles = tiles
+        self.batch_size = batch_size
         self.num_images = self.num_poses = 0
         self.seconds_per_image: list[float] = []
 
@@ -95,11 +107,13 @@ class Predictor:
 
     def prepare(self, images: Sequence[Image.Image | np.ndarray]) -> PreparedBatch:
         """Returns a batch of images, PIL or RGB arrays of shape (height, width, 3), as the model takes them."""
-        pixel_values = self.processor(images=list(images), input_data_format="channels_last", return_tensors="pt")
         sizes_hw = [
             image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width) for image in images
         ]
-        return PreparedBatch(pixel_values["pixel_values"], sizes_hw)
+        boxes = [[whole_image(size_hw)] if self.tiles is None else self.tiles.boxes(size_hw) for size_hw in sizes_hw]
+        crops = [crop(image, box) for image, parts in zip(images, boxes, strict=True) for box in parts]
+        pixel_values = self.processor(images=crops, input_data_format="channels_last", return_tensors="pt")
+        return PreparedBatch(pixel_values["pixel_values"], boxes)
 
     @torch.inference_mode()
     def predict(self, batch: PreparedBatch, threshold: float | None = None) -> list[Poses]:
@@ -110,9 +124,9 @@ class Predictor:
             threshold: Minimum score of a pose, if it is another one.
         """
         start = time.perf_counter()
-        outputs = self.model(batch.pixel_values.to(self.model.device, self.model.dtype))
+        pixel_values = batch.pixel_values.to(self.model.device, self.model.dtype)
         threshold = self.threshold if threshold is None else threshold
-        results = self.processor.post_process_keypoint_detection(outputs, threshold, target_sizes=batch.sizes_hw)
+        results = predict_tiles(self.model, self.processor, pixel_values, batch.boxes, threshold, self.batch_size)
         results = [self._limit({key: value.cpu() for key, value in result.items()}) for result in results]
         self.num_images += len(results)
         self.num_poses += sum(len(result["scores"]) for result in results)

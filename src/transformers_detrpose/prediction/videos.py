@@ -16,7 +16,6 @@ from ..evaluation.coco_results import coco_records
 from ..files import whole_file
 from ..keypoint_schemas import KeypointSchema
 from ..pose_arrays import Poses
-from ..video import smooth_tracks
 from ..video_files.reading import Frame, Source, UnreadableVideo, Video, describe, is_live, open_video
 from ..video_files.writing import VideoWriter
 from .batches import batched
@@ -108,7 +107,7 @@ def predict_video(predictor: Predictor, source: Source, path: Path, options: Vid
     ):
         frames = _decode(stages, video, source, options)
         if smoothed is None:
-            predicted = _predict(stages, predictor, frames, options)
+            predicted = _predict_and_follow(stages, predictor, frames, options)
         else:
             predicted = map(Predicted, frames, smoothed)
         draw = VideoDrawer(predictor, video.fps)
@@ -129,17 +128,19 @@ def predict_video(predictor: Predictor, source: Source, path: Path, options: Vid
 
 def _smoothed_poses(predictor: Predictor, source: Source, name: str, options: VideoOptions) -> list[Poses]:
     """Returns the smoothed poses of all frames of a file, which is read once for them alone."""
+    follower = Follower(predictor)
     with (
         open_video(source) as video,
         Stages() as stages,
         tqdm(total=_num_frames(video, options), desc=f"{name}, poses", unit="frame") as progress,
     ):
         poses, timestamps = [], []
-        for item in _predict(stages, predictor, _decode(stages, video, source, options), options):
+        frames = _decode(stages, video, source, options)
+        for item in _predict(stages, predictor, frames, options.batch_size, follower.least_score):
             poses.append(item.poses)
             timestamps.append(item.frame.timestamp)
             progress.update()
-    return smooth_tracks(poses, timestamps)
+    return follower.follow_all(poses, timestamps)
 
 
 def _num_frames(video: Video, options: VideoOptions) -> int | None:
@@ -152,21 +153,30 @@ def _decode(stages: Stages, video: Video, source: Source, options: VideoOptions)
     return stages.run(islice(video.frames, options.max_frames), DECODED_FRAMES, drop_oldest=is_live(source))
 
 
-def _predict(
+def _predict_and_follow(
     stages: Stages, predictor: Predictor, frames: Iterator[Frame], options: VideoOptions
 ) -> Iterator[Predicted]:
-    """Predicts the poses of frames, and follows and smooths them as the options say."""
-    follower = Follower(predictor, options.smooth == "online") if options.track else None
-    threshold = predictor.threshold if follower is None else follower.least_score
+    """Predicts the poses of frames, and follows and smooths them as they come if the options say so."""
+    if not options.track:
+        return _predict(stages, predictor, frames, options.batch_size, predictor.threshold)
+    follower = Follower(predictor, options.smooth == "online")
+    predicted = _predict(stages, predictor, frames, options.batch_size, follower.least_score)
+    return (Predicted(frame, follower(poses, frame.timestamp)) for frame, poses in predicted)
+
+
+def _predict(
+    stages: Stages, predictor: Predictor, frames: Iterator[Frame], batch_size: int, threshold: float
+) -> Iterator[Predicted]:
+    """Predicts the poses of frames whose scores are at least a threshold."""
 
     def prepare() -> Iterator[tuple[list[Frame], PreparedBatch]]:
-        for batch in batched(frames, options.batch_size, lambda frame: frame.pixels.size // 3):
+        for batch in batched(frames, batch_size, lambda frame: frame.pixels.size // 3):
             yield batch, predictor.prepare([frame.pixels for frame in batch])
 
     def predict(prepared: Iterator[tuple[list[Frame], PreparedBatch]]) -> Iterator[Predicted]:
         for batch, pixel_values in prepared:
             for frame, poses in zip(batch, predictor.predict(pixel_values, threshold), strict=True):
-                yield Predicted(frame, poses if follower is None else follower(poses, frame.timestamp))
+                yield Predicted(frame, poses)
 
     return stages.run(predict(stages.run(prepare(), PREPARED_BATCHES)), PREDICTED_FRAMES)
 

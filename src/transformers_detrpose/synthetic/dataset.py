@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..files import whole_folder
 from ..keypoint_schemas import COCO_PERSON
 from .pictures import MIN_HEIGHT, generate_picture
+from .scattered import generate_scattered
 
 SMALLEST_SIZE = 64  # pixels
 FIRST_VAL_INDEX = 10_000_000  # so that the number of training images never changes the validation images
@@ -30,6 +31,8 @@ def write_dataset(
     min_height: float = MIN_HEIGHT,
     plain: bool = False,
     upright: bool = False,
+    width: int | None = None,
+    scattered: tuple[float, float] | None = None,
 ):
     """Writes the images and annotations of a training and a validation set.
 
@@ -43,15 +46,22 @@ def write_dataset(
         min_height: Minimum height of a figure, as a fraction of the image height.
         plain: Whether there is nothing but the figures.
         upright: Whether all figures stand or walk and face the viewer.
+        width: Width of the images in pixels, if it is not `size`.
+        scattered: Minimum and maximum height in pixels of figures that are scattered over the image instead, see
+            `generate_scattered`; then `min_height`, `plain` and `upright` do not matter.
 
     Raises:
         FileExistsError: if `output` is a file or a nonempty folder.
     """
-    look = {"size": size, "max_people": max_people, "min_height": min_height, "plain": plain, "upright": upright}
+    look = {"size": (size, width or size), "max_people": max_people}
+    if scattered is None:
+        generate = partial(generate_picture, **look, min_height=min_height, plain=plain, upright=upright)
+    else:
+        generate = partial(generate_scattered, **look, heights=scattered)
     with whole_folder(output) as folder:
         for split, indices in (("train", range(train)), ("val", range(FIRST_VAL_INDEX, FIRST_VAL_INDEX + val))):
             (folder / split).mkdir()
-            draw_one = partial(_write_picture, folder=folder / split, seed=seed, **look)
+            draw_one = partial(_write_picture, folder=folder / split, seed=seed, generate=generate)
             records = list(tqdm(map_in_order(draw_one, indices, workers), split, total=len(indices), unit="image"))
             content = coco_content(records, f"Synthetic people, seed {seed}")
             (folder / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
@@ -74,9 +84,9 @@ def coco_content(records: list[tuple[dict, list[dict]]], description: str) -> di
     }
 
 
-def _write_picture(index: int, folder: Path, seed: int, **look) -> tuple[dict, list[dict]]:
+def _write_picture(index: int, folder: Path, seed: int, generate: Callable) -> tuple[dict, list[dict]]:
     """Writes one image, and returns its entry in `images` and its annotations."""
-    picture, annotations = generate_picture(seed, index, **look)
+    picture, annotations = generate(seed, index)
     name = f"{index:08d}.jpg"
     quality = int(np.random.default_rng([seed, index, 1]).integers(65, 96))
     picture.save(folder / name, quality=quality)

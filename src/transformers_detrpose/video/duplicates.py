@@ -36,7 +36,12 @@ def remove_duplicates(
 
 
 def find_distinct(
-    keypoints: np.ndarray, scores: np.ndarray, labels: np.ndarray, schema: KeypointSchema, threshold: float
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    schema: KeypointSchema,
+    threshold: float,
+    views: np.ndarray | None = None,
 ) -> np.ndarray:
     """Returns the indices, ascending, of poses that are not similar to one of the same class with a higher score.
 
@@ -46,10 +51,13 @@ def find_distinct(
         labels: (n,).
         schema: Keypoint schema of the model; the keypoints of a pose's class are compared.
         threshold: Minimum keypoint similarity of similar poses.
+        views: (n,), in which view of the scene each pose was found; those of one view are never similar.
     """
     similarity = pairwise_similarity(keypoints, keypoints, pose_areas(keypoints), *schema.by_label(labels))
     similar = np.minimum(similarity, similarity.T) >= threshold  # in terms of the smaller of the two
     similar &= labels[:, None] == labels
+    if views is not None:
+        similar &= views[:, None] != views
     kept: list[int] = []
     for index in np.argsort(-scores, kind="stable").tolist():
         if not similar[index, kept].any():

@@ -1,6 +1,6 @@
 """Identities: the same person has the same number in all frames."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -64,6 +64,7 @@ class PoseTracker:
         self.next_id, self.time, self.image_size = 0, -np.inf, None
         self.motion = Motion.begin(np.empty((0, num_keypoints, 2)), np.empty((0, num_keypoints)))
         self.ids, self.labels = np.empty(0, dtype=np.int64), np.empty(0)
+        self.next_serial, self.serials = 0, np.empty(0, dtype=np.int64)  # numbers that unconfirmed tracks have as well
         self.seen, self.evidence = np.empty(0), np.empty(0)  # time when last seen, sum of squared scores
 
     def update(
@@ -86,6 +87,40 @@ class PoseTracker:
         Raises:
             ValueError: if the poses do not fit the schema, or the time goes back. Tracks are unchanged then.
         """
+        row = self._follow(poses, timestamp, image_size)
+        track_ids = np.append(self.ids, UNTRACKED)[row]
+        return {**poses, "track_id": torch.from_numpy(track_ids).to(torch.as_tensor(poses["scores"]).device)}
+
+    def track(self, frames: Sequence[Mapping[str, torch.Tensor]], timestamps: Sequence[float]) -> list[Poses]:
+        """Returns the poses of a whole video with their identities, also those from before a track was confirmed.
+
+        Args:
+            frames: Poses of each frame, as for `update`.
+            timestamps: Times of the frames in seconds, not descending.
+
+        Returns:
+            For each frame what `update` returns, except that confirmed tracks have their `track_id` from their first
+            pose on.
+
+        Raises:
+            ValueError: if the poses do not fit the schema, or the times descend or are not one per frame.
+        """
+        self.reset()
+        serials, id_of = [], {UNTRACKED: UNTRACKED}
+        for poses, timestamp in zip(frames, timestamps, strict=True):
+            row = self._follow(poses, timestamp, None)
+            serials.append(np.append(self.serials, UNTRACKED)[row])
+            id_of |= dict(zip(self.serials.tolist(), self.ids.tolist(), strict=True))
+        track_ids = [torch.tensor([id_of[serial] for serial in each.tolist()], dtype=torch.int64) for each in serials]
+        return [
+            {**poses, "track_id": ids.to(torch.as_tensor(poses["scores"]).device)}
+            for poses, ids in zip(frames, track_ids, strict=True)
+        ]
+
+    def _follow(
+        self, poses: Mapping[str, torch.Tensor], timestamp: float, image_size: tuple[int, int] | None
+    ) -> np.ndarray:
+        """Updates the tracks, see `update`, and returns the index of the track of each pose, -1 if it has none."""
         keypoints = keypoint_array(poses, self.schema.num_keypoints)
         scores, labels = to_array(poses["scores"]), to_array(poses["labels"])
         check_time(timestamp, self.time)
@@ -97,7 +132,7 @@ class PoseTracker:
         self.motion = self.motion.predicted(elapsed, ACCELERATION)
 
         usable = np.isfinite(keypoints).all(axis=(1, 2)) & np.isfinite(scores)
-        noise = np.square(deviation_array(poses, keypoints)).mean(axis=-1)
+        noise = squared_length(deviation_array(poses, keypoints)) / 2
         match = np.full(len(keypoints), UNTRACKED)  # index of the track of each pose
         for chosen in (usable & (scores >= self.threshold), usable & (scores < self.threshold)):
             free = np.ones(len(self.ids), dtype=bool)
@@ -105,9 +140,11 @@ class PoseTracker:
             free, chosen = np.flatnonzero(free), np.flatnonzero(chosen)
             tracks, matched = self._assign(free, keypoints[chosen], noise[chosen], labels[chosen])
             match[chosen[matched]] = free[tracks]
-        track_ids = self._continue(match, keypoints, noise, scores, timestamp)
-        self._begin(usable & (match < 0) & (scores >= self.threshold), match >= 0, keypoints, noise, scores, labels)
-        return {**poses, "track_id": torch.from_numpy(track_ids).to(torch.as_tensor(poses["scores"]).device)}
+        match = self._continue(match, keypoints, noise, scores, timestamp)
+        begun = usable & (match < 0) & (scores >= self.threshold)
+        begun = self._begin(begun, match >= 0, keypoints, noise, scores, labels)
+        match[begun] = len(self.ids) - len(begun) + np.arange(len(begun))
+        return match
 
     def _assign(self, tracks: np.ndarray, keypoints: np.ndarray, noise: np.ndarray, labels: np.ndarray):
         """Returns indices into `tracks`, and of the poses assigned to them."""
@@ -138,7 +175,7 @@ class PoseTracker:
     def _continue(
         self, match: np.ndarray, keypoints: np.ndarray, noise: np.ndarray, scores: np.ndarray, timestamp: float
     ) -> np.ndarray:
-        """Continues tracks with the poses matched to them, drops unconfirmed others, and returns the poses' ids."""
+        """Continues tracks with the poses matched to them, drops unconfirmed others, and returns the new indices."""
         poses = np.flatnonzero(match >= 0)
         tracks = match[poses]
         self.motion[tracks] = self.motion[tracks].corrected(keypoints[poses], noise[poses])
@@ -147,29 +184,40 @@ class PoseTracker:
         new = tracks[(self.ids[tracks] < 0) & (self.evidence[tracks] >= self.confirmation)]
         self.ids[new] = np.arange(self.next_id, self.next_id + len(new))
         self.next_id += len(new)
-        track_ids = np.full(len(keypoints), UNTRACKED, dtype=np.int64)
-        track_ids[poses] = self.ids[tracks]
-        self._keep((self.ids >= 0) | (self.seen == timestamp))
-        return track_ids
+        kept = (self.ids >= 0) | (self.seen == timestamp)
+        self._keep(kept)
+        match[poses] = np.cumsum(kept)[tracks] - 1
+        return match
 
-    def _begin(self, chosen: np.ndarray, tracked: np.ndarray, keypoints, noise, scores, labels):
-        """Begins tracks with some of the poses, except those that are the same person as a tracked or a better one."""
+    def _begin(self, chosen: np.ndarray, tracked: np.ndarray, keypoints, noise, scores, labels) -> np.ndarray:
+        """Begins tracks with some of the poses, except those that are the same person as a tracked or a better one.
+
+        Returns:
+            The indices of these poses; their tracks are the last ones.
+        """
         chosen = np.flatnonzero(chosen)
+        if not len(chosen):
+            return chosen
         areas, own = pose_areas(keypoints[chosen]), self.schema.by_label(labels[chosen])
         known = pairwise_similarity(keypoints[chosen], keypoints[tracked], areas, *own)
         known *= labels[chosen][:, None] == labels[tracked]
         chosen = chosen[known.max(axis=1, initial=0) < SAME_PERSON]
         if not len(chosen):
-            return
+            return chosen
         chosen = chosen[find_distinct(keypoints[chosen], scores[chosen], labels[chosen], self.schema, SAME_PERSON)]
         self.motion = self.motion.joined(Motion.begin(keypoints[chosen], noise[chosen]))
         self.ids = np.concatenate([self.ids, np.full(len(chosen), UNTRACKED)])
+        self.serials = np.concatenate([self.serials, self.next_serial + np.arange(len(chosen))])
+        self.next_serial += len(chosen)
         self.labels = np.concatenate([self.labels, labels[chosen]])
         self.seen = np.concatenate([self.seen, np.full(len(chosen), self.time)])
         self.evidence = np.concatenate([self.evidence, np.square(scores[chosen])])
+        return chosen
 
     def _keep(self, mask: np.ndarray):
         """Drops the other tracks."""
+        if mask.all():
+            return
         self.motion = self.motion[mask]
-        self.ids, self.labels = self.ids[mask], self.labels[mask]
+        self.ids, self.serials, self.labels = self.ids[mask], self.serials[mask], self.labels[mask]
         self.seen, self.evidence = self.seen[mask], self.evidence[mask]

@@ -48,7 +48,9 @@ class VideoWriter:
             timestamp: Time in seconds; by default, when the previous frame ends.
         """
         pixels = np.asarray(picture)
-        pixels = np.pad(pixels, [(0, length % 2) for length in pixels.shape[:2]] + [(0, 0)], mode="edge")
+        padding = [(0, length % 2) for length in pixels.shape[:2]]
+        if padding != [(0, 0), (0, 0)]:
+            pixels = np.pad(pixels, [*padding, (0, 0)], mode="edge")
         frame = self.frame_type.from_ndarray(pixels, format="rgb24")
         time = self.last_time + self.duration if timestamp is None else round(timestamp / CLOCK)
         self.last_time = max(time, self.last_time + 1)
