@@ -20,7 +20,7 @@ from ..labels import TOLERANCE_PIXELS
 from .annotations import CocoAnnotations, read_annotations
 from .yolo_files import label_path, read_sizes, read_yolo_file, split_folder
 
-# Significant digits of the fractions in label files: a millionth of a pixel in an image of a thousand.
+# Significant digits of the fractions in label files: less than 1e-5 pixels in images of up to 5,000.
 _DIGITS = 9
 _CARRIED = {
     "": {"images", "annotations", "categories"},
