@@ -1,5 +1,6 @@
 """Fixtures shared by several test files: converted reference cases."""
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -58,6 +59,15 @@ def signals():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def log_handlers():
+    """Removes the handler with which a command shows the log: later tests would print what the library logs."""
+    logger = logging.getLogger("transformers_detrpose")
+    before = list(logger.handlers)
+    yield
+    logger.handlers[:] = before
 
 
 @pytest.fixture(scope="session")
