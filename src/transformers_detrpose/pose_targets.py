@@ -12,6 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 # Labels are fractions of the image; anything larger than this is in pixels.
 _LARGEST_FRACTION = 10.0
+# Marks keypoints without a visibility to predict; the default of `cross_entropy`.
+IGNORED = -100
 # Keypoint similarity divides by the area; its gradient would be NaN for the smallest floats.
 _SMALLEST_AREA = 1e-20
 
@@ -27,6 +29,7 @@ class PoseTargets:
         class_labels (`torch.LongTensor` of shape `(...)`): label ids.
         keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y as fractions of the image, 0 where unlabeled.
         visibility (`torch.FloatTensor` of shape `(..., K)`): 1 where labeled, else 0.
+        visibility_values (`torch.LongTensor` of shape `(..., K)`): COCO's 0, 1 or 2; `IGNORED` for padding.
         area (`torch.FloatTensor` of shape `(...)`): areas as fractions of the image area.
         is_person (`torch.BoolTensor` of shape `(...)`): True for people with a labeled keypoint, False for padding.
     """
@@ -34,6 +37,7 @@ class PoseTargets:
     class_labels: torch.Tensor
     keypoints: torch.Tensor
     visibility: torch.Tensor
+    visibility_values: torch.Tensor
     area: torch.Tensor
     is_person: torch.Tensor
 
@@ -50,6 +54,7 @@ class PoseTargets:
             class_labels=self.class_labels[image, index],
             keypoints=self.keypoints[image, index],
             visibility=self.visibility[image, index] * is_person.unsqueeze(-1),
+            visibility_values=self.visibility_values[image, index].masked_fill(~is_person.unsqueeze(-1), IGNORED),
             area=self.area[image, index],
             is_person=is_person,
         )
@@ -72,6 +77,7 @@ def pad_targets(labels: list[Mapping[str, torch.Tensor]]) -> PoseTargets:
         class_labels=_pad([image["class_labels"] for image in labels]),
         keypoints=keypoints[..., :2].masked_fill(~labelled.unsqueeze(-1), 0.0),
         visibility=labelled.float(),
+        visibility_values=keypoints[..., 2].long().masked_fill(~is_person.unsqueeze(-1), IGNORED),
         area=_pad([image["area"] for image in labels]).float().masked_fill(~is_person, 1.0),
         is_person=is_person,
     )
