@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from .denoising import DenoisingQueries, positive_matches
-from .pose_targets import IGNORED, PoseTargets, keypoint_sigmas, pad_targets
+from .pose_targets import IGNORED, PoseTargets, keypoint_sigmas, pad_targets, visibility_targets
 
 # Keeps similarities above 0, and avoids division by 0 for people without a labeled keypoint.
 _KS_EPSILON = 1e-6
@@ -291,16 +291,13 @@ def visibility_loss(pred_visibility: Tensor, matched: PoseTargets, config) -> Te
     Args:
         pred_visibility (`torch.FloatTensor` of shape `(..., K, 3)`): logits of absent, occluded and visible.
         matched: the person matched to each query, of shape (...).
-        config (`DETRPoseConfig`): says whether a visibility of 0 is a class or the lack of a label, without a loss.
+        config (`DETRPoseConfig`): the configuration, see [`visibility_targets`].
 
     Returns:
         `torch.FloatTensor` of shape `()`.
     """
-    values = matched.visibility_values
-    if not config.predict_absent_keypoints:
-        values = values.masked_fill(values == 0, IGNORED)
-    logits = pred_visibility.float().flatten(0, -2)
-    return F.cross_entropy(logits, values.flatten(), ignore_index=IGNORED, reduction="sum") / config.num_keypoints
+    logits, values = pred_visibility.float().flatten(0, -2), visibility_targets(matched, config).flatten()
+    return F.cross_entropy(logits, values, ignore_index=IGNORED, reduction="sum") / config.num_keypoints
 
 
 CLASSIFICATION_LOSSES = {"ksvf": ksvf_loss, "focal": focal_loss}

@@ -101,6 +101,27 @@ def keypoint_sigmas(config, class_labels: torch.Tensor) -> torch.Tensor:
     return torch.tensor(sigmas, dtype=torch.float32).to(class_labels.device, non_blocking=True)[class_labels]
 
 
+def visibility_targets(targets: PoseTargets, config) -> torch.Tensor:
+    """Returns what the visibility head should predict.
+
+    Args:
+        targets: people of shape (...).
+        config (`DETRPoseConfig`): says whether a visibility of 0 is a class or the lack of a label.
+
+    Returns:
+        `torch.LongTensor` of shape `(..., K)`: COCO's values, and `IGNORED` for keypoints without a label, or that the
+        person's class lacks.
+    """
+    values = targets.visibility_values
+    if not config.predict_absent_keypoints:
+        return values.masked_fill(values == 0, IGNORED)
+    _, is_own = config.keypoint_schema.by_label(range(config.num_labels))
+    if is_own is None:
+        return values
+    is_own = torch.from_numpy(is_own).to(values.device, non_blocking=True)[targets.class_labels]
+    return values.masked_fill(~is_own, IGNORED)
+
+
 def _pad(tensors: list[torch.Tensor]) -> torch.Tensor:
     padded = pad_sequence(list(tensors), batch_first=True)
     # If the whole batch is empty, one padding entry spares all later code a special case.

@@ -18,6 +18,7 @@ def evaluate_model(
     loader: Iterable[dict[str, Any]],
     metric: KeypointMetric,
     progress: bool = True,
+    observe: Callable[[dict[str, Any], Any], None] | None = None,
 ) -> dict[int, Poses]:
     """Predicts the poses in images and returns them, for `metric.score`.
 
@@ -31,6 +32,7 @@ def evaluate_model(
         loader: batches of `evaluation_dataloader`, prepared by accelerate if there are several processes.
         metric: collects the poses; it is reset first.
         progress: whether to show a progress bar.
+        observe: called with each batch and the outputs for it.
     """
     metric.reset()
     device, dtype = getattr(model, "device", None), getattr(model, "dtype", None)
@@ -38,6 +40,8 @@ def evaluate_model(
     for batch in tqdm(loader, desc="evaluating", unit="batch", leave=None, disable=not progress):
         pixel_values = scale(batch["pixel_values"].to(device, non_blocking=True), image_processor)
         outputs = model(pixel_values.to(dtype=dtype))
+        if observe is not None:
+            observe(batch, outputs)
         sizes_hw = torch.stack([labels["orig_size"] for labels in batch["labels"]])
         # Average precision uses poses of any score.
         poses = image_processor.post_process_keypoint_detection(outputs, threshold=0.0, target_sizes=sizes_hw)
