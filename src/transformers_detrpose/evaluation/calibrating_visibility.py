@@ -145,6 +145,6 @@ def measure_visibility(head: DETRPoseVisibilityHead, tokens: Tensor, values: Ten
         count=len(values),
         accuracy=float(is_right.mean()),
         balanced_accuracy=float(torch.stack(shares).mean()) if shares else float("nan"),
-        majority=float(counts.max() / counts.sum()),
+        majority=float(counts.double().max() / counts.sum()),
         auc=area_under_curve(logits.softmax(-1)[:, VISIBILITIES.index("visible")].numpy(), is_visible.numpy()),
     )
