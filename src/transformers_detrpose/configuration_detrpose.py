@@ -106,7 +106,14 @@ class DETRPoseConfig(PretrainedConfig):
         weight_loss_class (`float`, defaults to 2.0): Weight of the classification loss.
         weight_loss_keypoints (`float`, defaults to 10.0): Weight of the L1 loss of keypoints.
         weight_loss_similarity (`float`, defaults to 4.0): Weight of the 1 - KS loss.
+        weight_loss_visibility (`float`, defaults to 1.0): Weight of the loss of the visibility head.
         initializer_bias_prior_prob (`float`, defaults to 0.01): Initial score of the classification heads.
+        use_visibility_head (`bool`, defaults to `False`):
+            Predict whether each keypoint is visible or occluded.
+        predict_absent_keypoints (`bool`, defaults to `False`):
+            Whether the visibility head predicts as well that a keypoint is absent, the class of keypoints with
+            visibility 0. For datasets in which these are outside the image. By default they are left out of the loss,
+            because in COCO, for example, 0 means only that nobody labeled them.
         use_calibration (`bool`, defaults to `False`):
             Whether scores and standard deviations are calibrated; set by `detrpose calibrate`.
         ellipse_radii (`list[float]`, defaults to those of a Gaussian, about 1.18 and 2.15):
@@ -184,7 +191,10 @@ class DETRPoseConfig(PretrainedConfig):
         weight_loss_class: float = 2.0,
         weight_loss_keypoints: float = 10.0,
         weight_loss_similarity: float = 4.0,
+        weight_loss_visibility: float = 1.0,
         initializer_bias_prior_prob: float = 0.01,
+        use_visibility_head: bool = False,
+        predict_absent_keypoints: bool = False,
         use_calibration: bool = False,
         ellipse_radii: list[float] | tuple[float, float] = GAUSSIAN_RADII,
         **kwargs,
@@ -246,7 +256,10 @@ class DETRPoseConfig(PretrainedConfig):
         self.weight_loss_class = weight_loss_class
         self.weight_loss_keypoints = weight_loss_keypoints
         self.weight_loss_similarity = weight_loss_similarity
+        self.weight_loss_visibility = weight_loss_visibility
         self.initializer_bias_prior_prob = initializer_bias_prior_prob
+        self.use_visibility_head = use_visibility_head
+        self.predict_absent_keypoints = predict_absent_keypoints
         self.use_calibration = use_calibration
         self.ellipse_radii = list_of_numbers("ellipse_radii", ellipse_radii)
 
@@ -341,6 +354,8 @@ class DETRPoseConfig(PretrainedConfig):
         require("max_num_bins", self.max_num_bins % 2 == 0, "an even integer")
         require("lqe_top_k", self.lqe_top_k <= self.d_model, f"at most `d_model` = {self.d_model}")
         require("use_calibration", self.use_fdr_heads or not self.use_calibration, "False if `use_fdr_heads` is False")
+        can_be_absent = self.use_visibility_head or not self.predict_absent_keypoints
+        require("predict_absent_keypoints", can_be_absent, "False if `use_visibility_head` is False")
         radii = self.ellipse_radii
         require("ellipse_radii", len(radii) == 2 and 0 < radii[0] < radii[1], "two numbers above 0, in order")
         for field, choices in _CHOICES.items():
@@ -366,6 +381,8 @@ _SWITCHES = (
     "use_trailing_convolutions",
     "use_fdr_heads",
     "use_pose_lqe",
+    "use_visibility_head",
+    "predict_absent_keypoints",
     "use_calibration",
 )
 _CHOICES = {
@@ -415,6 +432,7 @@ _WEIGHTS = (
     "weight_loss_class",
     "weight_loss_keypoints",
     "weight_loss_similarity",
+    "weight_loss_visibility",
 )
 
 

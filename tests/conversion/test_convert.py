@@ -91,6 +91,7 @@ def test_folder_is_complete(converted):
         "denoising.py",
         "field_checks.py",
         "first_batch.py",
+        "heads.py",
         "hybrid_encoder.py",
         "image_processing_detrpose.py",
         "images.py",
@@ -106,6 +107,7 @@ def test_folder_is_complete(converted):
         "pose_targets.py",
         "position_encoding.py",
         "variants.py",
+        "visibility.py",
     }
     config = DETRPoseConfig.from_pretrained(folder)
     assert config.d_model == 128 and config.keypoint_schema == CROWDPOSE_PERSON
