@@ -23,6 +23,8 @@ COMMANDS = {
     "benchmark-training": ("benchmark_training", "measure the time and memory of a training step"),
     "sizes": ("sizes", "print parameters and GFLOPs of every variant"),
     "show-samples": ("show_samples", "draw training samples with their labels"),
+    "convert-dataset": ("convert_dataset", "convert a dataset between COCO's format and YOLO's"),
+    "sigmas": ("sigmas", "estimate the sigmas of keypoints from images annotated twice"),
     "generate-people": ("generate_people", "generate a COCO dataset of articulated figures with exact labels"),
 }
 

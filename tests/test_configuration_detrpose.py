@@ -9,8 +9,8 @@ from transformers import AutoConfig, ResNetConfig
 
 from transformers_detrpose import DETRPoseConfig, DETRPoseForPoseEstimation, KeypointSchema, unite_schemas
 from transformers_detrpose.commands import sizes
-from transformers_detrpose.configuration_detrpose import VARIANTS, hgnet_config, model_name
 from transformers_detrpose.keypoint_schemas import COCO_PERSON, CROWDPOSE_PERSON, SCHEMAS
+from transformers_detrpose.variants import VARIANTS, hgnet_config, model_name
 
 # For COCO: millions of parameters of the fused model; GFLOPs of the official model, as counted by `detrpose sizes`.
 PARAMETERS = {"n": 4.07, "s": 11.51, "m": 20.76, "l": 32.75, "x": 73.34}

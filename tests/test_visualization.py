@@ -286,3 +286,24 @@ class TestDifferentKeypoints:
         result = make_result([[[1, 2], [3, 4], [5, 6], [7, 8]]] * 3, labels=[1, 2, 3])
         visible = to_supervision(result, schema=self.SCHEMA).visible
         assert visible.tolist() == [[True, True, True, False], [True, False, True, True], [False, False, False, True]]
+
+
+class TestVisibility:
+    """The head is visible, the hip occluded and the foot absent."""
+
+    def result(self):
+        result = make_result([[[50, 20], [50, 100], [50, 180]]])
+        return {**result, "keypoint_visibility": torch.tensor([[2, 1, 0]])}
+
+    def test_occluded_joints_are_hollow_and_absent_ones_not_drawn(self):
+        drawn = draw_poses(grey_image(), self.result(), STICK, thickness=5)
+        assert tuple(drawn[20, 50]) == ORANGE
+        assert tuple(drawn[100, 50]) == OUTLINE.as_rgb()
+        assert ORANGE in colors_in(drawn[95:106, 40:47])  # the ring around it
+        assert colors_in(drawn[120:]) == {(128, 128, 128)}  # neither the foot nor the edge to it
+
+    def test_supervision(self):
+        poses = to_supervision(self.result())
+        assert poses.data["visibility"].tolist() == [[2, 1, 0]]
+        assert poses.visible.tolist() == [[True, True, False]]
+        assert "visibility" not in to_supervision(make_result([[[50, 20], [50, 100], [50, 180]]])).data

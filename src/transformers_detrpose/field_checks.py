@@ -20,3 +20,10 @@ def require_field(owner: Any, field: str, condition: bool, accepted: str):
 def is_number(value: Any) -> bool:
     """Returns whether a value is a finite number that JSON can store, not a truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def list_of_numbers(field: str, values: Any) -> list[float]:
+    """Returns the value of a field as a list, or raises `ValueError` if it is not a list or tuple of numbers."""
+    if not isinstance(values, (list, tuple)) or not all(is_number(value) for value in values):
+        raise ValueError(f"`{field}` must be a list of numbers, but got {values!r}.")
+    return list(values)

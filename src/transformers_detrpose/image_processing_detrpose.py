@@ -244,22 +244,25 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
         Args:
             outputs: `DETRPoseForPoseEstimationOutput`, or anything with `logits` (batch, queries, labels),
                 `pred_keypoints` (batch, queries, K, 2) as x, y fractions and, optionally, `pred_keypoint_std` (batch,
-                queries, K, 2), standard deviations in x and y as fractions.
+                queries, K, 2), standard deviations in x and y as fractions, and `pred_visibility` (batch, queries, K,
+                3), logits of visibility.
             threshold: Only poses with a score above this are returned; from 0 to 1.
             target_sizes: (height, width) of each image in pixels, as a list or a tensor (batch, 2). Without them,
                 coordinates are fractions of the image.
 
         Returns:
-            Per image a dictionary of float32 tensors (labels int64) on the outputs' device, best pose first:
+            Per image a dictionary of tensors on the outputs' device, float32 unless said otherwise, best pose first:
 
             - `scores` (n,): probability of the label.
-            - `labels` (n,).
+            - `labels` (n,), int64.
             - `keypoints` (n, K, 2): x, y in pixels. They may lie outside the image. If classes have different
               keypoints, those that the class of a pose lacks are in the middle of its box, with a score and standard
               deviations of 0.
             - `keypoint_scores` (n, K): the expected keypoint similarity of each keypoint, see
               `expected_keypoint_similarity`; without `pred_keypoint_std`, the score of the pose.
             - `keypoint_std` (n, K, 2): standard deviations in x and y in pixels; only with `pred_keypoint_std`.
+            - `keypoint_visibility` (n, K), int64: the most probable of 0 absent, 1 occluded and 2 visible, COCO's
+              values; 0 for keypoints that the class lacks. Only with `pred_visibility`.
             - `boxes` (n, 4): x1, y1, x2, y2 in pixels, around the keypoints that the class has.
 
         Raises:
@@ -316,6 +319,7 @@ class DETRPoseImageProcessor(BaseImageProcessorFast):
             - `score` (): probability of the label.
             - `label` (): class of the pose.
             - `keypoint_std` (K, 2): standard deviations in x and y in pixels; only with `pred_keypoint_std`.
+            - `keypoint_visibility` (K,): 0 absent, 1 occluded or 2 visible; only with `pred_visibility`.
 
         Raises:
             ValueError: as `post_process_keypoint_detection` does.
@@ -362,15 +366,16 @@ def select_poses(
 
     Args:
         outputs: `logits` (batch, queries, labels), `pred_keypoints` (batch, queries, K, 2) as x, y fractions and,
-            optionally, `pred_keypoint_std` of the same shape.
+            optionally, `pred_keypoint_std` of the same shape and `pred_visibility` (batch, queries, K, 3).
         target_sizes: (batch, 2), height and width of each image in pixels.
         is_own: (labels, K) bool, which keypoints the class of each label has; all of them if not given.
 
     Returns:
         The best (query, label) pairs, best first: `scores` (batch, queries), `labels` (batch, queries) int64,
         `keypoints` (batch, queries, K, 2) as x, y in pixels, `keypoint_std` (batch, queries, K, 2) in pixels, unscaled,
-        if the outputs have it, and `boxes` (batch, queries, 4) as x1, y1, x2, y2 in pixels, around the keypoints that
-        the class has. The others are in the middle of the box, where they do not matter to anything computed from it.
+        and `keypoint_visibility` (batch, queries, K) int64, if the outputs have them, and `boxes` (batch, queries, 4)
+        as x1, y1, x2, y2 in pixels, around the keypoints that the class has. The others are in the middle of the box,
+        where they do not matter to anything computed from it.
     """
     num_queries, num_labels = outputs["logits"].shape[1:]
     scores, pairs = outputs["logits"].float().sigmoid().flatten(1).topk(num_queries, dim=1)
@@ -380,6 +385,10 @@ def select_poses(
     for name, output in (("keypoints", "pred_keypoints"), ("keypoint_std", "pred_keypoint_std")):
         if output in outputs:
             poses[name] = _take_queries(outputs[output].float(), queries) * scale
+    if "pred_visibility" in outputs:
+        # By `topk`, not `argmax`: the validation of an exported graph knows what to do with ties of rankings.
+        values = outputs["pred_visibility"].topk(1, dim=-1).indices
+        poses["keypoint_visibility"] = _take_queries(values, queries).squeeze(-1)
     if is_own is None:
         boxes = torch.cat((poses["keypoints"].amin(dim=2), poses["keypoints"].amax(dim=2)), dim=-1)
         return {**poses, "boxes": boxes}
@@ -407,8 +416,8 @@ def score_keypoints(
         is_own: (labels, K) bool, as for [`select_poses`].
 
     Returns:
-        The poses with `keypoint_scores` (..., K) and, if present, `keypoint_std` (..., K, 2); 0 for keypoints that the
-        class of a pose lacks.
+        The poses with `keypoint_scores` (..., K) and, if present, `keypoint_std` (..., K, 2) and `keypoint_visibility`
+        (..., K); 0 for keypoints that the class of a pose lacks.
     """
     scores, keypoints, boxes = poses["scores"], poses["keypoints"], poses["boxes"]
     if is_own is not None:
@@ -422,15 +431,19 @@ def score_keypoints(
         scored["keypoint_std"] = deviations
     else:
         scored["keypoint_scores"] = scores.unsqueeze(-1).expand(keypoints.shape[:-1])
+    if "keypoint_visibility" in poses:
+        scored["keypoint_visibility"] = poses["keypoint_visibility"]
     if is_own is not None:
         scored["keypoint_scores"] = scored["keypoint_scores"] * is_own
         if "keypoint_std" in scored:
             scored["keypoint_std"] = scored["keypoint_std"] * is_own.unsqueeze(-1)
+        if "keypoint_visibility" in scored:
+            scored["keypoint_visibility"] = scored["keypoint_visibility"] * is_own
     return {**scored, "boxes": boxes}
 
 
 def _take_queries(values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """Gathers the queries (batch, n, 1, 1) from values (batch, queries, K, 2)."""
+    """Gathers the queries (batch, n, 1, 1) from values (batch, queries, K, any)."""
     return values.gather(1, queries.expand(-1, -1, *values.shape[2:]))
 
 
@@ -445,12 +458,12 @@ def _list_poses(result: dict[str, torch.Tensor], schema: KeypointSchema | None) 
         "score": result["scores"],
         "label": result["labels"],
     }
-    if "keypoint_std" in result:
-        columns["keypoint_std"] = result["keypoint_std"]
+    optional = ("keypoint_std", "keypoint_visibility")
+    columns |= {name: result[name] for name in optional if name in result}
     poses = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     if schema is None or schema.classes is None:
         return poses
-    of_keypoints = [name for name in ("keypoints", "scores", "labels", "keypoint_std") if name in columns]
+    of_keypoints = [name for name in ("keypoints", "scores", "labels", *optional) if name in columns]
     for pose in poses:
         own = list(schema.of_class(int(pose["label"])).indices)
         pose.update({name: pose[name][own] for name in of_keypoints})
@@ -473,8 +486,15 @@ def _output_tensors(outputs) -> dict[str, torch.Tensor]:
             f"`pred_keypoint_std` must have the shape of `pred_keypoints`, {tuple(keypoints.shape)}, "
             f"but got {tuple(deviations.shape)}."
         )
+    visibility = getattr(outputs, "pred_visibility", None)
+    if visibility is not None and visibility.shape != (*keypoints.shape[:3], 3):
+        raise ValueError(
+            f"`pred_visibility` must have the shape {(*keypoints.shape[:3], 3)} to go with `pred_keypoints`, "
+            f"but got {tuple(visibility.shape)}."
+        )
     tensors = {"logits": logits, "pred_keypoints": keypoints}
-    return tensors if deviations is None else {**tensors, "pred_keypoint_std": deviations}
+    optional = {"pred_keypoint_std": deviations, "pred_visibility": visibility}
+    return tensors | {name: value for name, value in optional.items() if value is not None}
 
 
 def _size_tensor(target_sizes, batch_size: int, device: torch.device) -> torch.Tensor:

@@ -19,6 +19,9 @@ DEFAULT_SIGMA = 0.05
 # Area of a person relative to their bounding box, where there is no segmentation.
 PERSON_TO_BOX_AREA = 0.53
 
+# Of a keypoint, by COCO's value: 0 absent or not labeled, 1 labeled but not visible, 2 labeled and visible.
+VISIBILITIES = ("absent", "occluded", "visible")
+
 
 @dataclass(frozen=True)
 class KeypointSchema:

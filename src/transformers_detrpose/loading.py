@@ -11,9 +11,10 @@ import torch
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from .configuration_detrpose import VARIANTS, DETRPoseConfig
+from .configuration_detrpose import DETRPoseConfig
 from .image_processing_detrpose import DETRPoseImageProcessor
 from .modeling_detrpose import DETRPoseForPoseEstimation
+from .variants import VARIANTS
 
 # Trained on generated figures only, and bundled with this package; with the picture to show what it does.
 DEMONSTRATION_MODEL = Path(__file__).with_name("demonstration_model")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from .denoising import DenoisingQueries, positive_matches
-from .pose_targets import PoseTargets, keypoint_sigmas, pad_targets
+from .pose_targets import IGNORED, PoseTargets, keypoint_sigmas, pad_targets, visibility_targets
 
 # Keeps similarities above 0, and avoids division by 0 for people without a labeled keypoint.
 _KS_EPSILON = 1e-6
@@ -50,7 +50,7 @@ def pose_estimation_loss(
     Args:
         output_sets: by the name of each set, "logits" (B, Q, C) and "pred_keypoints" (B, Q, K, 2), x, y as fractions of
             the image. "" is the last decoder layer, "0", "1", ... are the earlier ones; there are also "initial" and
-            "encoder".
+            "encoder". With a visibility head, the last layer also has "pred_visibility" (B, Q, K, 3).
         labels: one dictionary per image with `class_labels` (n,), `keypoints` (n, K, 3), x, y as fractions of the image
             and visibility, and `area` (n,) as fractions of the image area. They are not checked here, see
             `validate_labels`.
@@ -62,7 +62,8 @@ def pose_estimation_loss(
 
     Returns:
         The sum of all weighted losses, and each of them by name: "loss_class", "loss_keypoints" and "loss_similarity",
-        followed by "_{name}" of the set (nothing for the last layer) or "_denoising_{name}".
+        followed by "_{name}" of the set (nothing for the last layer) or "_denoising_{name}"; with a visibility head,
+        "loss_visibility".
 
     Raises:
         ValueError: if a matching cost is not finite, or the denoising arguments do not match each other or the labels.
@@ -78,6 +79,9 @@ def pose_estimation_loss(
 
     losses = _losses_by_set(outputs, targets.at(matches), targets.at(union), num_people, num_union_matches, config)
     loss_dict = _named_losses(losses, [f"_{name}" if name else "" for name in output_sets])
+    if "pred_visibility" in output_sets[""]:
+        loss = visibility_loss(output_sets[""]["pred_visibility"], targets.at(union), config) / num_union_matches
+        loss_dict["loss_visibility"] = config.weight_loss_visibility * loss
     if denoising_queries is not None:
         outputs = stack_output_sets(denoising_output_sets)
         num_groups = denoising_queries.num_groups
@@ -279,6 +283,21 @@ def similarity_loss(outputs: OutputSets, matched: PoseTargets, sigmas: Tensor, c
     """1 - KS of the matches."""
     similarity = _matched_similarity(outputs, matched, sigmas)
     return ((1 - similarity) * matched.is_person).flatten(1).sum(1)
+
+
+def visibility_loss(pred_visibility: Tensor, matched: PoseTargets, config) -> Tensor:
+    """Sum over the matches of the cross entropy of their keypoints' visibility, the mean over K.
+
+    Args:
+        pred_visibility (`torch.FloatTensor` of shape `(..., K, 3)`): logits of absent, occluded and visible.
+        matched: the person matched to each query, of shape (...).
+        config (`DETRPoseConfig`): the configuration, see [`visibility_targets`].
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
+    """
+    logits, values = pred_visibility.float().flatten(0, -2), visibility_targets(matched, config).flatten()
+    return F.cross_entropy(logits, values, ignore_index=IGNORED, reduction="sum") / config.num_keypoints
 
 
 CLASSIFICATION_LOSSES = {"ksvf": ksvf_loss, "focal": focal_loss}

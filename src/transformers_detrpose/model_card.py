@@ -2,6 +2,7 @@
 
 from .configuration_detrpose import DETRPoseConfig
 from .configuration_ecvit import is_ecvit
+from .keypoint_schemas import VISIBILITIES
 
 _DETRPOSE = """\
 DETRPose predicts the keypoints of every person in an image in one pass, without a person detector, non-maximum
@@ -44,7 +45,7 @@ Labels: {classes}.
 {keypoints}
 
 At most {num_queries} instances per image. A keypoint's score is its expected similarity to the true position under the
-predicted distribution; it does not say whether the keypoint is visible.
+predicted distribution; it does not say whether the keypoint is visible{visibility}.
 {metrics}"""
 
 
@@ -83,6 +84,7 @@ def model_card(
         classes=", ".join(f"{label} ({index})" for index, label in config.id2label.items()),
         keypoints=_describe_keypoints(config),
         num_queries=config.num_queries,
+        visibility=f", which `keypoint_visibility` does: {_visibilities(config)}" if config.use_visibility_head else "",
         metrics=f"\n## Measured\n\n| metric | value |\n|---|---|\n{rows}" if rows else "",
     )
 
@@ -96,3 +98,8 @@ def _describe_keypoints(config: DETRPoseConfig) -> str:
         for label, own in schema.classes.items()
     ]
     return "\n".join(["Keypoints per instance:", "", *rows])
+
+
+def _visibilities(config: DETRPoseConfig) -> str:
+    first = 0 if config.predict_absent_keypoints else 1
+    return ", ".join(f"{name} ({value})" for value, name in list(enumerate(VISIBILITIES))[first:])

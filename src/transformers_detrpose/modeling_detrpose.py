@@ -5,10 +5,9 @@ H, distribution bins R + 1, labels C. All points are (x, y) as fractions of the 
 """
 
 import math
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +33,14 @@ from .calibration import CALIBRATIONS, DETRPoseCalibration, initial_values
 from .configuration_detrpose import DETRPoseConfig
 from .denoising import DenoisingQueries, clamped_logit, make_denoising_queries
 from .first_batch import check_pixel_values, warn_of_unscaled_images
+from .heads import DETRPoseMLP, without_autocast
 from .hybrid_encoder import DETRPoseHybridEncoder
 from .loss_detrpose import pose_estimation_loss
 from .model_card import model_card
 from .modeling_ecvit import make_backbone, supports_sdpa
 from .pose_targets import validate_labels
 from .position_encoding import pixel_centers, sine_position_encoding
+from .visibility import VISIBILITY_HEADS
 
 # The largest float16; larger activations would become infinite in half precision.
 MAX_ACTIVATION = 65504.0
@@ -111,6 +112,9 @@ class DETRPoseForPoseEstimationOutput(ModelOutput):
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*, returned with labels): Sum of all weighted losses.
         loss_dict (`dict[str, torch.Tensor]`, *optional*, returned with labels): The weighted losses by name.
+        pred_visibility (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints, 3)`, *optional*):
+            Logits, in float32, of each keypoint's visibility: 0 absent, 1 occluded, 2 visible. Without
+            `config.predict_absent_keypoints`, the probability of 0 is zero. `None` without a visibility head.
     """
 
     loss: torch.FloatTensor | None = None
@@ -119,6 +123,7 @@ class DETRPoseForPoseEstimationOutput(ModelOutput):
     pred_keypoints: torch.FloatTensor | None = None
     pred_keypoint_std: torch.FloatTensor | None = None
     pred_distributions: torch.FloatTensor | None = None
+    pred_visibility: torch.FloatTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
     encoder_last_hidden_state: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
@@ -142,23 +147,8 @@ def weighting_function(config: DETRPoseConfig, device: torch.device) -> torch.Te
     return step.sign() * torch.where(step.abs() == half, 2 * bound, offsets)
 
 
-def without_autocast(device: torch.device):
-    """Returns a context without autocast, for computations that are too inaccurate in half precision."""
-    # Autocast is not available on the meta device, where costs are counted.
-    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
-
-
 # Layers with their own initialization. Each is a class because, for models outside its package, transformers 5 calls
 # `_init_weights` only with modules that hold parameters themselves, not with their parents.
-
-
-class DETRPoseOutputLinear(DETRPoseZeroLinear):
-    """The last layer of a head, computed in float32, as half precision is too coarse for its predictions."""
-
-    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        with without_autocast(hidden_state.device):
-            return F.linear(hidden_state.float(), self.weight.float(), self.bias.float())
 
 
 class DETRPoseClassHead(nn.Linear):
@@ -170,22 +160,6 @@ class DETRPoseClassHead(nn.Linear):
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         with without_autocast(hidden_state.device):
             return F.linear(hidden_state.float(), self.weight.float(), self.bias.float())
-
-
-class DETRPoseMLP(nn.Module):
-    """Linear layers with activations in between."""
-
-    def __init__(self, config, in_features, hidden_features, out_features, num_layers, last_layer=DETRPoseOutputLinear):
-        super().__init__()
-        sizes = [in_features, *[hidden_features] * (num_layers - 1)]
-        layers = [nn.Linear(size, next_size) for size, next_size in pairwise(sizes)]
-        self.layers = nn.ModuleList([*layers, last_layer(hidden_features, out_features)])
-        self.activation = ACT2FN[config.decoder_activation_function]
-
-    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers[:-1]:
-            hidden_state = self.activation(layer(hidden_state))
-        return self.layers[-1](hidden_state)
 
 
 class DETRPosePositionHead(DETRPoseMLP):
@@ -879,6 +853,7 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
     def __init__(self, config: DETRPoseConfig):
         super().__init__(config)
         self.model = DETRPoseModel(config)
+        self.visibility_head = VISIBILITY_HEADS[config.use_visibility_head](config)
         self.calibration = CALIBRATIONS[config.use_calibration](config)
         self.post_init()
 
@@ -951,22 +926,23 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
+        outputs = self.visibility_head(outputs)
         loss, loss_dict = None, None
         if labels is not None:
             loss, loss_dict = self._compute_loss(outputs, labels, denoising_queries, loss_divisors)
         outputs = DETRPoseForPoseEstimationOutput(loss=loss, loss_dict=loss_dict, **self.calibration(outputs))
         return outputs if return_dict else outputs.to_tuple()
 
-    def output_sets(self, outputs: DETRPoseForPoseEstimationOutput) -> dict[str, dict[str, torch.Tensor]]:
+    def output_sets(self, outputs: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
         """Returns the outputs that the losses compare with the labels, by the names that [`pose_estimation_loss`] has
         for them; `outputs` are those of a model in training mode, or with labels."""
-        last = {"logits": outputs.logits, "pred_keypoints": outputs.pred_keypoints}
+        last = {name: outputs[name] for name in ("logits", "pred_keypoints", "pred_visibility") if name in outputs}
         names = ("encoder", *self.model.decoder.output_set_names[:-1])
-        return {"": last, **dict(zip(names, outputs.auxiliary_outputs, strict=True))}
+        return {"": last, **dict(zip(names, outputs["auxiliary_outputs"], strict=True))}
 
     def _compute_loss(
         self,
-        outputs: DETRPoseModelOutput,
+        outputs: Mapping[str, Any],
         labels: list[dict],
         denoising_queries: DenoisingQueries | None,
         divisors: torch.Tensor | None,
@@ -975,7 +951,7 @@ class DETRPoseForPoseEstimation(DETRPosePreTrainedModel):
         denoising_sets = None
         if denoising_queries is not None:
             names = self.model.decoder.output_set_names
-            denoising_sets = dict(zip(names, outputs.denoising_outputs, strict=True))
+            denoising_sets = dict(zip(names, outputs["denoising_outputs"], strict=True))
         loss, loss_dict = self.loss_function(
             self.output_sets(outputs), labels, self.config, denoising_queries, denoising_sets, divisors
         )

@@ -10,6 +10,7 @@ from transformers import AutoModelForKeypointDetection, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .images import load_rgb_image
+from .keypoint_schemas import VISIBILITIES
 
 TASK = "keypoint-detection"
 
@@ -97,7 +98,8 @@ class KeypointDetectionPipeline(Pipeline):
             - **box** (`dict[str, int]`): `xmin`, `ymin`, `xmax`, `ymax` around the keypoints in pixels, as integers
               (truncated, not rounded), as in other transformers pipelines.
             - **keypoints** (`list[dict]`): in the order of the skeleton of the class, `name`, `x` and `y` in pixels,
-              and `score`, the expected keypoint similarity; all `float`.
+              and `score`, the expected keypoint similarity; all `float`. With a visibility head also `visibility`
+              (`str`), which is "visible", "occluded" or "absent".
             - **track_id** (`int`): with a tracker, the number of the person, or -1 if the pose belongs to no track.
 
         Raises:
@@ -122,6 +124,7 @@ class KeypointDetectionPipeline(Pipeline):
             "logits": outputs.logits,
             "pred_keypoints": outputs.pred_keypoints,
             "pred_keypoint_std": getattr(outputs, "pred_keypoint_std", None),
+            "pred_visibility": getattr(outputs, "pred_visibility", None),
             "target_sizes": target_sizes,
         }
 
@@ -143,6 +146,11 @@ class KeypointDetectionPipeline(Pipeline):
             poses["keypoint_scores"].tolist(),
         )
         described = [self._describe_pose(*pose) for pose in zip(*columns, strict=True)]
+        if "keypoint_visibility" in poses:
+            schema = self.model.config.keypoint_schema
+            for pose, label, values in zip(described, columns[1], poses["keypoint_visibility"].tolist(), strict=True):
+                for keypoint, index in zip(pose["keypoints"], schema.of_class(label).indices, strict=True):
+                    keypoint["visibility"] = VISIBILITIES[values[index]]
         if tracker is not None:
             for pose, track_id in zip(described, poses["track_id"].tolist(), strict=True):
                 pose["track_id"] = track_id

@@ -12,6 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 # Labels are fractions of the image; anything larger than this is in pixels.
 _LARGEST_FRACTION = 10.0
+# Marks keypoints without a visibility to predict; the default of `cross_entropy`.
+IGNORED = -100
 # Keypoint similarity divides by the area; its gradient would be NaN for the smallest floats.
 _SMALLEST_AREA = 1e-20
 
@@ -27,6 +29,7 @@ class PoseTargets:
         class_labels (`torch.LongTensor` of shape `(...)`): label ids.
         keypoints (`torch.FloatTensor` of shape `(..., K, 2)`): x, y as fractions of the image, 0 where unlabeled.
         visibility (`torch.FloatTensor` of shape `(..., K)`): 1 where labeled, else 0.
+        visibility_values (`torch.LongTensor` of shape `(..., K)`): COCO's 0, 1 or 2; `IGNORED` for padding.
         area (`torch.FloatTensor` of shape `(...)`): areas as fractions of the image area.
         is_person (`torch.BoolTensor` of shape `(...)`): True for people with a labeled keypoint, False for padding.
     """
@@ -34,6 +37,7 @@ class PoseTargets:
     class_labels: torch.Tensor
     keypoints: torch.Tensor
     visibility: torch.Tensor
+    visibility_values: torch.Tensor
     area: torch.Tensor
     is_person: torch.Tensor
 
@@ -50,6 +54,7 @@ class PoseTargets:
             class_labels=self.class_labels[image, index],
             keypoints=self.keypoints[image, index],
             visibility=self.visibility[image, index] * is_person.unsqueeze(-1),
+            visibility_values=self.visibility_values[image, index].masked_fill(~is_person.unsqueeze(-1), IGNORED),
             area=self.area[image, index],
             is_person=is_person,
         )
@@ -72,6 +77,7 @@ def pad_targets(labels: list[Mapping[str, torch.Tensor]]) -> PoseTargets:
         class_labels=_pad([image["class_labels"] for image in labels]),
         keypoints=keypoints[..., :2].masked_fill(~labelled.unsqueeze(-1), 0.0),
         visibility=labelled.float(),
+        visibility_values=keypoints[..., 2].long().masked_fill(~is_person.unsqueeze(-1), IGNORED),
         area=_pad([image["area"] for image in labels]).float().masked_fill(~is_person, 1.0),
         is_person=is_person,
     )
@@ -93,6 +99,27 @@ def keypoint_sigmas(config, class_labels: torch.Tensor) -> torch.Tensor:
         return torch.tensor(schema.sigmas).to(class_labels.device, non_blocking=True)
     sigmas, _ = schema.by_label(range(config.num_labels))
     return torch.tensor(sigmas, dtype=torch.float32).to(class_labels.device, non_blocking=True)[class_labels]
+
+
+def visibility_targets(targets: PoseTargets, config) -> torch.Tensor:
+    """Returns what the visibility head should predict.
+
+    Args:
+        targets: people of shape (...).
+        config (`DETRPoseConfig`): says whether a visibility of 0 is a class or the lack of a label.
+
+    Returns:
+        `torch.LongTensor` of shape `(..., K)`: COCO's values, and `IGNORED` for keypoints without a label, or that the
+        person's class lacks.
+    """
+    values = targets.visibility_values
+    if not config.predict_absent_keypoints:
+        return values.masked_fill(values == 0, IGNORED)
+    _, is_own = config.keypoint_schema.by_label(range(config.num_labels))
+    if is_own is None:
+        return values
+    is_own = torch.from_numpy(is_own).to(values.device, non_blocking=True)[targets.class_labels]
+    return values.masked_fill(~is_own, IGNORED)
 
 
 def _pad(tensors: list[torch.Tensor]) -> torch.Tensor:

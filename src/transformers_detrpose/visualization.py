@@ -6,7 +6,7 @@ import numpy as np
 import supervision as sv
 from PIL import Image
 
-from .keypoint_schemas import KeypointSchema
+from .keypoint_schemas import VISIBILITIES, KeypointSchema
 
 # Adjacent colors are easy to tell apart, and each contrasts with skin, grass, sky and asphalt.
 PALETTE = sv.ColorPalette.from_hex(
@@ -29,10 +29,10 @@ def to_supervision(
     Args:
         result: Poses of one image as `post_process_keypoint_detection` returns them, tensors or arrays: `scores` (n,),
             `labels` (n,), `keypoints` (n, K, 2) as x, y in pixels, `keypoint_scores` (n, K), and `boxes` (n, 4) as
-            x1, y1, x2, y2 in pixels; optionally `keypoint_std` (n, K, 2), standard deviations in x and y in pixels, and
-            `track_id` (n,).
+            x1, y1, x2, y2 in pixels; optionally `keypoint_std` (n, K, 2), standard deviations in x and y in pixels,
+            `keypoint_visibility` (n, K) and `track_id` (n,).
         keypoint_threshold: Keypoints with a lower score or with coordinates that are not finite are marked as not
-            visible.
+            visible, which keeps annotators from drawing them; so are absent ones, but not occluded ones.
         id2label: Names of the labels; if given, stored as `data["class_name"]`.
         schema: The keypoint schema, `model.config.keypoint_schema`; needed only if classes have different keypoints:
             those that the class of a pose lacks are marked as not visible.
@@ -40,7 +40,8 @@ def to_supervision(
     Returns:
         `supervision.KeyPoints` of n poses in the same order, with the boxes as `data["xyxy"]`, track ids, if there are
         any, as `data["track_id"]` and, if there are standard deviations, `data["covariance"]` (n, K, 2, 2), which
-        supervision's ellipse annotators draw.
+        supervision's ellipse annotators draw; with a visibility head, `data["visibility"]` (n, K), 0 absent, 1 occluded
+        or 2 visible.
     """
     scores, labels, keypoints, keypoint_scores, boxes = (
         _to_numpy(result[key]) for key in ("scores", "labels", "keypoints", "keypoint_scores", "boxes")
@@ -51,17 +52,20 @@ def to_supervision(
     if "keypoint_std" in result:
         variances = _to_numpy(result["keypoint_std"]).astype(np.float32) ** 2
         data["covariance"] = variances[..., None] * np.eye(2, dtype=np.float32)
+    is_shown = (keypoint_scores >= keypoint_threshold) & np.isfinite(keypoints).all(axis=-1)
+    if "keypoint_visibility" in result:
+        data["visibility"] = _to_numpy(result["keypoint_visibility"]).astype(int)
+        is_shown &= data["visibility"] != VISIBILITIES.index("absent")
     if id2label is not None:
         data["class_name"] = np.array([id2label[int(label)] for label in labels], dtype=str)
-    visible = (keypoint_scores >= keypoint_threshold) & np.isfinite(keypoints).all(axis=-1)
     if schema is not None and schema.classes is not None:
-        visible &= schema.by_label(labels)[1]
+        is_shown &= schema.by_label(labels)[1]
     return sv.KeyPoints(
         xy=keypoints.astype(np.float32),
         class_id=labels.astype(int),
         keypoint_confidence=keypoint_scores.astype(np.float32),
         detection_confidence=scores.astype(np.float32),
-        visible=visible,
+        visible=is_shown,
         data=data,
     )
 
@@ -77,6 +81,8 @@ def draw_poses(
     ellipse_radii: Sequence[float] = (),
 ) -> Image.Image | np.ndarray:
     """Draws the poses of one image, the best on top, each in its own color.
+
+    With `keypoint_visibility`, occluded keypoints are hollow, and absent ones and their edges are not drawn.
 
     Args:
         image: PIL image, or RGB array of shape (height, width, 3) and type uint8.
@@ -155,7 +161,7 @@ def _line_thickness(size_hw: tuple[int, int], box_xyxy: np.ndarray) -> int:
 
 
 def _draw_pose(scene: np.ndarray, pose: sv.KeyPoints, color: sv.Color, edges, thickness: int):
-    """Draws one pose on an RGB array: lines and points in its color, with a dark outline."""
+    """Draws one pose on an RGB array: lines, and points, hollow if occluded, in its color with a dark outline."""
     border = max(1, round(thickness / 3))
     radius = round(1.2 * thickness)
     window, pose = _cut_out(scene, pose, margin=radius + border + 1)
@@ -170,6 +176,10 @@ def _draw_pose(scene: np.ndarray, pose: sv.KeyPoints, color: sv.Color, edges, th
     drawn = window.copy()
     for annotator in annotators:
         drawn = annotator.annotate(drawn, pose)
+    if "visibility" in pose.data:
+        is_occluded = pose.data["visibility"] == VISIBILITIES.index("occluded")
+        occluded = sv.KeyPoints(xy=pose.xy, visible=pose.visible & is_occluded)
+        drawn = sv.VertexAnnotator(OUTLINE, round(0.6 * radius)).annotate(drawn, occluded)
     window[:] = drawn
 
 
@@ -196,7 +206,7 @@ def _cut_out(scene: np.ndarray, pose: sv.KeyPoints, margin: int) -> tuple[np.nda
     shown = xy[pose.visible] if pose.visible.any() else np.zeros((1, 2))
     x1, y1 = np.maximum(np.floor(shown.min(axis=0)) - margin, 0).astype(int)
     x2, y2 = np.maximum(np.ceil(shown.max(axis=0)) + margin, 0).astype(int)
-    data = {name: value for name, value in pose.data.items() if name == "covariance"}
+    data = {name: value for name, value in pose.data.items() if name in ("covariance", "visibility")}
     return scene[y1:y2, x1:x2], sv.KeyPoints(xy=xy - np.array([x1, y1]), visible=pose.visible, data=data)
 
 

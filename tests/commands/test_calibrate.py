@@ -93,6 +93,54 @@ def test_training_starts_without_calibration(folder, calibrated):
     assert not [name for name in model.state_dict() if name.startswith("calibration")]
 
 
+class TestVisibility:
+    @pytest.fixture
+    def annotations(self, folder):
+        """The people, three times, with every third keypoint occluded and every sixth not labeled."""
+        content = json.loads((folder / "people.json").read_text())
+        for index, person in enumerate(content["annotations"]):
+            person["keypoints"][2::3] = [2, 1, 2 * (index % 2)]
+        content["images"] = [{**image, "id": image["id"] + n} for n in (0, 100, 200) for image in content["images"]]
+        people = content["annotations"]
+        content["annotations"] = [
+            {**person, "id": person["id"] + 1000 * n, "image_id": person["image_id"] + n}
+            for n in (0, 100, 200)
+            for person in people
+        ]
+        (folder / "visibility.json").write_text(json.dumps(content))
+        return folder / "visibility.json"
+
+    @pytest.mark.parametrize("is_absent", [False, True])
+    def test_fits_a_head(self, folder, annotations, tmp_path, capsys, is_absent):
+        flags = ["--visibility"] + is_absent * ["--predict-absent-keypoints"]
+        assert calibrate.main([*arguments(folder, tmp_path / "out", annotations=annotations), *flags]) == 0
+        model = load_model(str(tmp_path / "out"))
+        assert model.config.use_visibility_head and model.config.predict_absent_keypoints == is_absent
+        assert model.config.use_calibration and model.visibility_head.mlp.layers[-1].weight.abs().sum() > 0
+        before, after = (load_file(path / "model.safetensors") for path in (folder / "model", tmp_path / "out"))
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+        assert {tensor.dtype for tensor in after.values() if tensor.is_floating_point()} == {torch.float16}
+        text = capsys.readouterr().out
+        assert "part with the most frequent one" in text and "area under curve, visible" in text
+
+    def test_is_kept_by_a_calibration_without_it_and_replaced_by_one_with_it(self, folder, annotations, tmp_path):
+        first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+        flags = ["--visibility", "--predict-absent-keypoints"]
+        assert calibrate.main([*arguments(folder, first, annotations=annotations), *flags]) == 0
+        assert calibrate.main(arguments(folder, second, model=first, annotations=annotations)) == 0
+        assert calibrate.main([*arguments(folder, third, model=first, annotations=annotations), "--visibility"]) == 0
+        heads = [load_model(str(path)).visibility_head.state_dict() for path in (first, second)]
+        assert all(torch.equal(value, heads[1][name]) for name, value in heads[0].items())
+        assert not load_model(str(third)).config.predict_absent_keypoints
+
+    def test_errors(self, folder, tmp_path, capsys):
+        assert calibrate.main([*arguments(folder, tmp_path / "out"), "--visibility"]) == 1
+        assert "more than one kind" in capsys.readouterr().err  # all keypoints are visible
+        assert calibrate.main([*arguments(folder, tmp_path / "out"), "--predict-absent-keypoints"]) == 1
+        assert "must be given together with --visibility" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -153,7 +153,7 @@ class TestVideos:
         monkeypatch.setattr(reading, "_upright", lambda frame: decoded.append(1) or decode(frame))
 
         def slow_predict(self, batch, *arguments):
-            predicted.extend(batch.sizes_hw)
+            predicted.extend(batch.boxes)
             ahead.append(len(decoded) - len(predicted))
             return predict_batch(self, batch, *arguments)
 

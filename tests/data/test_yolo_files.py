@@ -32,6 +32,13 @@ def read(yolo, split="train", schema=None):
     return read_annotations(yolo.file, schema, split)
 
 
+def test_names_of_a_known_skeleton_have_its_edges(yolo):
+    """Also with `flip_idx`, which Ultralytics' files of COCO have."""
+    yolo.content |= {"kpt_names": list(COCO_PERSON.names), "kpt_shape": [17, 3]}
+    yolo.content["flip_idx"] = list(COCO_PERSON.flip_permutation)
+    assert read_coco_categories(yolo.file)[0] == COCO_PERSON
+
+
 class TestContent:
     def test_a_person(self, yolo):
         yolo.add("train/a.png", LINE)

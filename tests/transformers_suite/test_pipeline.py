@@ -25,7 +25,7 @@ from transformers_detrpose import (
     KeypointDetectionPipeline,
     KeypointSchema,
 )
-from transformers_detrpose.configuration_detrpose import hgnet_config
+from transformers_detrpose.variants import hgnet_config
 
 TASK = "keypoint-detection"
 SCHEMA = KeypointSchema(names=("top", "left", "right"))

@@ -7,9 +7,11 @@ the same paths.
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
+from ..loading import first_line
 from .jobs import Job
 from .shards import Counts, Shard
 
@@ -52,13 +54,15 @@ def annotate_on_ray(
         cpus_per_worker: CPUs that Ray reserves for each, which are also its threads.
 
     Raises:
-        ValueError: if a worker fails otherwise than by dying.
-        ConnectionError: if there is no cluster at the address.
+        ValueError: if there is no cluster at the address, or a worker fails otherwise than by dying.
     """
     local = {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, round(num_workers * cpus_per_worker))}
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
-    ray.init(address=address, **quiet, **({} if address else local))
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the command has a progress bar
+    try:
+        ray.init(address=address, **quiet, **({} if address else local))
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster at {address or 'this machine'}: {first_line(error)}") from error
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the command reports errors and progress itself
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -74,7 +78,12 @@ def annotate_on_ray(
         for row in done.iter_rows():
             yield Counts(**{name: int(row[name]) for name in Counts._fields})
     except ray.exceptions.RayError as error:
-        # The rest is a traceback through Ray.
-        raise ValueError(f"a worker failed: {str(error).strip().splitlines()[-1]}") from error
+        raise ValueError(f"a worker failed: {_root_cause(error)}") from error
     finally:
         ray.shutdown()
+
+
+def _root_cause(error: BaseException) -> str:
+    """Returns the first error in a text that holds the worker's traceback and those of Ray, which followed from it."""
+    lines = str(error).strip().splitlines()
+    return next((line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)), lines[-1])

@@ -8,6 +8,10 @@ that it was trained on, where its errors are smaller. The weights of the network
 beside them and used wherever the model is, also after an export. The order of scores, and so average precision, stays
 the same. A calibrated model is calibrated anew.
 
+With --visibility, the model also gets a head that says whether each keypoint is visible or occluded, if the annotations
+do. By default keypoints with visibility 0 are left out, because it often means that nobody labeled them. Where it means
+that a keypoint is not in the image, --predict-absent-keypoints makes that a third answer, "absent".
+
 Printed is the expected calibration error of the scores, and the part of the keypoints within the ellipses that should
 contain 50 % and 90 % of them; with `--val-images` and `--val-annotations` on those images, which is the honest way.
 """
@@ -18,7 +22,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from ..configuration_detrpose import GAUSSIAN_RADII
+from ..configuration_detrpose import GAUSSIAN_RADII, DETRPoseConfig
 from ..data import CocoAnnotations, CocoPoseDataset, evaluation_dataloader, read_annotations
 from ..evaluation import CocoKeypoints, evaluate_model
 from ..evaluation.calibrating import (
@@ -30,6 +34,13 @@ from ..evaluation.calibrating import (
     measure,
     observe,
     uncalibrated_confidence,
+)
+from ..evaluation.calibrating_visibility import (
+    KeypointTokens,
+    VisibilityMeasures,
+    fit_visibility,
+    measure_visibility,
+    with_visibility,
 )
 from ..evaluation.matching import match_poses
 from ..files import check_new_folder, whole_folder
@@ -61,35 +72,76 @@ ROWS = {
     "coverage_50": "part within the 50 % ellipses",
     "coverage_90": "part within the 90 % ellipses",
 }
+# And of `measure_visibility`.
+VISIBILITY_ROWS = {
+    "accuracy": "part predicted correctly",
+    "balanced_accuracy": "the same, mean over visibilities",
+    "majority": "part with the most frequent one",
+    "auc": "area under curve, visible",
+}
 
 
 def calibrate(arguments: argparse.Namespace):
     """Calibrates the model, and prints how well."""
-    if arguments.val_images and not arguments.val_annotations:
-        raise CommandError("--val-images and --val-annotations must be given together")
-    check_new_folder(arguments.output)
+    check(arguments)
     device = check_device(arguments.device)
-    if (Path(arguments.model) / "model.onnx").is_file():
-        raise CommandError(f"--model {arguments.model} is an exported model: calibrate the model that it was made from")
-    # Without an earlier calibration, which is replaced.
-    schema = schema_of_model(load_config(arguments.model), arguments.schema)
-    changes = {"keypoint_schema": schema.to_dict(), "use_calibration": False, "ellipse_radii": GAUSSIAN_RADII}
-    config = load_config(arguments.model, **changes)
-    if not config.use_fdr_heads:
-        raise CommandError(f"--model {arguments.model} has no FDR heads, and so no standard deviations to calibrate")
-    model = load_model(arguments.model, config).eval().to(device)
+    model = load_model(arguments.model, uncalibrated_config(arguments)).eval().to(device)
     sets = {"annotations": read(arguments, model)}
     if arguments.val_annotations:
         sets["val-annotations"] = read(arguments, model, "val_")
 
-    poses = {name: match(arguments, model, *data) for name, data in sets.items()}
+    tokens = {name: KeypointTokens(visibility_config(arguments)) for name in sets if arguments.visibility}
+    poses = {name: match(arguments, model, *data, tokens.get(name)) for name, data in sets.items()}
     fitted = fit_calibration(poses["annotations"])
     radii = fit_radii(poses["annotations"], fitted)
+    visibility = fit_and_measure_visibility(model, tokens) if tokens else {}
     save(arguments, calibrated(model, fitted, radii))
     print(f"{arguments.output}: 50 % and 90 % ellipses have radii of {radii[0]:.2f} and {radii[1]:.2f} deviations")
     for name, part in poses.items():
         print(f"{len(part.matched_logits)} people found in the images of --{name}")
         report(part, fitted, radii)
+        if name in visibility:
+            report_visibility(visibility[name])
+
+
+def check(arguments: argparse.Namespace):
+    """Checks the options, before anything is loaded."""
+    if arguments.val_images and not arguments.val_annotations:
+        raise CommandError("--val-images and --val-annotations must be given together")
+    if arguments.predict_absent_keypoints and not arguments.visibility:
+        raise CommandError("--predict-absent-keypoints must be given together with --visibility")
+    check_new_folder(arguments.output)
+    if (Path(arguments.model) / "model.onnx").is_file():
+        raise CommandError(f"--model {arguments.model} is an exported model: calibrate the model that it was made from")
+
+
+def uncalibrated_config(arguments: argparse.Namespace, **changes) -> DETRPoseConfig:
+    """Returns the configuration of the model without what is fitted here, an earlier one of which is replaced."""
+    schema = schema_of_model(load_config(arguments.model), arguments.schema)
+    changes |= {"keypoint_schema": schema.to_dict(), "use_calibration": False, "ellipse_radii": GAUSSIAN_RADII}
+    if arguments.visibility:
+        changes = {"use_visibility_head": False, "predict_absent_keypoints": False, **changes}
+    config = load_config(arguments.model, **changes)
+    if not config.use_fdr_heads:
+        raise CommandError(f"--model {arguments.model} has no FDR heads, and so no standard deviations to calibrate")
+    return config
+
+
+def visibility_config(arguments: argparse.Namespace) -> DETRPoseConfig:
+    """Returns the same with the visibility head to fit."""
+    is_absent = arguments.predict_absent_keypoints
+    return uncalibrated_config(arguments, use_visibility_head=True, predict_absent_keypoints=is_absent)
+
+
+def fit_and_measure_visibility(
+    model: DETRPoseForPoseEstimation, tokens: dict[str, KeypointTokens]
+) -> dict[str, VisibilityMeasures]:
+    """Gives the model a visibility head fitted to the tokens of --annotations, and measures it on all of them."""
+    fitted = tokens["annotations"]
+    head = fit_visibility(fitted.config, *fitted.gather())
+    measures = {name: measure_visibility(head, *found.gather()) for name, found in tokens.items()}
+    with_visibility(model, head)
+    return measures
 
 
 def read(arguments: argparse.Namespace, model: DETRPoseForPoseEstimation, prefix: str = "") -> tuple:
@@ -109,13 +161,15 @@ def match(
     model: DETRPoseForPoseEstimation,
     annotations: CocoAnnotations,
     dataset: CocoPoseDataset,
+    tokens: KeypointTokens | None,
 ) -> Observations:
-    """Predicts the poses in some images and matches them to the people."""
+    """Predicts the poses in some images and matches them to the people, and collects tokens of keypoints if given."""
     schema = model.config.keypoint_schema
     processor = unscaled_processor(arguments.model, schema)
     metric = CocoKeypoints(annotations, schema, max_poses=model.config.num_queries)
     loader = evaluation_dataloader(dataset, arguments.batch_size, processor, arguments.num_workers)
-    return observe(match_poses(metric, evaluate_model(model.fuse(), processor, loader, metric)), schema)
+    see = None if tokens is None else tokens.observe
+    return observe(match_poses(metric, evaluate_model(model.fuse(), processor, loader, metric, observe=see)), schema)
 
 
 def unscaled_processor(name: str, schema: KeypointSchema) -> DETRPoseImageProcessor:
@@ -145,6 +199,13 @@ def report(poses: Observations, fitted: dict[str, torch.Tensor], radii: list[flo
         print(f"{text:36}  {before[name]:6.3f}  {after[name]:6.3f}")
 
 
+def report_visibility(found: VisibilityMeasures):
+    """Prints how often the visibility of keypoints is predicted."""
+    print(f"visibility of {found.count} keypoints")
+    for name, text in VISIBILITY_ROWS.items():
+        print(f"{text:36}  {'':6}  {getattr(found, name):6.3f}")
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(
@@ -164,6 +225,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_split(parser, "val")
     add_split(parser, "test", "--val-split", "--val-annotations")
     add_schema(parser, "the model's, also in the calibrated model")
+    parser.add_argument("--visibility", action="store_true", help="also fit a head for the visibility of keypoints")
+    parser.add_argument(
+        "--predict-absent-keypoints",
+        action="store_true",
+        help='with --visibility: learn visibility 0 as "absent", where it does not mean "not labeled"',
+    )
     parser.add_argument("--batch-size", type=count, default=16, help="images per batch")
     add_num_workers(parser)
     parser.add_argument("--max-images", type=count, help="use only the first images of each file")

@@ -9,12 +9,12 @@ of ECPose, becomes an otherwise untrained model, from which training starts.
 
 import argparse
 
-from ..configuration_detrpose import VARIANTS
 from ..conversion.detrpose import convert_file, describe_origin
 from ..conversion.published import download_model
 from ..conversion.saving import save_converted
 from ..files import check_new_folder
 from ..keypoint_schemas import SCHEMAS
+from ..variants import VARIANTS
 from .command_line import CommandError, run_command, show_log
 
 

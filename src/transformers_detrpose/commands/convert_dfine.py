@@ -8,11 +8,11 @@ were initialized from D-FINE trained on Objects365.
 
 import argparse
 
-from ..configuration_detrpose import DETRPOSE_VARIANTS
 from ..conversion.dfine import convert_dfine
 from ..conversion.saving import Origin, save_converted
 from ..files import check_new_folder
 from ..keypoint_schemas import SCHEMAS
+from ..variants import DETRPOSE_VARIANTS
 from .command_line import run_command, show_log
 
 

@@ -12,10 +12,11 @@ import argparse
 import torch
 from tqdm import tqdm
 
-from ..configuration_detrpose import DETRPOSE_VARIANTS, VARIANTS, DETRPoseConfig, model_name
+from ..configuration_detrpose import DETRPoseConfig
 from ..deployment.benchmarking.costs import count_costs
 from ..keypoint_schemas import SCHEMAS
 from ..modeling_detrpose import DETRPoseForPoseEstimation
+from ..variants import DETRPOSE_VARIANTS, VARIANTS, model_name
 from .command_line import count, run_command
 
 

@@ -13,10 +13,11 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..configuration_detrpose import VARIANTS, DETRPoseConfig
+from ..configuration_detrpose import DETRPoseConfig
 from ..keypoint_schemas import SCHEMAS
 from ..loading import first_line
 from ..modeling_detrpose import DETRPoseForPoseEstimation, DETRPoseModel
+from ..variants import VARIANTS
 from .names import COUNTER
 
 StateDict = dict[str, torch.Tensor]

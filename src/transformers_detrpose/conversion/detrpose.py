@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ..configuration_detrpose import DETRPOSE_VARIANTS, DETRPoseConfig, model_name
+from ..configuration_detrpose import DETRPoseConfig
 from ..configuration_ecvit import is_ecvit
 from ..modeling_detrpose import DETRPoseForPoseEstimation
+from ..variants import DETRPOSE_VARIANTS, model_name
 from .checkpoints import StateDict, check_variant, fill, read_state_dict
 from .names import COMPUTED, is_bare_ecvit, is_dfine, official_table, translate
 from .saving import Origin

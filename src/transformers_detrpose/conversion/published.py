@@ -11,9 +11,9 @@ from urllib.request import Request, urlopen
 from huggingface_hub import constants, hf_hub_url
 from tqdm import tqdm
 
-from ..configuration_detrpose import DETRPOSE_VARIANTS, model_name
 from ..loading import first_line
 from ..modeling_detrpose import DETRPoseForPoseEstimation
+from ..variants import DETRPOSE_VARIANTS, model_name
 from .detrpose import convert_detrpose, describe_origin
 from .saving import save_converted
 

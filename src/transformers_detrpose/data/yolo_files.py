@@ -5,7 +5,7 @@ import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def read_yolo(path: str | os.PathLike, split: str) -> YoloSplit:
     files = _image_files(dataset, split)
     source = f"{dataset.source} ({split})"
     problems = Problems(source)
-    sizes_hw = _read_sizes(files, problems)
+    sizes_hw = read_sizes(files, problems)
     problems.raise_any()
 
     image_ids = _image_ids(files)
@@ -214,7 +214,7 @@ def _schemas(
             problems.add("the file", "`kpt_names`", f"{num_keypoints} names, as in `kpt_shape`", found)
             continue
         try:
-            schemas[index] = KeypointSchema.from_coco_category({"keypoints": found, **own})
+            schemas[index] = replace(KeypointSchema.from_coco_category({"keypoints": found}), **own)
         except ValueError as error:
             raise DataError(f"{problems.source}: `kpt_names`: {error}") from error
     return schemas
@@ -254,6 +254,12 @@ def _image_files(dataset: YoloDataset, split: str) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
+def split_folder(dataset: YoloDataset, split: str) -> Path:
+    """Returns the folder that the images of a split are in: that of the split, if it is one, or the dataset's."""
+    paths = [_existing(dataset, text, split) for text in dataset.splits[split]]
+    return paths[0] if len(paths) == 1 and paths[0].is_dir() else dataset.folder
+
+
 def _existing(dataset: YoloDataset, text: str, split: str) -> Path:
     # Roboflow writes `../train/images` for the folder `train/images` beside the file.
     candidates = [text] + ([text[3:]] if text.startswith("../") else [])
@@ -279,7 +285,7 @@ def _read_text(file: Path) -> str:
         raise DataError(f"{file}: not a text file ({error}).") from error
 
 
-def _read_sizes(files: Sequence[Path], problems: Problems) -> list[tuple[int, int]]:
+def read_sizes(files: Sequence[Path], problems: Problems) -> list[tuple[int, int]]:
     """Returns the height and width of upright images, from their headers; (1, 1) for unreadable ones."""
 
     def size_of(file: Path) -> tuple[int, int] | Exception:

@@ -67,12 +67,14 @@ class FusedDETRPoseForPoseEstimation(DETRPoseForPoseEstimation):
     Args:
         config: the model's configuration.
         model: the network, with its modules replaced.
+        visibility_head: the visibility head, likewise.
         calibration: the calibration of its outputs.
     """
 
-    def __init__(self, config, model: DETRPoseModel, calibration: nn.Module):
+    def __init__(self, config, model: DETRPoseModel, visibility_head: nn.Module, calibration: nn.Module):
         super(DETRPoseForPoseEstimation, self).__init__(config)
         self.model = model
+        self.visibility_head = visibility_head
         self.calibration = calibration
         self.eval().requires_grad_(False)
 
@@ -115,10 +117,13 @@ def fuse(model: DETRPoseForPoseEstimation, target: str = "pytorch") -> FusedDETR
         raise ValueError(f"`target` must be one of {', '.join(map(repr, TARGETS))}, but got {target!r}.")
     if isinstance(model, FusedDETRPoseForPoseEstimation) or not isinstance(model, DETRPoseForPoseEstimation):
         raise ValueError(f"`model` must be a DETRPoseForPoseEstimation that is not fused, but got {type(model)}.")
-    network = copy.deepcopy(model.model).eval().float()
-    network = replace_modules(network, replacements(target, model))
+    table = replacements(target, model)
+    network, visibility_head = (
+        replace_modules(copy.deepcopy(module).eval().float(), table).to(model.dtype)
+        for module in (model.model, model.visibility_head)
+    )
     config, calibration = copy.deepcopy((model.config, model.calibration))
-    fused = FusedDETRPoseForPoseEstimation(config, network.to(model.dtype), calibration)
+    fused = FusedDETRPoseForPoseEstimation(config, network, visibility_head, calibration)
     return fused.to(memory_format=torch.channels_last)
 
 

@@ -5,10 +5,11 @@ from torch import nn
 
 from ..configuration_detrpose import DETRPoseConfig
 from ..image_processing_detrpose import MINIMUM_SIDE_PIXELS, keypoint_tables, score_keypoints, select_poses
+from ..keypoint_schemas import VISIBILITIES
 from ..modeling_detrpose import DETRPoseForPoseEstimation
 
 MODEL_FILE = "model.onnx"
-POSE_OUTPUTS = ("scores", "labels", "keypoints", "keypoint_scores", "boxes")
+POSE_OUTPUTS = ("scores", "labels", "keypoints", "keypoint_scores", "boxes")  # and `keypoint_visibility`
 
 
 class DETRPoseGraph(nn.Module):
@@ -52,9 +53,16 @@ def output_shapes(config: DETRPoseConfig, post_process: bool = False) -> dict[st
     queries, keypoints = config.num_queries, config.keypoint_schema.num_keypoints
     if post_process:
         shapes = ((), (), (keypoints, 2), (keypoints,), (4,))
-        return {name: (queries, *shape) for name, shape in zip(POSE_OUTPUTS, shapes, strict=True)}
+        shapes = dict(zip(POSE_OUTPUTS, shapes, strict=True))
+        if config.use_visibility_head:
+            shapes["keypoint_visibility"] = (keypoints,)
+        return {name: (queries, *shape) for name, shape in shapes.items()}
     shapes = {"logits": (queries, config.num_labels), "pred_keypoints": (queries, keypoints, 2)}
-    return {**shapes, "pred_keypoint_std": (queries, keypoints, 2)} if config.use_fdr_heads else shapes
+    if config.use_fdr_heads:
+        shapes["pred_keypoint_std"] = (queries, keypoints, 2)
+    if config.use_visibility_head:
+        shapes["pred_visibility"] = (queries, keypoints, len(VISIBILITIES))
+    return shapes
 
 
 def compute_outputs(
@@ -73,8 +81,8 @@ def compute_outputs(
 
     Returns:
         By default `logits` (batch, queries, labels), `pred_keypoints` and, with FDR heads, `pred_keypoint_std` (batch,
-        queries, K, 2), x and y as fractions of the image. With `post_process`, `POSE_OUTPUTS`, see
-        [`score_keypoints`].
+        queries, K, 2), x and y as fractions of the image, and, with a visibility head, `pred_visibility` (batch,
+        queries, K, 3). With `post_process`, `POSE_OUTPUTS`, see [`score_keypoints`].
     """
     outputs = model(pixel_values, return_dict=True)
     outputs = {name: outputs[name] for name in output_shapes(model.config)}
@@ -84,4 +92,4 @@ def compute_outputs(
     sigmas, is_own = keypoint_tables(config.keypoint_schema, config.num_labels, pixel_values.device)
     poses = select_poses(outputs, target_sizes, is_own)
     poses = score_keypoints(poses, sigmas, MINIMUM_SIDE_PIXELS, not config.use_calibration, is_own)
-    return {name: poses[name] for name in POSE_OUTPUTS}
+    return {name: poses[name] for name in output_shapes(config, post_process)}

@@ -34,6 +34,8 @@ class DETRPosePoses(ModelOutput):
             Expected keypoint similarity of each keypoint, 0 for those that the class lacks.
         boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`):
             x1, y1, x2, y2 in pixels, around the keypoints that the class has.
+        keypoint_visibility (`torch.Tensor` of shape `(batch_size, num_queries, num_keypoints)`, *optional*):
+            0 absent, 1 occluded or 2 visible; 0 for those that the class lacks. `None` without a visibility head.
     """
 
     scores: torch.FloatTensor | None = None
@@ -41,6 +43,7 @@ class DETRPosePoses(ModelOutput):
     keypoints: torch.FloatTensor | None = None
     keypoint_scores: torch.FloatTensor | None = None
     boxes: torch.FloatTensor | None = None
+    keypoint_visibility: torch.LongTensor | None = None
 
 
 class ORTDETRPoseForPoseEstimation(nn.Module):
@@ -145,9 +148,9 @@ class ORTDETRPoseForPoseEstimation(nn.Module):
             target_sizes: (batch, 2), height and width of each image in pixels, for a model exported with poses.
 
         Returns:
-            `DETRPoseForPoseEstimationOutput` with `logits`, `pred_keypoints` and, with FDR heads, `pred_keypoint_std`,
-            or [`DETRPosePoses`] from a model exported with poses; with arrays if `pixel_values` is an array, else
-            tensors.
+            `DETRPoseForPoseEstimationOutput` with `logits`, `pred_keypoints` and, with the heads for them,
+            `pred_keypoint_std` and `pred_visibility`, or [`DETRPosePoses`] from a model exported with poses; with
+            arrays if `pixel_values` is an array, else tensors.
 
         Raises:
             ValueError: if the shape of an input is wrong, or `target_sizes` is missing or not accepted.

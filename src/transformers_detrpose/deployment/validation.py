@@ -161,10 +161,13 @@ class GivenRankings(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if func not in (torch.topk, torch.Tensor.topk):
             return result
-        if not self.indices or self.indices[0].shape != result.indices.shape:
+        # Independent ones may be in another order in the graph, but those of visibility have a shape of their own.
+        shape = result.indices.shape
+        position = next((number for number, given in enumerate(self.indices) if given.shape == shape), None)
+        if position is None:
             raise ExportError("the graph's rankings do not match the model's.")
         dim = {"dim": -1, **dict(zip(("input", "k", "dim"), args, strict=False)), **(kwargs or {})}["dim"]
-        indices = self.indices.pop(0)
+        indices = self.indices.pop(position)
         values = args[0].gather(dim, indices)
         self.difference = float(
             np.maximum(self.difference, difference(values.cpu().numpy(), result.values.cpu().numpy()))

@@ -22,8 +22,8 @@ def coco_records(
 
     Args:
         poses: as returned by `post_process_keypoint_detection`, as tensors or arrays: `scores` (n,), `labels` (n,) and
-            `keypoints` (n, K, 2), x, y in pixels; optionally `keypoint_scores` (n, K) and `boxes` (n, 4), x1, y1, x2,
-            y2 in pixels.
+            `keypoints` (n, K, 2), x, y in pixels; optionally `keypoint_scores` (n, K), `keypoint_visibility` (n, K) and
+            `boxes` (n, 4), x1, y1, x2, y2 in pixels.
         decimals: decimal places of coordinates and keypoint scores; not rounded if `None`.
         schema: the keypoint schema, needed only if classes have different keypoints: each pose then has those of its
             class, in its order.
@@ -33,7 +33,8 @@ def coco_records(
         For each pose, `category_id`, `keypoints` (x, y and score of each keypoint in turn) and `score`. Without
         `keypoint_scores`, the third number is 1: the format requires it, but scoring ignores it. With `boxes`, also
         `bbox` (x, y, width, height), from which COCO computes the area that makes an unmatched pose medium or large;
-        otherwise COCO derives the box from the keypoints.
+        otherwise COCO derives the box from the keypoints. With `keypoint_visibility`, also that, as COCO's values 0, 1
+        and 2, which are no part of the format.
     """
 
     def rounded(values: Any) -> np.ndarray:
@@ -56,6 +57,10 @@ def coco_records(
         boxes[:, 2:] -= boxes[:, :2]
         for record, box in zip(records, boxes.tolist(), strict=True):
             record["bbox"] = box
+    if "keypoint_visibility" in poses:
+        values = np.asarray(torch.as_tensor(poses["keypoint_visibility"]).cpu())
+        for record, pose in zip(records, values, strict=True):
+            record["keypoint_visibility"] = own(pose, record["category_id"]).tolist()
     return records
 
 

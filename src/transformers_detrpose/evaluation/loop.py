@@ -1,6 +1,7 @@
 """The evaluation loop for any model (trained, fused or exported), on one or more processes."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ def evaluate_model(
     progress: bool = True,
     tiles: Tiles | None = None,
     tiles_at_once: int | None = None,
+    observe: Callable[[dict[str, Any], Any], None] | None = None,
 ) -> dict[int, Poses]:
     """Predicts the poses in images and returns them, for `metric.score`.
 
@@ -36,7 +38,15 @@ def evaluate_model(
         progress: whether to show a progress bar.
         tiles: how the loader divides large images, see `evaluation_dataloader`.
         tiles_at_once: maximum number of images and tiles that the model sees at once; all of a batch if not given.
+        observe: called with each batch and the outputs for it; not with tiles, of which an image has several.
     """
+
+    def run(pixel_values: torch.Tensor, batch: dict[str, Any]) -> Any:
+        outputs = model(pixel_values.to(dtype=dtype))
+        if observe is not None:
+            observe(batch, outputs)
+        return outputs
+
     metric.reset()
     device, dtype = getattr(model, "device", None), getattr(model, "dtype", None)
     # `leave=None`: the bar stays unless it is nested in another one.
@@ -45,6 +55,6 @@ def evaluate_model(
         sizes_hw = torch.stack([labels["orig_size"] for labels in batch["labels"]]).tolist()
         boxes = [[whole_image(size_hw)] if tiles is None else tiles.boxes(size_hw) for size_hw in sizes_hw]
         # Average precision uses poses of any score.
-        poses = predict_tiles(model, image_processor, pixel_values.to(dtype=dtype), boxes, 0.0, tiles_at_once)
+        poses = predict_tiles(partial(run, batch=batch), image_processor, pixel_values, boxes, 0.0, tiles_at_once)
         metric.update([int(labels["image_id"]) for labels in batch["labels"]], poses)
     return metric.gather()

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..configuration_detrpose import VARIANTS
 from ..conversion.published import published_folder
 from ..loading import DEMONSTRATION_MODEL, first_line, load_image_processor, load_pose_estimator
 from ..pose_arrays import Poses
 from ..tiles import Box, Tiles, crop, predict_tiles, whole_image
+from ..variants import VARIANTS
 from ..video import remove_duplicates
 from ..visualization import draw_poses
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..configuration_detrpose import VARIANTS, DETRPoseConfig
+from ..configuration_detrpose import DETRPoseConfig
 from ..data import Augmentation, Phase, paper_phases
 from ..data.augmentation import NO_AUGMENTATION
+from ..variants import VARIANTS
 
 
 @dataclass(frozen=True)

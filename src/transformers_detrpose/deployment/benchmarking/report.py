@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from ...configuration_detrpose import VARIANTS
 from ...image_processing_detrpose import DETRPoseImageProcessor
 from ...loading import DEMONSTRATION_MODEL, SAMPLE_PICTURE, load_image_processor, load_model
 from ...modeling_detrpose import DETRPoseForPoseEstimation
+from ...variants import VARIANTS
 from .backends import Setting, fused
 from .benchmark import Benchmark
 from .measuring import Laps, describe_machine
