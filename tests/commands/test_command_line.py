@@ -127,9 +127,11 @@ def test_count():
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "many"])
-def test_number_of_workers(text, capsys):
+def test_number_of_workers(text, capsys, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)  # PyTorch warns of more
     parser = ArgumentParser()
     add_num_workers(parser)
+    assert parser.parse_args([]).num_workers == 2
     assert parser.parse_args(["--num-workers", "0"]).num_workers == 0
     with pytest.raises(SystemExit):
         parser.parse_args(["--num-workers", text])

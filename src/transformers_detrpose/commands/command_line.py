@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -180,8 +181,8 @@ def add_device(parser: argparse.ArgumentParser):
 
 
 def add_num_workers(parser: argparse._ActionsContainer, help: str = "processes that load images"):
-    """Adds `--num-workers`, the number of a data loader's processes."""
-    parser.add_argument("--num-workers", type=number(0, kind=int), default=4, help=help)
+    """Adds `--num-workers`, the number of a data loader's processes: at most 4, and no more than there are CPUs."""
+    parser.add_argument("--num-workers", type=number(0, kind=int), default=min(4, os.cpu_count() or 1), help=help)
 
 
 def check_device(name: str) -> torch.device:
