@@ -296,6 +296,7 @@ def test_metrics_have_losses_and_rates(trained):
         (["--size", "96"], "--size was 64 and is 96 now"),
         (["--mixup", "0"], "--mixup was 0.25 and is 0"),
         (["--recipe", "coco"], "--recipe was None and is coco now"),
+        (["--no-share-keypoints"], "--no-share-keypoints was False and is True now"),
     ],
 )
 def test_resuming_compares_arguments(dataset, trained, capsys, monkeypatch, options, message):

@@ -97,7 +97,7 @@ def test_the_simulated_device_notices_what_waits_for_it():
 @pytest.mark.parametrize("counts", [[2, 1], [0, 0]], ids=["people", "nobody"])
 def test_a_step_waits_for_the_device_once(monkeypatch, counts):
     """For the matching. With blocking copies, `item` or `nonzero` anywhere in it there would be more."""
-    model = make_model(num_denoising=6)
+    model = make_model(num_denoising=6, use_visibility_head=True)
     training = training_of(model)
     # A GPU has fused optimisers, and events to wait for when a copy is read later.
     module = importlib.import_module("torch.optim.optimizer")
@@ -144,7 +144,7 @@ def gradients(model, batches):
 
 def test_accumulated_gradients_are_those_of_one_batch(device):
     """However people fall to the batches, one of which has none."""
-    model = make_model(device, num_denoising=0)
+    model = make_model(device, num_denoising=0, use_visibility_head=True)
     whole = make_batch(model.config, [3, 1, 1, 1, 0, 0])
     parts = [{name: values[i : i + 2] for name, values in whole.items()} for i in (0, 2, 4)]
     expected, found = gradients(model, [whole]), gradients(model, parts)
@@ -222,7 +222,8 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(caplog):
 
 def test_processes_agree_to_stop():
     """Whatever process got the signal, all of them see it in the same report."""
-    shares = SimpleNamespace(num_processes=2, reduce=lambda values, how: values + torch.tensor([0, 0, 0, 0, 0, 0.5]))
+    share_of_other = torch.tensor([0.0] * (len(steps.LOSSES) + 1) + [0.5])
+    shares = SimpleNamespace(num_processes=2, reduce=lambda values, how: values + share_of_other)
     reports = StepReports(shares, Progress(), SignalWatch())
     reports.send(1, [], losses(1.0), torch.tensor(1.0))
     assert not reports.must_stop

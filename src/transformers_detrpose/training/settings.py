@@ -8,9 +8,9 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 FIXED = (
-    "model", "set", "unfreeze_backbone_norms", "recipe", "train_annotations", "val_annotations", "schema", "size",
-    "no_augment", "base_size_repeats", "mixup", "copy_paste", "seed", "batch_size", "gradient_accumulation_steps",
-    "num_processes",
+    "model", "set", "unfreeze_backbone_norms", "recipe", "train_annotations", "val_annotations", "schema",
+    "no_share_keypoints", "size", "no_augment", "base_size_repeats", "mixup", "copy_paste", "seed", "batch_size",
+    "gradient_accumulation_steps", "num_processes",
 )  # fmt: skip
 CHANGEABLE = (
     "epochs", "lr", "backbone_lr", "lr_drop_epoch", "warmup_steps", "weight_decay", "max_grad_norm", "ema_decay",

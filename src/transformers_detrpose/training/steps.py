@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from .progress import Progress
 
-# The reported losses: the sum of all, and those of the last decoder layer.
-LOSSES = ("loss", "loss_class", "loss_keypoints", "loss_similarity")
+# The reported losses: the sum of all, those of the last decoder layer, and that of the visibility head if there is one.
+LOSSES = ("loss", "loss_class", "loss_keypoints", "loss_similarity", "loss_visibility")
 
 
 class LoadingError(Exception):
@@ -162,11 +162,12 @@ class StepReports:
         Raises:
             ValueError: see `Progress.take`.
         """
-        values = torch.stack([*(losses[name].detach() for name in LOSSES), grad_norm.detach()]).float()
+        losses = {name: losses[name].detach() for name in LOSSES if name in losses}
+        values = torch.stack([*losses.values(), grad_norm.detach()]).float()
         values = F.pad(values, (0, 1), value=float(self.watch.number is not None))
         if self.accelerator.num_processes > 1:
             values = self.accelerator.reduce(values, "mean")
-        sent = step, image_ids, *copy_to_host(values)
+        sent = step, image_ids, list(losses), *copy_to_host(values)
         report = self.receive()
         self._sent = sent
         return report
@@ -179,11 +180,11 @@ class StepReports:
         """
         if self._sent is None:
             return None
-        (step, image_ids, values, arrived), self._sent = self._sent, None
+        (step, image_ids, names, values, arrived), self._sent = self._sent, None
         if arrived is not None:
             arrived.synchronize()  # returns at once if the matching of the next step has already waited
         *losses, grad_norm, stop = values.tolist()
-        report = StepReport(step, image_ids, dict(zip(LOSSES, losses, strict=True)), grad_norm)
+        report = StepReport(step, image_ids, dict(zip(names, losses, strict=True)), grad_norm)
         self._stop_is_reported |= stop > 0
         self.progress.take(report)
         return report
