@@ -68,6 +68,7 @@ class DETRPoseModelTester:
             lqe_hidden_dim=8,
             num_denoising=4,
             num_denoising_labels=2,
+            use_visibility_head=True,
         )
 
     def get_labels(self):
