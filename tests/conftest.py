@@ -24,7 +24,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Checks the device, chooses it in transformers' own tests, too, and computes in full float32 on it."""
+    """Checks the device, chooses it in transformers' own tests, too, and computes in full float32 on it.
+
+    Processes that test side by side share the CPU.
+    """
     name = config.getoption("--device")
     try:
         check_device(name)
@@ -33,6 +36,8 @@ def pytest_configure(config):
     os.environ["TRANSFORMERS_TEST_DEVICE"] = name  # read when transformers.testing_utils is imported
     # Where there is a GPU, accelerate would choose it, but most tests of training compare bit by bit.
     os.environ["ACCELERATE_USE_CPU"] = "true"
+    num_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
@@ -62,12 +67,11 @@ def signals():
 
 
 @pytest.fixture(autouse=True)
-def log_handlers():
-    """Removes the handler with which a command shows the log: later tests would print what the library logs."""
+def quiet_log():
+    """Undoes how commands show the log, in earlier tests and in fixtures: what the library logs would be printed."""
     logger = logging.getLogger("transformers_detrpose")
-    before = list(logger.handlers)
-    yield
-    logger.handlers[:] = before
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
