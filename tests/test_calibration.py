@@ -17,6 +17,7 @@ FITTED = {
     "score_bias": torch.tensor(0.25),
     "log_factors": torch.tensor([-1.0, 0.0, 0.5]),
     "log_factor_slope": torch.tensor(-0.5),
+    "log_factor_weights": torch.linspace(-1, 1, 33)[:32],
 }
 RADII = [0.75, 2.5]
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -55,17 +56,19 @@ def test_scores_keep_their_order():
 
 
 def test_factors_by_hand():
-    factors = deviation_factors(torch.tensor([2.0]), FITTED["log_factors"], FITTED["log_factor_slope"])
-    torch.testing.assert_close(factors, torch.tensor([[math.exp(-2), math.exp(-1), math.exp(-0.5)]]))
+    tokens = torch.zeros(1, 3, 32)
+    tokens[0, 2, :2] = torch.tensor([1.0, -2.0])
+    factors = deviation_factors(torch.tensor([2.0]), tokens, FITTED)
+    expected = [math.exp(-2), math.exp(-1), math.exp(-0.5 - 1 + 2 * 0.9375)]
+    torch.testing.assert_close(factors, torch.tensor([expected]))
 
 
 def test_outputs_of_the_model(outputs):
     plain, fitted = outputs
     assert torch.equal(fitted.pred_keypoints, plain.pred_keypoints)
     best = plain.logits.amax(-1)
-    expected = plain.pred_keypoint_std * deviation_factors(
-        best, FITTED["log_factors"], FITTED["log_factor_slope"]
-    ).unsqueeze(-1)
+    factors = deviation_factors(best, plain.last_hidden_state[:, :, 1:], FITTED)
+    expected = plain.pred_keypoint_std * factors.unsqueeze(-1)
     torch.testing.assert_close(fitted.pred_keypoint_std, expected)
     expected = calibrate_logits(plain.logits, FITTED["score_exponents"], FITTED["score_bias"])
     torch.testing.assert_close(fitted.logits, expected)

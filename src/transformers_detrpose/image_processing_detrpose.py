@@ -359,6 +359,20 @@ def keypoint_tables(
     return sigmas, None if is_own is None else torch.tensor(is_own, device=device)
 
 
+def rank_poses(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns the best (query, label) pairs of each image, as many as there are queries, best first.
+
+    Args:
+        logits: (batch, queries, labels).
+
+    Returns:
+        Their scores, queries and labels, each (batch, queries).
+    """
+    num_queries, num_labels = logits.shape[1:]
+    scores, pairs = logits.float().sigmoid().flatten(1).topk(num_queries, dim=1)
+    return scores, pairs // num_labels, pairs % num_labels
+
+
 def select_poses(
     outputs: Mapping[str, torch.Tensor], target_sizes: torch.Tensor, is_own: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
@@ -377,18 +391,16 @@ def select_poses(
         as x1, y1, x2, y2 in pixels, around the keypoints that the class has. The others are in the middle of the box,
         where they do not matter to anything computed from it.
     """
-    num_queries, num_labels = outputs["logits"].shape[1:]
-    scores, pairs = outputs["logits"].float().sigmoid().flatten(1).topk(num_queries, dim=1)
-    queries = (pairs // num_labels)[..., None, None]
+    scores, queries, labels = rank_poses(outputs["logits"])
     scale = target_sizes.float().flip(1)[:, None, None]
-    poses = {"scores": scores, "labels": pairs % num_labels}
+    poses = {"scores": scores, "labels": labels}
     for name, output in (("keypoints", "pred_keypoints"), ("keypoint_std", "pred_keypoint_std")):
         if output in outputs:
-            poses[name] = _take_queries(outputs[output].float(), queries) * scale
+            poses[name] = take_queries(outputs[output].float(), queries) * scale
     if "pred_visibility" in outputs:
         # By `topk`, not `argmax`: the validation of an exported graph knows what to do with ties of rankings.
         values = outputs["pred_visibility"].topk(1, dim=-1).indices
-        poses["keypoint_visibility"] = _take_queries(values, queries).squeeze(-1)
+        poses["keypoint_visibility"] = take_queries(values, queries).squeeze(-1)
     if is_own is None:
         boxes = torch.cat((poses["keypoints"].amin(dim=2), poses["keypoints"].amax(dim=2)), dim=-1)
         return {**poses, "boxes": boxes}
@@ -442,9 +454,9 @@ def score_keypoints(
     return {**scored, "boxes": boxes}
 
 
-def _take_queries(values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """Gathers the queries (batch, n, 1, 1) from values (batch, queries, K, any)."""
-    return values.gather(1, queries.expand(-1, -1, *values.shape[2:]))
+def take_queries(values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """Gathers the queries (batch, n) from values (batch, queries, K, any)."""
+    return values.gather(1, queries[..., None, None].expand(-1, -1, *values.shape[2:]))
 
 
 def _list_poses(result: dict[str, torch.Tensor], schema: KeypointSchema | None) -> list[dict[str, torch.Tensor]]:

@@ -620,7 +620,7 @@ class DETRPosePreTrainedModel(PreTrainedModel):
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
             init_norm(module)
         elif isinstance(module, DETRPoseCalibration):
-            for name, value in initial_values(self.config.num_keypoints).items():
+            for name, value in initial_values(self.config.num_keypoints, self.config.d_model).items():
                 init_copy(getattr(module, name), value)
 
     @torch.no_grad()

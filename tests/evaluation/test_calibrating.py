@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from transformers_detrpose.calibration import calibrate_logits
 from transformers_detrpose.evaluation import CocoKeypoints
 from transformers_detrpose.evaluation.calibrating import (
     Observations,
+    PoseTokens,
     calibrated_confidence,
     fit_calibration,
     fit_radii,
@@ -26,6 +28,7 @@ BOX = torch.tensor([0.0, 0.0, 100.0, 200.0], dtype=torch.float64)
 FALLOFF = (0.53 * 100 * 200 * (2 * SIGMAS) ** 2).sqrt()
 TRUE_LOG_FACTORS = torch.tensor([-1.0, -1.5, -0.5, -1.0], dtype=torch.float64)
 TRUE_SLOPE = -0.3
+TRUE_WEIGHTS = torch.tensor([0.5, 0.0, -0.2], dtype=torch.float64)
 
 
 def draw_poses(count, seed, outliers=0.0):
@@ -37,7 +40,9 @@ def draw_poses(count, seed, outliers=0.0):
 
     logits = normal(count)
     deviations = FALLOFF[:, None] * (0.3 * normal(count, 4, 2)).exp()
-    true = deviations * (TRUE_LOG_FACTORS + TRUE_SLOPE * logits[:, None]).exp().unsqueeze(-1)
+    tokens = normal(count, 4, 3)
+    log_factors = TRUE_LOG_FACTORS + TRUE_SLOPE * logits[:, None] + tokens @ TRUE_WEIGHTS
+    true = deviations * log_factors.exp().unsqueeze(-1)
     is_outlier = torch.rand(count, 4, 1, generator=generator) < outliers
     errors = true * normal(count, 4, 2) * torch.where(is_outlier, 10.0, 1.0)
     similarities = (-errors.square().sum(-1) / (2 * FALLOFF**2)).exp()
@@ -53,9 +58,10 @@ def draw_poses(count, seed, outliers=0.0):
         boxes=BOX.expand(count, 4),
         errors=errors,
         similarities=similarities,
-        is_labelled=is_labelled,
+        visibility=2 * is_labelled,
         sigmas=SIGMAS.expand(count, 4),
         is_own=torch.ones(count, 4, dtype=bool),
+        tokens=tokens,
     )
 
 
@@ -68,6 +74,7 @@ class TestFit:
     def test_recovers_the_size_of_the_errors(self, fitted):
         torch.testing.assert_close(fitted["log_factors"][:3], TRUE_LOG_FACTORS[:3], atol=0.1, rtol=0)
         assert fitted["log_factor_slope"].item() == pytest.approx(TRUE_SLOPE, abs=0.1)
+        torch.testing.assert_close(fitted["log_factor_weights"], TRUE_WEIGHTS, atol=0.1, rtol=0)
 
     def test_a_keypoint_without_labels_gets_the_common_factor(self, fitted):
         assert -1.5 < fitted["log_factors"][3].item() < -0.5
@@ -109,13 +116,25 @@ def test_measures_without_calibration():
         matched_logits=torch.zeros(100),
         errors=torch.zeros(100, 4, 2),
         similarities=torch.ones(100, 4),
-        is_labelled=torch.ones(100, 4, dtype=bool),
+        visibility=torch.ones(100, 4),
     )
     result = measure(poses, *uncalibrated_confidence(poses), (1.0, 2.0))
     assert result["pose_error"] == pytest.approx(0.25)
     assert result["mean_score"] == pytest.approx(0.5, abs=1e-3)
     assert result["keypoint_error"] == pytest.approx(0.5, abs=1e-3)
     assert result["coverage_50"] == result["coverage_90"] == 1
+
+
+def test_tokens_in_the_order_of_the_poses():
+    """Two images of three queries with one label, of which the second image lacks the pose with a score of 0."""
+    logits = torch.tensor([[[0.0], [2], [1]], [[3], [-1000], [4]]])
+    tokens = torch.arange(2 * 3 * 3.0).view(2, 3, 3, 1)  # of the pose and two keypoints
+    collected = PoseTokens()
+    outputs = SimpleNamespace(logits=logits, last_hidden_state=tokens)
+    collected.observe({"labels": [{"image_id": torch.tensor(9)}, {"image_id": torch.tensor(2)}]}, outputs)
+    found = collected.gather({9: {"scores": [0.9, 0.7, 0.5]}, 2: {"scores": [0.98, 0.95]}})
+    expected = [tokens[1, 2], tokens[1, 0], tokens[0, 1], tokens[0, 2], tokens[0, 0]]
+    assert torch.equal(found.float(), torch.stack(expected)[:, 1:])
 
 
 class TestObserve:
@@ -140,7 +159,7 @@ class TestObserve:
             "keypoint_std": torch.ones(len(poses), 3, 2),
         }
         metric.update([7], [predictions])
-        return observe(match_poses(metric, metric.gather()), schema)
+        return observe(match_poses(metric, metric.gather()), schema, torch.arange(len(poses) * 3.0).view(-1, 3, 1))
 
     def test_matches(self):
         in_crowd = ((320.0, 320), (350, 390), (330, 330))
@@ -153,7 +172,9 @@ class TestObserve:
         similarities = [math.exp(-4 / falloff), math.exp(-1 / falloff)]
         assert matched.pose_similarities.tolist() == pytest.approx([0, np.mean(similarities), 0], abs=1e-4)
         assert matched.similarities[0, :2].tolist() == pytest.approx(similarities)
+        assert matched.visibility.tolist() == [[2, 1, 0]]
         assert matched.is_labelled.tolist() == [[True, True, False]]
+        assert matched.tokens.flatten().tolist() == [3, 4, 5]  # of the second pose
         assert matched.errors[0, :2].tolist() == [[2, 0], [0, 1]]
         assert matched.boxes.tolist() == [[12, 10, 30, 61]]
 
@@ -188,7 +209,7 @@ class TestObserve:
             "keypoint_std": torch.ones(1, 3, 2),
         }
         metric.update([7], [predictions])
-        observed = observe(match_poses(metric, metric.gather()), schema)
+        observed = observe(match_poses(metric, metric.gather()), schema, torch.zeros(1, 3, 1))
         own = [schema.names.index(name) for name in ("c", "a")]
         assert observed.is_own.sum() == 2 and observed.is_own[0, own].all()
         assert observed.sigmas[0, own].tolist() == [0.3, 0.2]

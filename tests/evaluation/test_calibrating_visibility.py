@@ -1,4 +1,4 @@
-"""Fitting a visibility head, on tokens that can be told apart and on people placed by hand."""
+"""Fitting a visibility head, on tokens that can be told apart."""
 
 from types import SimpleNamespace
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tiny import tiny_config
-from transformers_detrpose import DETRPoseForPoseEstimation, DETRPoseForPoseEstimationOutput
+from transformers_detrpose import DETRPoseForPoseEstimation
 from transformers_detrpose.evaluation.calibrating_visibility import (
-    KeypointTokens,
     fit_visibility,
+    known_visibility,
     measure_visibility,
     with_visibility,
 )
@@ -62,34 +62,15 @@ def test_measures_by_hand():
     assert found.auc == 0.5  # two of the four are more probably visible than the occluded one
 
 
-class TestKeypointTokens:
-    """Three queries; the second is on the person, and a second person is far from all of them."""
-
-    POINTS = torch.tensor([[0.2, 0.2], [0.3, 0.4], [0.2, 0.6]])
-
-    def observe(self, config, people):
-        tokens = torch.arange(3 * 4 * 32.0).reshape(1, 3, 4, 32)
-        keypoints = torch.stack([self.POINTS + 0.5, self.POINTS + 0.001, self.POINTS - 0.3])[None]
-        outputs = DETRPoseForPoseEstimationOutput(
-            logits=torch.zeros(1, 3, config.num_labels), pred_keypoints=keypoints, last_hidden_state=tokens
-        )
-        labels = {"class_labels": torch.zeros(len(people), dtype=torch.int64), "area": torch.full((len(people),), 0.1)}
-        labels["keypoints"] = torch.stack(people) if people else torch.zeros(0, 3, 3)
-        collected = KeypointTokens(config)
-        collected.observe({"labels": [labels]}, outputs)
-        return tokens, *collected.gather()
-
-    @pytest.mark.parametrize(("is_absent", "kept"), [(False, [1, 2]), (True, [0, 1, 2])])
-    def test_tokens_of_the_matched_query(self, is_absent, kept):
-        person = torch.cat([self.POINTS, torch.tensor([[0.0], [1], [2]])], dim=1)
-        far = torch.cat([self.POINTS * 0.0 + 0.95, torch.full((3, 1), 2.0)], dim=1)
-        tokens, found, values = self.observe(make_config(is_absent), [person, far])
-        assert values.tolist() == kept
-        assert torch.equal(found, tokens[0, 1, 1:][kept])
-
-    def test_nobody(self):
-        _, found, values = self.observe(make_config(), [])
-        assert found.shape == (0, 32) and values.shape == (0,)
+@pytest.mark.parametrize(("is_absent", "kept"), [(False, [1, 2]), (True, [0, 1, 2])])
+def test_known_visibility(is_absent, kept):
+    """Of one pose with four keypoints, the last of which its class lacks."""
+    visibility = torch.tensor([[0, 1, 2, 0]])
+    is_own = torch.tensor([[True, True, True, False]])
+    tokens = torch.arange(4 * 32.0).reshape(1, 4, 32)
+    poses = SimpleNamespace(visibility=visibility, is_labelled=visibility > 0, is_own=is_own, tokens=tokens.half())
+    found, values = known_visibility(make_config(is_absent), poses)
+    assert values.tolist() == kept and torch.equal(found, tokens[0, kept])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

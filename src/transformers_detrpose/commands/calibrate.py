@@ -27,6 +27,7 @@ from ..data import CocoAnnotations, CocoPoseDataset, evaluation_dataloader, read
 from ..evaluation import CocoKeypoints, evaluate_model
 from ..evaluation.calibrating import (
     Observations,
+    PoseTokens,
     calibrated,
     calibrated_confidence,
     fit_calibration,
@@ -36,9 +37,9 @@ from ..evaluation.calibrating import (
     uncalibrated_confidence,
 )
 from ..evaluation.calibrating_visibility import (
-    KeypointTokens,
     VisibilityMeasures,
     fit_visibility,
+    known_visibility,
     measure_visibility,
     with_visibility,
 )
@@ -90,11 +91,10 @@ def calibrate(arguments: argparse.Namespace):
     if arguments.val_annotations:
         sets["val-annotations"] = read(arguments, model, "val_")
 
-    tokens = {name: KeypointTokens(visibility_config(arguments)) for name in sets if arguments.visibility}
-    poses = {name: match(arguments, model, *data, tokens.get(name)) for name, data in sets.items()}
+    poses = {name: match(arguments, model, *data) for name, data in sets.items()}
     fitted = fit_calibration(poses["annotations"])
     radii = fit_radii(poses["annotations"], fitted)
-    visibility = fit_and_measure_visibility(model, tokens) if tokens else {}
+    visibility = fit_and_measure_visibility(model, visibility_config(arguments), poses) if arguments.visibility else {}
     save(arguments, calibrated(model, fitted, radii))
     print(f"{arguments.output}: 50 % and 90 % ellipses have radii of {radii[0]:.2f} and {radii[1]:.2f} deviations")
     for name, part in poses.items():
@@ -134,12 +134,11 @@ def visibility_config(arguments: argparse.Namespace) -> DETRPoseConfig:
 
 
 def fit_and_measure_visibility(
-    model: DETRPoseForPoseEstimation, tokens: dict[str, KeypointTokens]
+    model: DETRPoseForPoseEstimation, config: DETRPoseConfig, poses: dict[str, Observations]
 ) -> dict[str, VisibilityMeasures]:
-    """Gives the model a visibility head fitted to the tokens of --annotations, and measures it on all of them."""
-    fitted = tokens["annotations"]
-    head = fit_visibility(fitted.config, *fitted.gather())
-    measures = {name: measure_visibility(head, *found.gather()) for name, found in tokens.items()}
+    """Gives the model a visibility head fitted to the poses of --annotations, and measures it on all of them."""
+    head = fit_visibility(config, *known_visibility(config, poses["annotations"]))
+    measures = {name: measure_visibility(head, *known_visibility(config, part)) for name, part in poses.items()}
     with_visibility(model, head)
     return measures
 
@@ -161,15 +160,15 @@ def match(
     model: DETRPoseForPoseEstimation,
     annotations: CocoAnnotations,
     dataset: CocoPoseDataset,
-    tokens: KeypointTokens | None,
 ) -> Observations:
-    """Predicts the poses in some images and matches them to the people, and collects tokens of keypoints if given."""
+    """Predicts the poses in some images and matches them to the people."""
     schema = model.config.keypoint_schema
     processor = unscaled_processor(arguments.model, schema)
     metric = CocoKeypoints(annotations, schema, max_poses=model.config.num_queries)
     loader = evaluation_dataloader(dataset, arguments.batch_size, processor, arguments.num_workers)
-    see = None if tokens is None else tokens.observe
-    return observe(match_poses(metric, evaluate_model(model.fuse(), processor, loader, metric, observe=see)), schema)
+    tokens = PoseTokens()
+    predictions = evaluate_model(model.fuse(), processor, loader, metric, observe=tokens.observe)
+    return observe(match_poses(metric, predictions), schema, tokens.gather(predictions))
 
 
 def unscaled_processor(name: str, schema: KeypointSchema) -> DETRPoseImageProcessor:

@@ -1,7 +1,6 @@
 """Fits a visibility head to annotated images, without training the network."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +8,9 @@ from torch import Tensor
 
 from ..configuration_detrpose import DETRPoseConfig
 from ..keypoint_schemas import VISIBILITIES
-from ..loss_detrpose import keypoint_similarity, match_people, stack_output_sets
 from ..modeling_detrpose import DETRPoseForPoseEstimation
-from ..pose_targets import IGNORED, keypoint_sigmas, pad_targets, visibility_targets
 from ..visibility import DETRPoseVisibilityHead
-from .matching import MATCHING_OKS
+from .calibrating import Observations
 from .reliability import area_under_curve
 
 MINIMUM_KEYPOINTS = 500
@@ -45,46 +42,16 @@ class VisibilityMeasures:
     auc: float
 
 
-class KeypointTokens:
-    """Collects the tokens of keypoints with a known visibility, for [`fit_visibility`].
-
-    They are those of the queries to which training would match people, as long as the pose resembles the person, with a
-    similarity of at least 0.1.
+def known_visibility(config: DETRPoseConfig, poses: Observations) -> tuple[Tensor, Tensor]:
+    """Returns the tokens (n, D) and the visibility (n,) of the keypoints whose visibility is known.
 
     Args:
-        config: the configuration of the model with a visibility head.
+        config: the configuration of the model with a visibility head; without `predict_absent_keypoints`, a visibility
+            of 0 means that nobody labeled the keypoint.
+        poses: the matched poses.
     """
-
-    def __init__(self, config: DETRPoseConfig):
-        self.config = config
-        self._parts: list[tuple[Tensor, Tensor]] = []
-
-    @torch.no_grad()
-    def observe(self, batch: dict[str, Any], outputs: Any):
-        """Adds the keypoints of a batch; the argument `observe` of `evaluate_model`.
-
-        Args:
-            batch: its `labels` are used, one dictionary per image with `class_labels`, `keypoints` and `area`.
-            outputs: `logits`, `pred_keypoints` and `last_hidden_state` of the model for these images.
-        """
-        tokens = outputs.last_hidden_state[:, :, 1:]
-        names = ("class_labels", "keypoints", "area")
-        targets = pad_targets([{name: image[name].to(tokens.device) for name in names} for image in batch["labels"]])
-        found = stack_output_sets({"": {name: outputs[name] for name in ("logits", "pred_keypoints")}})
-        matched = targets.at(match_people(found, targets, self.config)[0])
-        sigmas = keypoint_sigmas(self.config, matched.class_labels)
-        similarity = keypoint_similarity(
-            found.keypoints[0], matched.keypoints, matched.visibility, matched.area, sigmas
-        )
-        is_found = matched.is_person & (similarity >= MATCHING_OKS)
-        values = visibility_targets(matched, self.config)
-        is_known = is_found.unsqueeze(-1) & (values != IGNORED)
-        self._parts.append((tokens[is_known].float().cpu(), values[is_known].cpu()))
-
-    def gather(self) -> tuple[Tensor, Tensor]:
-        """Returns the tokens (n, D) of all keypoints and their visibility (n,), COCO's values."""
-        empty = torch.zeros(0, self.config.d_model), torch.zeros(0, dtype=torch.int64)
-        return tuple(torch.cat(part) for part in zip(empty, *self._parts, strict=True))
+    is_known = poses.is_own if config.predict_absent_keypoints else poses.is_labelled
+    return poses.tokens[is_known].float(), poses.visibility[is_known]
 
 
 def fit_visibility(config: DETRPoseConfig, tokens: Tensor, values: Tensor) -> DETRPoseVisibilityHead:
