@@ -74,6 +74,15 @@ def test_outputs_of_the_model(outputs):
     torch.testing.assert_close(fitted.logits, expected)
 
 
+def test_is_not_less_accurate_under_autocast(models, outputs):
+    """Given the same outputs of the network."""
+    with torch.autocast("cpu", torch.bfloat16):
+        found = models[1].calibration(outputs[0])
+    expected = models[1].calibration(outputs[0])
+    for name in ("logits", "pred_keypoint_std"):
+        torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-5)
+
+
 def test_tuple(models, outputs):
     with torch.no_grad():
         found = models[1](IMAGES, return_dict=False)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .heads import without_autocast
+
 
 class DETRPoseCalibration(nn.Module):
     """Maps scores and standard deviations to what was observed in annotated images.
@@ -35,9 +37,11 @@ class DETRPoseCalibration(nn.Module):
     def forward(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the outputs of the model with `logits` (B, Q, C) and `pred_keypoint_std` (B, Q, K, 2) calibrated."""
         logits, deviations = outputs["logits"], outputs["pred_keypoint_std"]
-        scores = calibrate_logits(logits.float(), self.score_exponents.float(), self.score_bias.float())
+        fitted = {name: value.float() for name, value in self.named_buffers()}
+        scores = calibrate_logits(logits.float(), fitted["score_exponents"], fitted["score_bias"])
         best, tokens = logits.float().amax(dim=-1), outputs["last_hidden_state"][:, :, 1:].float()
-        factors = deviation_factors(best, tokens, {name: value.float() for name, value in self.named_buffers()})
+        with without_autocast(logits.device):
+            factors = deviation_factors(best, tokens, fitted)
         return {**outputs, "logits": scores.to(logits.dtype), "pred_keypoint_std": deviations * factors.unsqueeze(-1)}
 
 
