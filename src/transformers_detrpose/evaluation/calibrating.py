@@ -1,7 +1,7 @@
 """Fits a calibration to annotated images, without training the network."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,7 @@ def observe(matches: MatchedPoses, schema: KeypointSchema, tokens: Tensor) -> Ob
         visibility=torch.from_numpy(matches.people.visibility[matches.person[is_matched]].astype(np.int64)),
         sigmas=torch.from_numpy(np.broadcast_to(sigmas, is_own.shape)[is_matched]),
         is_own=torch.from_numpy(is_own[is_matched]),
-        tokens=tokens[torch.from_numpy(is_matched)],
+        tokens=tokens[torch.from_numpy(is_matched)].double(),
     )
 
 
@@ -135,7 +135,6 @@ def fit_calibration(poses: Observations) -> dict[str, Tensor]:
             f"only {len(poses.matched_logits)} poses match a person, but a calibration needs {MINIMUM_POSES}: "
             "give more images, or a model that finds the people in them."
         )
-    poses = replace(poses, tokens=poses.tokens.double())
     fitted = {name: value.double() for name, value in initial_values(*poses.tokens.shape[1:]).items()}
     exponents, bias = fitted["score_exponents"].log(), fitted["score_bias"]
 
@@ -146,7 +145,7 @@ def fit_calibration(poses: Observations) -> dict[str, Tensor]:
 
     minimize(score_loss, [exponents, bias])
 
-    factors, slope, weights = (fitted["log_" + name] for name in ("factors", "factor_slope", "factor_weights"))
+    factors, slope, weights = fitted["log_factors"], fitted["log_factor_slope"], fitted["log_factor_weights"]
     common = torch.zeros((), dtype=torch.float64)
     targets = poses.similarities[poses.is_labelled]
 
@@ -182,7 +181,7 @@ def minimize(loss: Callable[[], Tensor], parameters: list[Tensor]):
 def calibrated_confidence(poses: Observations, fitted: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Returns the calibrated scores of all poses, (N,), and standard deviations of the matched ones, (M, K, 2)."""
     scores = calibrate_logits(poses.logits, fitted["score_exponents"], fitted["score_bias"]).sigmoid()
-    factors = deviation_factors(poses.matched_logits, poses.tokens.double(), fitted)
+    factors = deviation_factors(poses.matched_logits, poses.tokens, fitted)
     return scores, poses.deviations * factors.unsqueeze(-1)
 
 

@@ -45,6 +45,8 @@ class VisibilityMeasures:
 def known_visibility(config: DETRPoseConfig, poses: Observations) -> tuple[Tensor, Tensor]:
     """Returns the tokens (n, D) and the visibility (n,) of the keypoints whose visibility is known.
 
+    The rule is that of [`visibility_targets`], by which `train` fits the head.
+
     Args:
         config: the configuration of the model with a visibility head; without `predict_absent_keypoints`, a visibility
             of 0 means that nobody labeled the keypoint.
