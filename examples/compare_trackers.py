@@ -193,10 +193,18 @@ def compare_smoothers(videos: list[Video]) -> list[list[str]]:
 
         return smooth
 
+    def one_frame_late(tracked, times):
+        smoother, smoothed = PoseSmoother(), []
+        for poses, timestamp in zip(tracked, times, strict=True):
+            latest = smoother.update(poses, timestamp)
+            smoothed.append(smoother.previous)
+        return [*smoothed[1:], latest]
+
     smoothers = {
         "none": lambda tracked, times: tracked,
         "One-Euro": stream(OneEuroSmoother),
-        "PoseSmoother": stream(PoseSmoother),
+        "PoseSmoother, at once": stream(PoseSmoother),
+        "PoseSmoother, one frame later": one_frame_late,
         "smooth_tracks": smooth_tracks,
     }
     tracked = [track(PoseTracker("coco"), video)[0] for video in videos]

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from moving_poses import poses_at
+from moving_poses import HEIGHT, STANDING, poses_at
 from transformers_detrpose.evaluation.tracking_metrics import measure_smoothness
 from transformers_detrpose.synthetic.detections import DetectorErrors, SimulatedDetector
 from transformers_detrpose.synthetic.scenes import sample_scene
-from transformers_detrpose.video import PoseSmoother, smooth_tracks
-from transformers_detrpose.video import offline as offline_module
+from transformers_detrpose.video import PoseSmoother, body_motion, offline, smooth_tracks
 
 FPS = 30
 
@@ -24,11 +23,22 @@ def smooth_online(frames, times, **options):
     return [smoother.update(poses, time) for poses, time in zip(frames, times, strict=True)]
 
 
-@pytest.fixture(scope="module")
-def walk():
+def smooth_one_frame_late(frames, times, **options):
+    smoother, smoothed = PoseSmoother(**options), []
+    for poses, time in zip(frames, times, strict=True):
+        latest = smoother.update(poses, time)
+        smoothed += [] if smoother.previous is None else [smoother.previous]
+    return [*smoothed, latest]
+
+
+SMOOTHERS = {"online": smooth_online, "one frame late": smooth_one_frame_late, "offline": smooth_tracks}
+every_smoother = pytest.mark.parametrize("smooth", SMOOTHERS.values(), ids=SMOOTHERS)
+
+
+def make_walk(fps, seconds, num_people):
     """Times, truth and poses with true identities of a video, with noise only."""
-    size, times = (720, 1280), [frame / FPS for frame in range(90)]
-    scene = sample_scene(np.random.default_rng(0), size, 2, 3.0, crossing=True)
+    size, times = (720, 1280), [frame / fps for frame in range(round(fps * seconds))]
+    scene = sample_scene(np.random.default_rng(0), size, num_people, seconds, crossing=True)
     errors = DetectorErrors(missed=0, duplicated=0, false_rate=0)
     detector, truth = SimulatedDetector(np.random.default_rng(1), size, errors), [scene.truth(time) for time in times]
     frames = []
@@ -39,29 +49,42 @@ def walk():
     return times, truth, frames
 
 
-class TestBoth:
-    @pytest.mark.parametrize("smooth, least", [(smooth_online, 0.5), (smooth_tracks, 0.85)], ids=["online", "offline"])
-    def test_less_jitter_without_lag_or_loss(self, walk, smooth, least):
-        times, truth, frames = walk
-        before = measure_smoothness(truth, frames, "coco")
-        after = measure_smoothness(truth, smooth(frames, times), "coco")
-        assert after["jitter"] < (1 - least) * before["jitter"]
-        assert abs(after["lag"]) < 1
-        assert after["KS"] > before["KS"]
+@pytest.fixture(scope="module")
+def walk():
+    return make_walk(FPS, 3.0, 2)
 
-    @pytest.mark.parametrize("smooth", [smooth_online, smooth_tracks], ids=["online", "offline"])
+
+def assert_less_jitter(times, truth, frames, smooth, least):
+    before = measure_smoothness(truth, frames, "coco")
+    after = measure_smoothness(truth, smooth(frames, times), "coco")
+    assert after["jitter"] < (1 - least) * before["jitter"]
+    assert abs(after["lag"]) < 0.3
+    assert after["KS"] > before["KS"]
+
+
+class TestBoth:
+    @pytest.mark.parametrize("smooth, least", [*zip(SMOOTHERS.values(), (0.5, 0.7, 0.85), strict=True)], ids=SMOOTHERS)
+    def test_less_jitter_without_lag_or_loss(self, walk, smooth, least):
+        assert_less_jitter(*walk, smooth, least)
+
+    @pytest.mark.parametrize("smooth, least", [*zip(SMOOTHERS.values(), (0.2, 0.6, 0.65), strict=True)], ids=SMOOTHERS)
+    def test_less_jitter_at_a_low_frame_rate(self, smooth, least):
+        assert_less_jitter(*make_walk(10, 9.0, 4), smooth, least)
+
+    @every_smoother
     def test_poses_of_no_track_and_not_finite_ones_are_unchanged(self, smooth):
         rng = np.random.default_rng(0)
         frames = [tracked(rng.normal(100, 5, (3, 2)), ids=[0, -1, 1]) for _ in range(5)]
         for poses in frames:
             poses["keypoints"][2, 3] = float("nan")
         for before, after in zip(frames, smooth(frames, np.arange(5) / FPS), strict=True):
-            assert not torch.equal(after["keypoints"][0], before["keypoints"][0]) or before is frames[0]
+            changed = not torch.equal(after["keypoints"][0], before["keypoints"][0])
+            assert changed or (before is frames[0] and smooth is smooth_online)
             assert torch.equal(after["keypoints"][1], before["keypoints"][1])
             assert torch.equal(after["keypoints"][2].nan_to_num(-1), before["keypoints"][2].nan_to_num(-1))
             assert torch.equal(after["scores"], before["scores"])
 
-    @pytest.mark.parametrize("smooth", [smooth_online, smooth_tracks], ids=["online", "offline"])
+    @every_smoother
     def test_uncertain_keypoints_are_smoothed_more(self, smooth):
         moved = []
         for std in (0.5, 5.0):
@@ -69,25 +92,25 @@ class TestBoth:
             moved.append(float(smooth(frames, np.arange(20) / FPS)[10]["keypoints"][0, 0, 0]) - 100)
         assert 0 < moved[1] < 0.7 * moved[0] < 0.7
 
-    @pytest.mark.parametrize("smooth", [smooth_online, smooth_tracks], ids=["online", "offline"])
+    @every_smoother
     def test_boxes_fit(self, walk, smooth):
         times, _, frames = walk
         poses = smooth(frames[:9], times[:9])[-1]
         corners = torch.cat([poses["keypoints"].amin(dim=1), poses["keypoints"].amax(dim=1)], dim=-1)
         assert torch.equal(poses["boxes"], corners)
 
-    @pytest.mark.parametrize("smooth", [smooth_online, smooth_tracks], ids=["online", "offline"])
+    @every_smoother
     @pytest.mark.parametrize("times, message", [([0.1, 0.0], "went back from 0.1 to 0.0"), ([0, np.inf], "seconds")])
     def test_bad_times(self, smooth, times, message):
         with pytest.raises(ValueError, match=message):
             smooth([tracked([(100, 100)])] * 2, times)
 
-    @pytest.mark.parametrize("smooth", [smooth_online, smooth_tracks], ids=["online", "offline"])
+    @every_smoother
     def test_without_identities(self, smooth):
         with pytest.raises(ValueError, match="need `track_id`"):
             smooth([poses_at([(100, 100)])], [0.0])
 
-    @pytest.mark.parametrize("smooth", [smooth_online, smooth_tracks], ids=["online", "offline"])
+    @every_smoother
     def test_nobody_and_repeated_times(self, smooth):
         frames = [tracked([]), tracked([(100, 100)]), tracked([(102, 100)]), tracked([])]
         smoothed = smooth(frames, [0.0, 0.1, 0.1, 0.2])
@@ -103,12 +126,29 @@ class TestOnline:
         assert not torch.equal(smooth_online(frames, times, max_gap=3.0)[-1]["keypoints"], frames[-1]["keypoints"])
 
     def test_another_resolution(self):
-        smoother = PoseSmoother()
+        smoother, before = PoseSmoother(), None
         for frame in range(10):
             factor = 1 if frame < 5 else 2
             poses = tracked([], ids=[0], keypoints=factor * poses_at([(100, 100)])["keypoints"].numpy())
             after = smoother.update(poses, frame / FPS, (240 * factor, 400 * factor))
             torch.testing.assert_close(after["keypoints"], poses["keypoints"], atol=1e-3, rtol=0)
+            if before is not None:  # in the pixels of its own frame
+                torch.testing.assert_close(smoother.previous["keypoints"], before, atol=1e-3, rtol=0)
+            before = poses["keypoints"]
+
+    def test_the_previous_poses_are_those_of_the_previous_frame(self):
+        smoother, times = PoseSmoother(), [0.0, 0.1, 0.1, 0.2, 0.3]
+        visible = [[0, 1, 2], [2, 0], [1], [2, 1], []]
+        frames = [tracked([(100 + 200 * i, 100 + 5 * frame) for i in ids], ids) for frame, ids in enumerate(visible)]
+        assert smoother.previous is None
+        updated = [smoother.update(frames[0], times[0])]
+        for before, poses, time in zip(frames, frames[1:], times[1:], strict=False):
+            updated.append(smoother.update(poses, time))
+            assert torch.equal(smoother.previous["track_id"], before["track_id"])
+            torch.testing.assert_close(smoother.previous["keypoints"], before["keypoints"], atol=6, rtol=0)
+            for index, track_id in enumerate(before["track_id"].tolist()):  # who is not seen again stays
+                was_changed = not torch.equal(smoother.previous["keypoints"][index], updated[-2]["keypoints"][index])
+                assert was_changed == (track_id in poses["track_id"].tolist())
 
     @pytest.mark.parametrize("options", [{"acceleration": 0}, {"max_gap": -1}])
     def test_arguments_out_of_range(self, options):
@@ -152,9 +192,11 @@ class TestOffline:
 
     def test_the_smoother_agrees_with_the_solution_for_all_frames_at_once(self):
         rng = np.random.default_rng(0)
-        times, seen, size = np.array([0.0, 0.03, 0.07, 0.1, 0.2, 0.22]), np.array([1, 1, 0, 1, 0, 1], dtype=bool), 50.0
-        measured, noise = rng.normal(100, 2, (4, 1)), rng.uniform(4, 9, (4, 1))
-        precision, weighted = np.zeros((18, 18)), np.zeros(18)
+        times, seen = np.array([0.0, 0.03, 0.07, 0.1, 0.2, 0.22]), np.array([1, 1, 0, 1, 0, 1], dtype=bool)
+        # Two keypoints so near each other that the person has the smallest size, whatever the noise.
+        measured, noise = rng.normal(100, 0.2, (4, 2, 2)), rng.uniform(0.04, 0.09, (4, 2))
+        size, coupling = body_motion._size(measured[0]), np.array([[2, 1], [1, 2]])
+        precision, weighted = np.zeros((24, 24)), np.zeros((24, 2))
 
         def add(matrix, value, covariance):  # an observation `value` of matrix @ states
             nonlocal precision, weighted
@@ -162,17 +204,29 @@ class TestOffline:
             precision += matrix.T @ inverse @ matrix
             weighted += matrix.T @ inverse @ value
 
-        first = [offline_module.FIRST_SPEED, offline_module.FIRST_ACCELERATION]
-        add(np.eye(18)[1:3], np.zeros(2), np.diag(np.square(first)) * size**2)
+        add(np.eye(24)[2:4], np.zeros((2, 2)), (body_motion.FIRST_SPEED * size) ** 2 * coupling)
         for frame in range(1, 6):
-            transition, push = offline_module._dynamics(times[frame] - times[frame - 1], size)
-            matrix = np.zeros((3, 18))
-            matrix[:, 3 * frame : 3 * frame + 3], matrix[:, 3 * frame - 3 : 3 * frame] = np.eye(3), -transition
-            add(matrix, np.zeros(3), push)
+            t = times[frame] - times[frame - 1]
+            growth = (body_motion.ACCELERATION * size) ** 2 * np.array([[t**3 / 3, t**2 / 2], [t**2 / 2, t]])
+            matrix = np.zeros((4, 24))
+            matrix[:, 4 * frame : 4 * frame + 4] = np.eye(4)
+            matrix[:, 4 * frame - 4 : 4 * frame] = -np.kron([[1, t], [0, 1]], np.eye(2))
+            add(matrix, np.zeros((4, 2)), np.kron(growth, coupling))
         for row, frame in enumerate(np.flatnonzero(seen)):
-            add(np.eye(18)[3 * frame : 3 * frame + 1], measured[row], noise[row : row + 1])
+            add(np.eye(24)[4 * frame : 4 * frame + 2], measured[row], np.diag(noise[row]))
         covariance = np.linalg.inv(precision)
-        position, variance = offline_module.smooth(times, seen, measured, noise, size)
-        # The first frame's position in the smoother also has the small variance that a step of no time adds.
-        np.testing.assert_allclose(position[:, 0], (covariance @ weighted)[::3], rtol=1e-3)
-        np.testing.assert_allclose(variance[:, 0], np.diag(covariance)[::3], rtol=1e-2)
+        rows = (4 * np.arange(6)[:, None] + [0, 1]).ravel()
+        position, deviation = offline.smooth(times, seen, measured, noise)
+        np.testing.assert_allclose(position.reshape(12, 2), (covariance @ weighted)[rows], rtol=1e-6)
+        np.testing.assert_allclose(deviation[..., 0].ravel(), np.sqrt(np.diag(covariance)[rows]), rtol=1e-6)
+
+    def test_blocks_of_a_long_track_fit_together(self, monkeypatch):
+        rng, seen = np.random.default_rng(0), np.ones(300, dtype=bool)
+        seen[[79, 80, 81, 119, 120, 199, 200]] = False
+        walking = STANDING * HEIGHT + np.linspace(0, 900, 300)[:, None, None]
+        measured = (walking + rng.normal(0, 2, walking.shape))[seen]
+        whole = offline.smooth(np.arange(300) / FPS, seen, measured, np.full((293, 17), 4.0))
+        monkeypatch.setattr(offline, "BLOCK", 40)
+        blocks = offline.smooth(np.arange(300) / FPS, seen, measured, np.full((293, 17), 4.0))
+        for one, other in zip(whole, blocks, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-3)

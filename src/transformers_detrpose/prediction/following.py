@@ -1,14 +1,23 @@
 """Follows people through the frames of one video."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from ..pose_arrays import Poses, select
 from ..video import PoseSmoother, PoseTracker, smooth_tracks
+from ..video_files.reading import Frame
 from .models import Predictor
 
 # A person who is half hidden scores lower for a while: such poses continue a track, but begin none (Zhang et al.,
 # ByteTrack, 2022, whose value this is).
 CONTINUING_SCORE = 0.1
+
+
+class Predicted(NamedTuple):
+    """A frame with its poses."""
+
+    frame: Frame
+    poses: Poses
 
 
 class Follower:
@@ -24,16 +33,25 @@ class Follower:
         self.tracker = PoseTracker(predictor.model.config.keypoint_schema, predictor.threshold)
         self.smoother = PoseSmoother() if smooth else None
 
-    def __call__(self, poses: Poses, timestamp: float) -> Poses:
-        """Returns the poses of the next frame that belong to a track, with `track_id`.
+    def follow(self, predicted: Iterable[Predicted]) -> Iterator[Predicted]:
+        """Yields frames with their poses that belong to a track, with `track_id`; one frame late if it smooths them.
 
         Args:
-            poses: All poses with a score of at least `least_score`.
-            timestamp: Time of the frame in seconds.
+            predicted: Frames with all poses with a score of at least `least_score`.
         """
-        poses = self.tracker.update(poses, timestamp)
-        poses = select(poses, poses["track_id"] >= 0)
-        return poses if self.smoother is None else self.smoother.update(poses, timestamp)
+        waiting = None
+        for frame, poses in predicted:
+            poses = self.tracker.update(poses, frame.timestamp)
+            poses = select(poses, poses["track_id"] >= 0)
+            if self.smoother is None:
+                yield Predicted(frame, poses)
+                continue
+            poses = self.smoother.update(poses, frame.timestamp)
+            if waiting is not None:
+                yield Predicted(waiting.frame, self.smoother.previous)
+            waiting = Predicted(frame, poses)
+        if waiting is not None:
+            yield waiting
 
     def follow_all(self, frames: Sequence[Poses], timestamps: Sequence[float]) -> list[Poses]:
         """Returns the smoothed poses of all frames that belong to a track, see `PoseTracker.track` and `smooth_tracks`.

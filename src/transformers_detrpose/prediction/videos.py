@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +19,7 @@ from ..pose_arrays import Poses
 from ..video_files.reading import Frame, Source, UnreadableVideo, Video, describe, is_live, open_video
 from ..video_files.writing import VideoWriter
 from .batches import batched
-from .following import Follower
+from .following import Follower, Predicted
 from .image_files import DECIMALS
 from .models import Predictor, PreparedBatch
 from .paths import lines_path, tracks_path, written_path
@@ -51,13 +51,6 @@ class VideoOptions:
     track: bool = False
     smooth: str | None = None
     tracks_formats: tuple[str, ...] = ()
-
-
-class Predicted(NamedTuple):
-    """A frame with its poses."""
-
-    frame: Frame
-    poses: Poses
 
 
 def predict_videos(predictor: Predictor, videos: dict[str, Source], output: Path, options: VideoOptions) -> int:
@@ -161,7 +154,7 @@ def _predict_and_follow(
         return _predict(stages, predictor, frames, options.batch_size, predictor.threshold)
     follower = Follower(predictor, options.smooth == "online")
     predicted = _predict(stages, predictor, frames, options.batch_size, follower.least_score)
-    return (Predicted(frame, follower(poses, frame.timestamp)) for frame, poses in predicted)
+    return follower.follow(predicted)
 
 
 def _predict(

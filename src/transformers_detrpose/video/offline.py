@@ -1,20 +1,16 @@
-"""Smoothing of whole tracks, which looks ahead: a Kalman smoother (Rauch, Tung and Striebel, 1965) that fills gaps.
-
-Each coordinate has a position, a velocity and an acceleration, and the acceleration changes at random. `keypoint_std`
-is the noise of the measured position. All coordinates of a track are smoothed at once.
-"""
+"""Smoothing of whole tracks, which looks ahead: a Kalman smoother that fills gaps."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from ..pose_arrays import Poses, pose_areas
+from ..pose_arrays import Poses
+from .body_motion import BodyMotion
 from .poses import check_range, check_time, deviation_array, tracked_keypoints, with_keypoints
 
-JERK = 25.0  # of keypoints, in person sizes per second^2.5; a person's size is the root of their area
-FIRST_SPEED, FIRST_ACCELERATION = 3.0, 20.0  # standard deviations at the beginning, in sizes and seconds
-OUTLIER = 3.0  # standard deviations; keypoints further off are trusted less
+# Frames that are smoothed at once, and as many before and after as they depend on: a track may be hours long.
+BLOCK, MARGIN = 500, 100
 
 
 def smooth_tracks(
@@ -83,14 +79,9 @@ def _smooth_part(
     pose_of, first, last = dict(part), part[0][0], part[-1][0]
     seen = np.array([frame in pose_of for frame in range(first, last + 1)])
     measured = np.stack([keypoints[frame][pose] for frame, pose in part])
-    noise = np.concatenate([
-        np.square(deviation_array(_one(frames[frame], pose), keypoints[frame][pose][None])) for frame, pose in part
-    ])  # fmt: skip
-    size = float(np.sqrt(np.median(pose_areas(measured))))
-    shape = (len(part), -1)
+    deviations = [deviation_array(_one(frames[frame], pose), keypoints[frame][pose][None])[0] for frame, pose in part]
     times = np.array(timestamps[first : last + 1], dtype=float)
-    position, variance = smooth(times, seen, measured.reshape(shape), noise.reshape(shape), size)
-    position, variance = (values.reshape(-1, *measured.shape[1:]) for values in (position, variance))
+    position, deviation = smooth(times, seen, measured, np.square(deviations).mean(axis=-1))
     before = first
     for frame in range(first, last + 1):
         if frame in pose_of:
@@ -99,66 +90,47 @@ def _smooth_part(
         after = next(later for later in range(frame, last + 1) if later in pose_of)
         share = (frame - before) / (after - before)
         ends = _one(frames[before], pose_of[before]), _one(frames[after], pose_of[after])
-        added[frame].append(_filled(*ends, share, position[frame - first], np.sqrt(variance[frame - first])))
+        added[frame].append(_filled(*ends, share, position[frame - first], deviation[frame - first]))
 
 
 def smooth(
-    times: np.ndarray, seen: np.ndarray, measured: np.ndarray, noise: np.ndarray, size: float
+    times: np.ndarray, seen: np.ndarray, measured: np.ndarray, noise: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Smooths the C coordinates of a track in T frames, of which m have measurements.
+    """Smooths the K keypoints of a track in T frames, of which m have measurements.
 
     Args:
         times: (T,), in seconds.
         seen: (T,), whether a frame has a measurement, as the first has.
-        measured: (m, C), in pixels.
-        noise: (m, C), variances of the measurements.
-        size: Size of the person in pixels.
+        measured: (m, K, 2), in pixels.
+        noise: (m, K), variances of the measurements in x and in y.
 
     Returns:
-        The positions (T, C) and their variances (T, C).
+        The positions (T, K, 2) and their standard deviations (T, K, 2).
     """
-    means, covariances, predictions = [], [], []
-    mean = np.zeros((measured.shape[1], 3))
-    mean[:, 0] = measured[0]
-    covariance = np.zeros((measured.shape[1], 3, 3)) + np.diag([0, FIRST_SPEED**2, FIRST_ACCELERATION**2]) * size**2
-    covariance[:, 0, 0] = noise[0]
-    row = 0
-    for frame in range(len(times)):
-        transition, push = _dynamics(times[frame] - times[frame - 1] if frame else 0.0, size)
-        mean, covariance = mean @ transition.T, transition @ covariance @ transition.T + push
-        predictions.append((transition, mean, covariance))
-        if seen[frame]:
-            if frame:
-                mean, covariance = _correct(mean, covariance, measured[row], noise[row])
-            row += 1
-        means.append(mean)
-        covariances.append(covariance)
+    seen_frames = np.flatnonzero(seen)
+    positions, deviations = [], []
+    for start in range(0, len(times), BLOCK):
+        first = seen_frames[seen_frames <= max(start - MARGIN, 0)][-1]
+        block = slice(first, start + BLOCK + MARGIN)
+        rows = slice(seen[:first].sum(), seen[: block.stop].sum())
+        smoothed = _smooth_block(times[block], seen[block], measured[rows], noise[rows])
+        kept = smoothed[start - first : start - first + BLOCK]
+        positions += [motion.position for motion in kept]
+        deviations += [np.sqrt(np.maximum(motion.variance, 0)) for motion in kept]
+    return np.stack(positions), np.repeat(np.stack(deviations)[..., None], 2, axis=-1)
+
+
+def _smooth_block(times: np.ndarray, seen: np.ndarray, measured: np.ndarray, noise: np.ndarray) -> list[BodyMotion]:
+    """Returns the smoothed motion in each frame; the arguments are those of `smooth`."""
+    measurements = zip(measured, noise, strict=True)
+    motions = [BodyMotion.begin(*next(measurements))]
+    elapsed = np.diff(times)
+    for time, is_seen in zip(elapsed, seen[1:], strict=True):
+        motion = motions[-1].predicted(time)
+        motions.append(motion.corrected(*next(measurements)) if is_seen else motion)
     for frame in range(len(times) - 2, -1, -1):
-        transition, predicted, predicted_covariance = predictions[frame + 1]
-        gain = np.linalg.solve(predicted_covariance, transition @ covariances[frame]).swapaxes(-1, -2)
-        change = covariances[frame + 1] - predicted_covariance
-        means[frame] = means[frame] + (gain @ (means[frame + 1] - predicted)[..., None])[..., 0]
-        covariances[frame] = covariances[frame] + gain @ change @ gain.swapaxes(-1, -2)
-    return np.stack(means)[..., 0], np.maximum(np.stack(covariances)[..., 0, 0], 0)
-
-
-def _dynamics(elapsed: float, size: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the matrices (3, 3) that move a state ahead, and the covariance that this adds."""
-    transition = np.array([[1, elapsed, elapsed**2 / 2], [0, 1, elapsed], [0, 0, 1]])
-    t = elapsed
-    push = np.array([[t**5 / 20, t**4 / 8, t**3 / 6], [t**4 / 8, t**3 / 3, t**2 / 2], [t**3 / 6, t**2 / 2, t]])
-    # The small addition keeps the covariance regular if no time elapses.
-    return transition, (JERK * size) ** 2 * push + 1e-9 * size**2 * np.eye(3)
-
-
-def _correct(
-    mean: np.ndarray, covariance: np.ndarray, measured: np.ndarray, noise: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns means (C, 3) and covariances (C, 3, 3) after a measurement (C,) of the positions."""
-    offset = measured - mean[:, 0]
-    surprise = np.square(offset) / (OUTLIER**2 * (covariance[:, 0, 0] + noise))
-    gain = covariance[..., 0] / (covariance[:, 0, 0] + noise * np.maximum(1, surprise))[:, None]
-    return mean + gain * offset[:, None], covariance - gain[..., None] * covariance[:, None, 0]
+        motions[frame] = motions[frame].looked_back(elapsed[frame], motions[frame + 1])
+    return motions
 
 
 def _one(poses: Mapping[str, torch.Tensor], pose: int) -> Poses:

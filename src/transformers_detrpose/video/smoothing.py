@@ -1,12 +1,13 @@
 """Smoothing of tracks in a stream: a Kalman filter with the uncertainty of each keypoint."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ..pose_arrays import Poses
-from .motion import Motion
+from .body_motion import ACCELERATION, BodyMotion
 from .poses import check_range, check_time, deviation_array, enlargement, tracked_keypoints, with_keypoints
 
 
@@ -14,18 +15,30 @@ class PoseSmoother:
     """Smooths the keypoints of tracks in a stream by a Kalman filter, with `keypoint_std` as the noise of keypoints.
 
     An uncertain keypoint, or one far from where it was expected, changes the estimate less than a certain one. As each
-    keypoint has a velocity, steady movements are not late.
+    keypoint has a velocity, steady movements are not late. What a frame tells about the one before makes that much
+    smoother: who can wait for one frame takes `previous`.
+
+    Example:
+
+    ```python
+    >>> smoother.update(poses, timestamp)  # the poses of this frame, at once
+    >>> smoother.previous  # those of the frame before, better than they were
+    ```
 
     Args:
         acceleration: How suddenly keypoints move, above 0, in person sizes per second^1.5, a person's size being the
             root of their area; the lower, the smoother and the later.
         max_gap: Seconds after which a track begins anew.
 
+    Attributes:
+        previous: The poses of the frame before the last, smoothed with what the last one tells about them; `None`
+            before the second frame.
+
     Raises:
         ValueError: if an argument is out of range.
     """
 
-    def __init__(self, acceleration: float = 1.5, max_gap: float = 0.5):
+    def __init__(self, acceleration: float = ACCELERATION, max_gap: float = 0.5):
         self.acceleration = check_range("acceleration", acceleration, 1e-6)
         self.max_gap = check_range("max_gap", max_gap, 0)
         self.reset()
@@ -33,7 +46,10 @@ class PoseSmoother:
     def reset(self):
         """Forgets all tracks, before another video."""
         self.time, self.image_size = -np.inf, None
-        self.ids, self.seen, self.motion = np.empty(0, dtype=np.int64), np.empty(0), None
+        self.tracks: dict[int, _Track] = {}
+        self.latest: Poses | None = None
+        self.pose_of: dict[int, int] = {}  # by track_id, in the latest frame
+        self.previous: Poses | None = None
 
     def update(
         self, poses: Mapping[str, torch.Tensor], timestamp: float, image_size: tuple[int, int] | None = None
@@ -54,29 +70,33 @@ class PoseSmoother:
         """
         keypoints, is_tracked = tracked_keypoints(poses)
         check_time(timestamp, self.time)
-        if self.motion is not None and image_size != self.image_size:
-            self.motion = self.motion.scaled(enlargement(self.image_size, image_size))
-        self.time, self.image_size = timestamp, image_size
-        if is_tracked.any():
-            noise = np.square(deviation_array(poses, keypoints)[is_tracked]).mean(axis=-1)
-            track_ids = np.asarray(torch.as_tensor(poses["track_id"]).cpu())[is_tracked]
-            keypoints[is_tracked] = self._filter(track_ids, keypoints[is_tracked], noise)
-        return with_keypoints(poses, keypoints)
+        noise = np.square(deviation_array(poses, keypoints)).mean(axis=-1)
+        track_ids = torch.as_tensor(poses["track_id"]).tolist()
+        factor = enlargement(self.image_size, image_size)
+        recent = {key: track for key, track in self.tracks.items() if timestamp - track.time <= self.max_gap}
+        self.tracks = {key: _Track(track.motion.scaled(factor), track.time) for key, track in recent.items()}
+        previous = None if self.latest is None else tracked_keypoints(self.latest)[0]
+        pose_of = {track_ids[pose]: pose for pose in np.flatnonzero(is_tracked).tolist()}
+        for key, pose in pose_of.items():
+            if key in self.tracks:
+                before, elapsed = self.tracks[key].motion, timestamp - self.tracks[key].time
+                expected = before.predicted(elapsed, self.acceleration)
+                motion = expected.corrected(keypoints[pose], noise[pose])
+                if key in self.pose_of:
+                    better = before.looked_back(elapsed, motion, self.acceleration)
+                    previous[self.pose_of[key]] = better.position / factor
+            else:
+                motion = BodyMotion.begin(keypoints[pose], noise[pose])
+            self.tracks[key], keypoints[pose] = _Track(motion, timestamp), motion.position
+        if previous is not None:
+            self.previous = with_keypoints(self.latest, previous)
+        self.time, self.image_size, self.pose_of = timestamp, image_size, pose_of
+        self.latest = with_keypoints(poses, keypoints)
+        return self.latest
 
-    def _filter(self, track_ids: np.ndarray, keypoints: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Returns the smoothed keypoints (n, K, 2) of n tracks, given the variances (n, K) of their keypoints."""
-        now = Motion.begin(keypoints, noise)
-        row_of = {track_id: row for row, track_id in enumerate(self.ids.tolist()) if self._is_recent(row)}
-        known = np.array([track_id in row_of for track_id in track_ids.tolist()])
-        rows = np.array([row_of[track_id] for track_id in track_ids[known].tolist()], dtype=int)
-        if len(rows):
-            expected = self.motion[rows].predicted(self.time - self.seen[rows], self.acceleration)
-            now[known] = expected.corrected(keypoints[known], noise[known])
-        rest = np.array([row for track_id, row in row_of.items() if track_id not in track_ids], dtype=int)
-        self.ids = np.concatenate([track_ids, self.ids[rest]])
-        self.seen = np.concatenate([np.full(len(track_ids), self.time), self.seen[rest]])
-        self.motion = now.joined(self.motion[rest]) if len(rest) else now
-        return now.position
 
-    def _is_recent(self, row: int) -> bool:
-        return self.time - self.seen[row] <= self.max_gap
+class _Track(NamedTuple):
+    """How a person moved when they were last seen, and when that was."""
+
+    motion: BodyMotion
+    time: float
