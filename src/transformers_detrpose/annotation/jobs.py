@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..files import check_new_folder, restore_folder, whole_file
 from ..loading import model_files
+from ..memory import keep_freed_memory
 from ..prediction.models import Predictor
 from ..tiles import Tiles
 from .inputs import Pictures, open_pictures
@@ -68,6 +69,7 @@ class Job:
     def load_model(self, device: str) -> Predictor:
         """Returns the model on a device."""
         Image.MAX_IMAGE_PIXELS = self.max_pixels
+        keep_freed_memory()
         return Predictor(
             self.model,
             device,

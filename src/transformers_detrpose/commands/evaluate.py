@@ -35,6 +35,7 @@ from ..evaluation import METRICS, KeypointMetric, evaluate_model, write_coco_res
 from ..files import check_new_folder, check_outputs, whole_file
 from ..keypoint_schemas import KeypointSchema
 from ..loading import load_image_processor, load_pose_estimator, model_files
+from ..memory import keep_freed_memory
 from .command_line import (
     CommandError,
     add_max_pixels,
@@ -111,6 +112,7 @@ def evaluate(arguments: argparse.Namespace):
     """Evaluates the model, and prints and saves the results."""
     accelerator = Accelerator()
     check_paths(arguments)
+    keep_freed_memory()
     model = load_pose_estimator(arguments.model, accelerator.device, getattr(torch, arguments.dtype))
     image_processor = load_image_processor(arguments.model)
     schema = schema_of_model(model.config, arguments.schema)

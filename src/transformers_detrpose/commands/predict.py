@@ -53,6 +53,7 @@ from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from ..data import read_annotations  # noqa: E402
 from ..loading import SAMPLE_PICTURE, model_files  # noqa: E402
+from ..memory import keep_freed_memory  # noqa: E402
 from ..prediction.image_files import predict_images  # noqa: E402
 from ..prediction.models import Predictor, find_model  # noqa: E402
 from ..prediction.paths import find_inputs, image_ids  # noqa: E402
@@ -82,6 +83,7 @@ def predict(arguments: argparse.Namespace):
         raise CommandError(f"--output {arguments.output} is a file, not a folder")
     check_video_options(arguments, videos)
     check_device(arguments.device)
+    keep_freed_memory()
     predictor = Predictor(
         find_model(arguments.model),
         arguments.device,
