@@ -93,6 +93,19 @@ class TestBoth:
         assert 0 < moved[1] < 0.7 * moved[0] < 0.7
 
     @every_smoother
+    def test_keypoints_that_a_class_lacks_move_no_others(self, smooth):
+        smoothed = []
+        for seed in (0, 1):
+            rng, frames = np.random.default_rng(seed), []
+            for frame in range(20):
+                poses = tracked([(100 + frame, 100)])
+                poses["keypoints"][0, 0] += torch.tensor(rng.normal(0, 3, 2))
+                poses["keypoint_std"][0, 0] = 0
+                frames.append(poses)
+            smoothed.append(smooth(frames, np.arange(20) / FPS)[-1]["keypoints"][0])
+        torch.testing.assert_close(smoothed[0][1:], smoothed[1][1:], atol=0.05, rtol=0)
+
+    @every_smoother
     def test_boxes_fit(self, walk, smooth):
         times, _, frames = walk
         poses = smooth(frames[:9], times[:9])[-1]

@@ -22,7 +22,7 @@ their inputs, relative to the deepest folder that contains all inputs:
   than a camera or a live stream, frames are left out.
 
 With --track, poses also have a `track_id`, the same for the same person in all frames of a video, and trails are drawn
-where people went. --smooth removes the trembling of their keypoints: "online" as frames come in, "offline" afterwards,
+where people went. --smooth removes the trembling of their keypoints: "online" one frame late, "offline" afterwards,
 which is smoother and fills short gaps; those poses are marked by `filled`. --tracks-format writes `match.mp4.mot.txt`,
 `match.mp4.posetrack.json` or both.
 
@@ -205,7 +205,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-people", type=count, metavar="N", help="maximum number of poses per image or frame")
     parser.add_argument("--track", action="store_true", help="give people in videos numbers that they keep")
     parser.add_argument(
-        "--smooth", choices=("online", "offline"), help="smooth tracks as frames come in, or the whole video at the end"
+        "--smooth", choices=("online", "offline"), help="smooth tracks one frame late, or the whole video at the end"
     )
     parser.add_argument(
         "--tracks-format",

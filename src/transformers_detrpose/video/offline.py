@@ -7,7 +7,7 @@ import torch
 
 from ..pose_arrays import Poses
 from .body_motion import BodyMotion
-from .poses import check_range, check_time, deviation_array, tracked_keypoints, with_keypoints
+from .poses import check_range, check_time, noise_array, tracked_keypoints, with_keypoints
 
 # Frames that are smoothed at once, and as many before and after as they depend on: a track may be hours long.
 BLOCK, MARGIN = 500, 100
@@ -79,9 +79,9 @@ def _smooth_part(
     pose_of, first, last = dict(part), part[0][0], part[-1][0]
     seen = np.array([frame in pose_of for frame in range(first, last + 1)])
     measured = np.stack([keypoints[frame][pose] for frame, pose in part])
-    deviations = [deviation_array(_one(frames[frame], pose), keypoints[frame][pose][None])[0] for frame, pose in part]
+    noise = np.stack([noise_array(_one(frames[frame], pose), keypoints[frame][pose][None])[0] for frame, pose in part])
     times = np.array(timestamps[first : last + 1], dtype=float)
-    position, deviation = smooth(times, seen, measured, np.square(deviations).mean(axis=-1))
+    position, deviation = smooth(times, seen, measured, noise)
     before = first
     for frame in range(first, last + 1):
         if frame in pose_of:

@@ -69,6 +69,19 @@ def deviation_array(poses: Mapping[str, torch.Tensor], keypoints: np.ndarray) ->
     return np.maximum(deviations, LEAST_DEVIATION * size)
 
 
+def noise_array(poses: Mapping[str, torch.Tensor], keypoints: np.ndarray) -> np.ndarray:
+    """Returns the variances (n, K) of keypoints (n, K, 2) in x and in y, for smoothing all of a person together.
+
+    Keypoints that the class of a pose lacks, which have a standard deviation of 0, tell nothing about the others: they
+    count as if they might be anywhere on the person.
+    """
+    noise = np.square(deviation_array(poses, keypoints)).mean(axis=-1)
+    if "keypoint_std" not in poses:
+        return noise
+    is_lacking = (to_array(poses["keypoint_std"]) == 0).all(axis=-1)
+    return np.where(is_lacking, pose_areas(keypoints)[:, None], noise)
+
+
 def with_keypoints(poses: Mapping[str, torch.Tensor], keypoints: np.ndarray) -> Poses:
     """Returns poses with other keypoints (n, K, 2), and the boxes around them."""
     moved = torch.from_numpy(keypoints).to(poses["keypoints"])

@@ -8,7 +8,7 @@ import torch
 
 from ..pose_arrays import Poses
 from .body_motion import ACCELERATION, BodyMotion
-from .poses import check_range, check_time, deviation_array, enlargement, tracked_keypoints, with_keypoints
+from .poses import check_range, check_time, enlargement, noise_array, tracked_keypoints, with_keypoints
 
 
 class PoseSmoother:
@@ -70,7 +70,7 @@ class PoseSmoother:
         """
         keypoints, is_tracked = tracked_keypoints(poses)
         check_time(timestamp, self.time)
-        noise = np.square(deviation_array(poses, keypoints)).mean(axis=-1)
+        noise = noise_array(poses, keypoints)
         track_ids = torch.as_tensor(poses["track_id"]).tolist()
         factor = enlargement(self.image_size, image_size)
         recent = {key: track for key, track in self.tracks.items() if timestamp - track.time <= self.max_gap}
