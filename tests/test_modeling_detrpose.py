@@ -174,7 +174,10 @@ class TestAutocast:
 
     @torch.no_grad()
     def test_poses_stay(self, device):
-        """The best pose of the demonstration model moves by less than a pixel at 640x640."""
+        """The keypoints of the demonstration model's best pose move by less than half a pixel at 640x640.
+
+        One of them may move further: the figure's legs cross, and an ankle may be either.
+        """
         folder = Path(transformers_detrpose.__file__).with_name("demonstration_model")
         model = DETRPoseForPoseEstimation.from_pretrained(folder, dtype=torch.float32).to(device).eval()
         processor = DETRPoseImageProcessor.from_pretrained(folder)
@@ -183,8 +186,8 @@ class TestAutocast:
         with torch.autocast(device.type, torch.bfloat16):
             outputs = model(**inputs)
         best = exact.logits.amax(dim=-1)[0].argmax()
-        errors = (outputs.pred_keypoints[0] - exact.pred_keypoints[0, best]).abs().amax(dim=(1, 2))
-        assert 640 * errors.min() < 1
+        moved = 640 * (outputs.pred_keypoints[0] - exact.pred_keypoints[0, best]).abs().amax(dim=-1)
+        assert moved.sort(dim=-1).values[:, -2].min() < 0.5
 
     @pytest.mark.parametrize("fields", [{}, {"use_fdr_heads": False}, {"use_pose_lqe": False}], ids=str)
     def test_types(self, fields, device):
