@@ -12,7 +12,7 @@ def keep_freed_memory():
     """Keeps what the process frees for what it allocates next, where the C library is glibc.
 
     By default, glibc returns large blocks to the system at once and asks for them anew, page by page. With large
-    batches on a CPU, that can take as long as the network itself.
+    batches on a CPU, that can take as long as the network itself. Call it before the model runs.
     """
     if not sys.platform.startswith("linux"):
         return

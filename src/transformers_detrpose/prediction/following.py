@@ -25,7 +25,7 @@ class Follower:
 
     Args:
         predictor: The model; its threshold is the minimum score of a pose that begins a track.
-        smooth: Whether to smooth poses as they come.
+        smooth: Whether to smooth poses, each frame when the next one is there.
     """
 
     def __init__(self, predictor: Predictor, smooth: bool = False):

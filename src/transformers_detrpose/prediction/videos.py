@@ -42,7 +42,7 @@ class VideoOptions:
         batch_size: Maximum number of frames per batch; fewer if they are large.
         max_frames: Maximum number of frames to read from each video, or `None` for all.
         track: Whether to follow people from frame to frame.
-        smooth: Whether to smooth tracks as they come ("online"), all at once ("offline"), or not (`None`).
+        smooth: Whether to smooth tracks one frame late ("online"), all at once ("offline"), or not (`None`).
         tracks_formats: Names of `track_files.SUFFIXES`, the formats to export tracks in.
     """
 
