@@ -174,9 +174,9 @@ class TestAutocast:
 
     @torch.no_grad()
     def test_poses_stay(self, device):
-        """The keypoints of the demonstration model's best pose move by less than half a pixel at 640x640.
+        """The demonstration model's pose of the standing figure moves by less than a pixel at 640x640.
 
-        One of them may move further: the figure's legs cross, and an ankle may be either.
+        Not that of the walking one, to its right: its legs cross, and in half precision an ankle is less certain.
         """
         folder = Path(transformers_detrpose.__file__).with_name("demonstration_model")
         model = DETRPoseForPoseEstimation.from_pretrained(folder, dtype=torch.float32).to(device).eval()
@@ -185,9 +185,10 @@ class TestAutocast:
         exact = model(**inputs)
         with torch.autocast(device.type, torch.bfloat16):
             outputs = model(**inputs)
-        best = exact.logits.amax(dim=-1)[0].argmax()
-        moved = 640 * (outputs.pred_keypoints[0] - exact.pred_keypoints[0, best]).abs().amax(dim=-1)
-        assert moved.sort(dim=-1).values[:, -2].min() < 0.5
+        figures = exact.pred_keypoints[0, exact.logits.amax(dim=-1)[0].topk(2).indices]
+        standing = figures[figures[..., 0].mean(dim=-1).argmin()]
+        errors = (outputs.pred_keypoints[0] - standing).abs().amax(dim=(1, 2))
+        assert 640 * errors.min() < 1
 
     @pytest.mark.parametrize("fields", [{}, {"use_fdr_heads": False}, {"use_pose_lqe": False}], ids=str)
     def test_types(self, fields, device):
