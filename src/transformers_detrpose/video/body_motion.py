@@ -71,9 +71,14 @@ class BodyMotion:
         size = self.size + SIZE_CHANGE * (_size(keypoints) - self.size)
         return BodyMotion(self.mean + gain @ offset, 0.5 * (covariance + covariance.T), size)
 
-    def looked_back(self, elapsed: float, later: "BodyMotion", acceleration: float = ACCELERATION) -> "BodyMotion":
-        """Returns the person, given what is known of them some seconds later (Rauch, Tung and Striebel, 1965)."""
-        predicted = self.predicted(elapsed, acceleration)
+    def looked_back(self, elapsed: float, predicted: "BodyMotion", later: "BodyMotion") -> "BodyMotion":
+        """Returns the person as what was seen later tells them to be (Rauch, Tung and Striebel, 1965).
+
+        Args:
+            elapsed: Seconds until then.
+            predicted: The person then, as `predicted` says.
+            later: What is known of the person then.
+        """
         gain = np.linalg.solve(predicted.covariance, self._transition(elapsed) @ self.covariance).T
         return BodyMotion(
             self.mean + gain @ (later.mean - predicted.mean),

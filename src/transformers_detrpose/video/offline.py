@@ -129,7 +129,9 @@ def _smooth_block(times: np.ndarray, seen: np.ndarray, measured: np.ndarray, noi
         motion = motions[-1].predicted(time)
         motions.append(motion.corrected(*next(measurements)) if is_seen else motion)
     for frame in range(len(times) - 2, -1, -1):
-        motions[frame] = motions[frame].looked_back(elapsed[frame], motions[frame + 1])
+        # Predicted anew, as keeping all predictions would double the memory.
+        predicted = motions[frame].predicted(elapsed[frame])
+        motions[frame] = motions[frame].looked_back(elapsed[frame], predicted, motions[frame + 1])
     return motions
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from ..pose_arrays import Poses, pose_areas, to_array
+from ..pose_arrays import Poses, pose_areas, squared_length, to_array
 
 # Standard deviation of keypoints without a known one, and the least one, relative to the root of the person's area.
 DEFAULT_DEVIATION, LEAST_DEVIATION = 0.04, 0.005
@@ -75,7 +75,7 @@ def noise_array(poses: Mapping[str, torch.Tensor], keypoints: np.ndarray) -> np.
     Keypoints that the class of a pose lacks, which have a standard deviation of 0, tell nothing about the others: they
     count as if they might be anywhere on the person.
     """
-    noise = np.square(deviation_array(poses, keypoints)).mean(axis=-1)
+    noise = squared_length(deviation_array(poses, keypoints)) / 2
     if "keypoint_std" not in poses:
         return noise
     is_lacking = (to_array(poses["keypoint_std"]) == 0).all(axis=-1)

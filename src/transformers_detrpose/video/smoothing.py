@@ -83,7 +83,7 @@ class PoseSmoother:
                 expected = before.predicted(elapsed, self.acceleration)
                 motion = expected.corrected(keypoints[pose], noise[pose])
                 if key in self.pose_of:
-                    better = before.looked_back(elapsed, motion, self.acceleration)
+                    better = before.looked_back(elapsed, expected, motion)
                     previous[self.pose_of[key]] = better.position / factor
             else:
                 motion = BodyMotion.begin(keypoints[pose], noise[pose])
